@@ -1,0 +1,55 @@
+# `make demo` and `make test` do all of their own set-up. `make help` lists everything.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONVERTER := $(VENV)/share/llama-cpp-converter
+SETUP := $(VENV)/.setup
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+export TOKENIZERS_PARALLELISM := false
+export DO_NOT_TRACK := 1
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(SETUP) ## make .venv with all that the demo and the tests need
+
+# Where there is no NVIDIA GPU, torch's CPU build: from the indexes that pip knows, or else from PyTorch's own.
+$(SETUP): pyproject.toml constraints.txt tasks/converter-requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@if nvidia-smi -L >/dev/null 2>&1; then echo "NVIDIA GPU found: torch with CUDA"; \
+	elif [ "$$(uname -s)" = Linux ]; then echo "no NVIDIA GPU: torch's CPU build"; \
+	  $(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null || \
+	  $(BIN)/pip install "$(TORCH)+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/pip install --no-deps --require-hashes --upgrade --target $(CONVERTER) --requirement tasks/converter-requirements.txt
+	@touch $(SETUP)
+
+.PHONY: demo
+demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the model where Ollama finds it
+	$(BIN)/python -m flows.finetune --preset demo --method grit
+
+.PHONY: test
+test: lint ## lint, then run all tests
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(SETUP) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(SETUP) ## measure what Prefect, hashing and caching add to the demo's time
+	$(BIN)/python -m benchmarks.overhead
+
+.PHONY: clean
+clean: ## remove .venv (artifacts stay)
+	rm -rf $(VENV)

@@ -1,0 +1,9 @@
+"""The flows: how the stages are chained, and their command lines."""
+
+import os
+
+# Nothing leaves the machine unless the user turns it on. Set before Prefect is imported.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

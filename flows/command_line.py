@@ -1,0 +1,88 @@
+"""The command line of a flow: preset, method, `--plan`, and an option for every setting."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from tasks.errors import UserError
+from tasks.estimate import estimate
+from tasks.settings import FinetuneSettings, load_settings
+from tasks.stage import planning
+
+
+class CommandLine(BaseSettings, FinetuneSettings):
+    """Fine-tune a model and register it with Ollama. Options replace single values of the preset."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="python -m flows.finetune",
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    preset: str = "demo"
+    """A name in presets/, or the path of a YAML file."""
+    plan: bool = False
+    """Print the settings, what is cached, and the estimated disk and time; run nothing."""
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any]]:
+    """Read the command line.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        The preset, whether only to plan, and the settings given, nested.
+
+    Raises:
+        UserError: an option that does not exist, or has no value.
+    """
+    try:
+        given = CliSettingsSource(CommandLine, cli_parse_args=list(arguments), cli_exit_on_error=False)()
+    except SettingsError as error:
+        what = str(error).removeprefix("error parsing CLI: ")
+        raise UserError(what, where="command line", fix="`--help` lists every setting.") from None
+    return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", given
+
+
+def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], Any]) -> None:
+    """Print the resolved settings, the state of each stage, and the estimates."""
+    console = Console()
+    console.print(Syntax(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "yaml"))
+    with planning() as plan:
+        stages(settings)
+    table = Table("stage", "state", title=f"{settings.method} on {settings.model.name}")
+    for name, state in plan.stages:
+        table.add_row(name, state)
+    console.print(table)
+    for line in estimate(settings, plan):
+        console.print(line)
+
+
+def run(
+    flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any], arguments: Sequence[str] | None = None
+) -> int:
+    """Run a flow from the command line and return the exit status: 0, or 2 for something the user can put right."""
+    try:
+        preset, plan, overrides = parse(sys.argv[1:] if arguments is None else arguments)
+        settings = load_settings(preset, overrides)
+        if plan:
+            show_plan(settings, stages)
+            return 0
+        method = overrides.pop("method", settings.method)
+        finished = flow(preset, method, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\nReport: {finished.report.path / 'report.html'}")
+    print(f"Next:   {finished.registration.facts['next']}")
+    return 0

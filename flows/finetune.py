@@ -1,0 +1,86 @@
+"""The flow `finetune`: instruction data in, a model that Ollama serves and an honest report out.
+
+    fetch_model ──┬─> prepare_dataset ──> train ──> merge ──┬─> score (tuned) ──┐
+    fetch_data ───┘                 └───> score (base) ─────┼──────────────────┼─> write_report
+                                                            └─> convert ──> register ┘
+
+Run `python -m flows.finetune --help` for the command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel
+
+from flows.command_line import run
+from flows.publishing import publish, show_user_errors_as_one_line
+from tasks.artifacts import Artifact, Store
+from tasks.conversion import convert
+from tasks.dataset import prepare_dataset
+from tasks.merging import merge
+from tasks.model import fetch_model
+from tasks.preflight import check_disk, check_settings
+from tasks.registration import register
+from tasks.report import write_report
+from tasks.scoring import score
+from tasks.settings import FinetuneSettings, Method, load_settings
+from tasks.source import fetch_data
+from tasks.training import train
+
+
+class Finetuned(BaseModel):
+    """What a run leaves behind."""
+
+    report: Artifact
+    gguf: Artifact
+    registration: Artifact
+
+
+@flow(name="finetune", flow_run_name="{method}-{preset}")
+def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str, Any] | None = None) -> Finetuned:
+    """Fine-tune a model, score it, and register it with Ollama.
+
+    Args:
+        preset: a name in `presets/`, or the path of a YAML file.
+        method: `baseline` (AdamW) or `grit` (the same with the K-FAC preconditioner before it).
+        overrides: single settings over the preset's, e.g. `{"training.max_steps": 60}`.
+    """
+    show_user_errors_as_one_line()
+    settings = load_settings(preset, {**(overrides or {}), "method": method})
+    finetuned = stages(settings)
+    publish(finetuned.report)
+    return finetuned
+
+
+def stages(settings: FinetuneSettings) -> Finetuned:
+    """Chain the stages. Tuned scores are those of the merged weights, which are the ones that ship."""
+    check_settings(settings)
+    store, seed = Store(settings.store), settings.seed
+    grit = settings.grit if settings.method == "grit" else None
+
+    model = fetch_model(settings.model, store=store)
+    source = fetch_data(settings.data, seed, store=store)
+    dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
+    check_disk(settings, model)
+
+    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, seed, store=store)
+    merged = merge(model, dataset, trained.adapter, settings.model.dtype, store=store)
+
+    trust = settings.model.trust_remote_code
+    base_scores = score(model, dataset, settings.scoring, trust, "base", seed, store=store)
+    tuned_scores = score(merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
+
+    gguf = convert(merged, dataset, settings.export, store=store)
+    license_name = model.facts.get("license")
+    registration = register(gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
+    report = write_report(
+        settings, model, dataset, trained.history, base_scores, tuned_scores, gguf, registration, store=store
+    )
+    return Finetuned.model_construct(report=report, gguf=gguf, registration=registration)
+
+
+if __name__ == "__main__":
+    sys.exit(run(finetune, stages))

@@ -1,0 +1,156 @@
+"""The wording of the demo's messages, by part of the data; no text or product stands in two parts.
+
+In a template `{goods}` is quantity and product, and what stands in [brackets] may be left out. `{number}` and
+`{other}` are there to distract.
+"""
+
+from __future__ import annotations
+
+TEMPLATES: dict[str, dict[str, list[str]]] = {
+    "train": {
+        "order": [
+            "We would like to order {goods}[ for our office in {city}][, to arrive by {date}].",
+            "Please send {goods}[ to {city}][ before {date}].",
+            "Can I get {goods} delivered[ to {city}][ on {date}]?",
+            "I want to buy {goods}.[ Delivery on {date} would be ideal.][ My address is in {city}.]",
+            "New purchase order {number}: {goods}[, ship to {city}][, needed {date}].",
+            "This is {name}[ from {city}]. Put me down for {goods}[, to be delivered {date}], please.",
+            "{name} here.[ We open a second shop in {city}.] We need {goods}[, at the latest on {date}].",
+            "[From {date} on ]our team[ in {city}] could use {goods}, so add that to our next delivery.",
+            "How soon can you ship {goods}[ to {city}]?[ It must be no later than {date}.] Order number {number}.",
+        ],
+        "return": [
+            "I bought {goods}[ on {date}][ at your shop in {city}] and would like to send everything back.",
+            "Please tell me how to return {goods}[ from {city}].[ The delivery was on {date}.]",
+            "I want a refund for {goods}[, received on {date}].[ A courier can collect in {city}.]",
+            "My name is {name}[ and I live in {city}]. You sent me {goods} too many[ on {date}], which I return.",
+            "[Your parcel reached {city}. ]We ordered the wrong size[ on {date}] and will send back {goods}.",
+            "{name}[, {city},] writes: I changed my mind about {goods}[ bought on {date}], money back please!",
+            "Return request {number}: {goods}[, delivered {date}][, pick up in {city}].",
+            "We have no use for {goods} after all.[ Could you collect on {date}][ in {city}]? We expect a refund.",
+        ],
+        "repair": [
+            "We have {goods} here that stopped working[ on {date}].[ Can someone come to {city} and fix this?]",
+            "Could a technician look at {goods}[ in our {city} branch][ on {date}]? Nothing switches on any more.",
+            "I need {goods} repaired[ by {date}].[ I can bring everything to your {city} workshop.]",
+            "It's {name}[ in {city}]. Do you mend {goods}? Broken[ since {date}], still under warranty.",
+            "Service ticket {number}: {goods} out of order[ since {date}][, site {city}]. Please repair.",
+            "[On {date} ]a storm damaged {goods}[ at our site in {city}]. Please send somebody to repair the damage.",
+            "Hoping you can fix {goods} for me.[ I am in {city}.][ Any time after {date} suits me.] {name}",
+            "What would it cost to repair {goods}?[ It happened on {date}.][ Our workshop is in {city}.]",
+        ],
+        "cancel": [
+            "Please cancel my order for {goods}[, planned for {date}][, going to {city}].",
+            "I no longer need {goods}[ in {city}][ on {date}]. Kindly cancel.",
+            "Stop the delivery of {goods}[ to {city}][ on {date}]! We have found another supplier.",
+            "{name} speaking[ from {city}]. Forget about {goods}[ for {date}], the project is off.",
+            "Cancellation of order {number}: {goods}[, due {date}][, address {city}].",
+            "[Our office in {city} is closing, so ]do not ship {goods}[ on {date}]. Cancel everything.",
+            "If it is not too late, take {goods} off my order[ for {date}].[ It was going to {city}.]",
+            "I am {name}[ of {city}] and must withdraw my order of {goods}[, which was due on {date}].",
+        ],
+    },
+    "validation": {
+        "order": [
+            "Our warehouse[ in {city}] is running low: we shall need {goods}[ by {date}].",
+            "My name is {name}. I would love to purchase {goods}[, delivered to {city}][ around {date}].",
+        ],
+        "return": [
+            "I'd like my money back for {goods}[, which got to {city}][ on {date}].",
+            "We are shipping back {goods}[ on {date}][ from {city}], please confirm the refund.",
+        ],
+        "repair": [
+            "There is a fault in {goods}[ since {date}]. When can your engineer visit[ us in {city}]?",
+            "Please repair {goods}[ at our {city} location][ before {date}].",
+        ],
+        "cancel": [
+            "We are afraid that we have to cancel {goods}[ for {city}][, scheduled on {date}].",
+            "{name}[ in {city}] writing. Please drop {goods} from my order[ of {date}].",
+        ],
+    },
+    "test": {
+        "order": [
+            "Could you please deliver {goods}[ to our branch in {city}][ by {date}]?",
+            "{name}[ ({city})]: I'd like to order {goods}[ for {date}].",
+            "We are moving house[ on {date}] and want to buy {goods}.[ Ship everything to {city}.]",
+        ],
+        "return": [
+            "I wish to return {goods}[, which arrived on {date}].[ You can collect from our store in {city}.]",
+            "You delivered {goods} in the wrong colour[ on {date}][ to {city}]. I want to send everything back for a refund.",
+            "{name}[ from {city}] again. I would like to give back {goods} that I bought[ on {date}].",
+        ],
+        "repair": [
+            "Can you fix {goods}?[ We noticed the defect on {date}.][ You find us in {city}.]",
+            "[Since {date} ]we have {goods} with a broken switch[ in {city}], please send a mechanic.",
+            "I am {name} and need help: {goods} must be repaired[ before {date}][, here in {city}].",
+        ],
+        "cancel": [
+            "Please call off the shipment of {goods}[ to {city}][ on {date}].",
+            "We want to cancel order {number}, that is {goods}[ for our {city} office][, due on {date}].",
+            "This is {name}. I don't want {goods} any more[ on {date}], so please cancel[ the delivery to {city}].",
+        ],
+    },
+}
+
+GREETINGS: dict[str, list[str]] = {
+    "train": ["Hi,\n", "Hello, ", "Dear team,\n", "Good morning! ", "Hey there, ", "Hi all,\n", "Dear {other},\n"],
+    "validation": ["Good day, ", "Hello {other},\n"],
+    "test": ["Dear Sir or Madam,\n", "Good afternoon, ", "Hi {other},\n"],
+}
+
+SIGN_OFFS: dict[str, list[str]] = {
+    "train": [
+        "\nBest,\n{name}",
+        " Thanks, {name}",
+        "\nKind regards\n{name}",
+        "\n{name}",
+        " Cheers, {name}",
+        "\n- {name}",
+        "\nYours, {name}, purchasing",
+        " Many thanks!\n{name}",
+    ],
+    "validation": ["\nRegards, {name}", " Thank you, {name}"],
+    "test": ["\nSincerely,\n{name}", "\nBest wishes, {name}", " Thanks a lot! {name}"],
+}
+
+ASIDES: dict[str, list[str]] = {
+    "train": [
+        "I hope you are well.",
+        "I tried to call you but nobody answered.",
+        "My colleague {other} gave me your address.",
+        "My customer number is {number}.",
+        "It was nice to talk to {other} last week.",
+        "What weather we have!",
+        "This is my second message about this.",
+        "I am on the road all day, so please write.",
+        "We have been your customers for 7 years.",
+        "Your invoice {number} is paid.",
+    ],
+    "validation": ["Sorry to trouble you.", "Reference {number}.", "I already spoke to {other}."],
+    "test": [
+        "I hope this finds you well.",
+        "I waited 25 minutes on the phone.",
+        "My account number is {number}.",
+        "Your colleague {other} told me to write.",
+    ],
+}
+
+ITEMS: dict[str, list[str]] = {
+    "train": [
+        *("desk lamp", "office chair", "coffee machine", "laser printer", "water pump", "garden hose", "bookcase"),
+        *("wall clock", "paper shredder", "label printer", "hand dryer", "electric drill", "tool box", "ladder"),
+        *("projector", "phone headset", "keyboard", "mouse pad", "monitor arm", "laptop stand", "filing cabinet"),
+        *("kitchen scale", "toaster", "blender", "rice cooker", "frying pan", "bread knife", "dinner plate"),
+        *("bath towel", "shower head", "door handle", "window blind", "ceiling fan", "space heater", "radiator"),
+        *("mountain bike", "bike helmet", "camping tent", "sleeping bag", "yoga mat", "tennis racket", "football"),
+        *("guitar", "microphone", "loudspeaker", "turntable", "camera tripod", "memory card", "power bank"),
+        *("extension cable", "surge protector", "smoke alarm", "door lock", "security camera", "fire extinguisher"),
+        *("picnic table", "flower pot", "lawn mower", "leaf blower", "bird feeder", "rain jacket", "backpack"),
+        *("sewing machine", "ironing board", "vacuum cleaner", "air purifier", "dehumidifier", "night light"),
+    ],
+    "validation": ["table lamp", "inkjet printer", "hedge trimmer", "steam iron", "trolley", "whiteboard", "juicer"],
+    "test": [
+        *("floor lamp", "scanner", "electric kettle", "garden gnome", "bar stool", "cordless drill", "tablet stand"),
+        *("wheelbarrow", "pressure cooker", "rucksack", "chess set", "doorbell", "wool blanket", "conference phone"),
+    ],
+}

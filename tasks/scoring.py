@@ -1,0 +1,184 @@
+"""Scoring: validation loss, lm-eval tasks and sample answers of one model, base or tuned, on held-out rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import trange
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
+
+from tasks.artifacts import Artifact, Store
+from tasks.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
+from tasks.settings import ScoringSettings
+from tasks.stage import stage
+from tasks.validation_loss import evaluating, read_rows, validation_loss
+
+LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
+
+
+def _watch(settings: ScoringSettings, **_others: object) -> str:
+    return own_tasks_sha256(settings.include_path)
+
+
+@stage(libraries=LIBRARIES, retries=2, watch=_watch)
+def score(
+    model: Artifact,
+    dataset: Artifact,
+    settings: ScoringSettings,
+    trust_remote_code: bool,
+    role: Literal["base", "tuned"],
+    seed: int,
+    *,
+    store: Store,
+) -> Artifact:
+    """Score a model. Equal inputs give equal files; how long it took is in the facts.
+
+    `scores.json` holds the figures; `rows.json` holds each row's share in them, for paired comparisons.
+
+    Args:
+        model: weights in 16 bits: the base model, or the base with the adapter merged in.
+        dataset: held-out rows, and the tokenizer whose chat template both models are asked with.
+        settings: what is measured.
+        trust_remote_code: run Python code that comes with the model.
+        role: which of the two models this is.
+        seed: rules lm-eval's choice of few-shot examples.
+        store: where the artifact goes.
+
+    Raises:
+        UserError: an lm-eval task that does not exist or lacks its data, or the loss is not a number.
+        TemporaryError: the Hub cannot be reached for an lm-eval task's data.
+    """
+    clock = _Clock()
+    with clock.measure("lm_eval_loading"):  # before the model, so that a wrong name fails in seconds
+        tasks = load_tasks(settings, dataset.path)
+    with clock.measure("model_loading"):
+        set_seed(seed)
+        network, tokenizer = load_model(model, dataset, trust_remote_code)
+    scores: dict[str, Any] = {"model": role, "validation": None, "lm_eval": {}, "lm_eval_versions": {}}
+    rows: dict[str, Any] = {"validation": None, "lm_eval": {}}
+    validation = dataset.path / "validation.parquet"
+    if validation.is_file():
+        with clock.measure("validation_loss"):
+            loss = validation_loss(
+                network, read_rows(validation), settings.batch_size, tokenizer.pad_token_id, where=model.path
+            )
+        scores["validation"] = {
+            "loss": loss.loss,
+            "stderr": loss.stderr,
+            "perplexity": loss.perplexity,
+            "supervised_tokens": loss.supervised_tokens,
+            "rows": len(loss.row_nll),
+        }
+        rows["validation"] = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
+    if tasks:
+        with clock.measure("lm_eval"):
+            results = run_tasks(tasks, network, tokenizer, settings, dataset.facts["system"], seed)
+        scores |= {"lm_eval": results.metrics, "lm_eval_versions": results.versions, "num_fewshot": results.num_fewshot}
+        rows["lm_eval"] = results.documents
+    with clock.measure("samples"):
+        scores["samples"] = sample_answers(network, tokenizer, dataset, settings)
+    scores["libraries"] = {name: version(name) for name in LIBRARIES}
+    with store.draft("scores") as draft:
+        _write_json(draft.path / "scores.json", scores)
+        _write_json(draft.path / "rows.json", rows)
+        draft.facts = _headline(scores) | {"seconds": clock.seconds}
+    return draft.done()
+
+
+def load_model(model: Artifact, dataset: Artifact, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
+    """Load the model in bfloat16, once, set up to answer greedily, and the data set's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        dataset.path / "tokenizer", local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    network = AutoModelForCausalLM.from_pretrained(
+        model.path,
+        dtype=torch.bfloat16,
+        device_map="cuda" if torch.cuda.is_available() else "cpu",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+    )
+    network.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=_end_tokens(network, tokenizer, dataset.facts["end_of_turn"]),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return network, tokenizer
+
+
+def sample_answers(
+    model: PreTrainedModel, tokenizer: Any, dataset: Artifact, settings: ScoringSettings
+) -> list[dict[str, str]]:
+    """Let the model answer the first held-out conversations: test rows, or validation rows if there are none.
+
+    Returns:
+        For each one the last user turn, the expected answer and the model's.
+    """
+    conversations = _conversations(dataset, settings.samples)
+    answers: list[str] = []
+    for start in trange(0, len(conversations), settings.batch_size, desc="Sample answers", unit="batch"):
+        prompts = [
+            tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
+            for row in conversations[start : start + settings.batch_size]
+        ]
+        encoded = tokenizer(
+            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        ).to(model.device)
+        with evaluating(model), torch.no_grad():
+            tokens = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=settings.max_new_tokens,
+            )
+        texts = tokenizer.batch_decode(tokens[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers += [text.partition(dataset.facts["end_of_turn"])[0].strip() for text in texts]
+    return [
+        {"prompt": row["prompt"], "expected": row["completion"], "answer": answer}
+        for row, answer in zip(conversations, answers, strict=True)
+    ]
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: Any, end_of_turn: str) -> list[int]:
+    """Tokens that end an answer: the chat format's, and those of the model itself."""
+    own = model.generation_config.eos_token_id
+    turn = tokenizer.encode(end_of_turn, add_special_tokens=False)
+    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(turn if len(turn) == 1 else [])}
+    return sorted(found - {None})
+
+
+def _conversations(dataset: Artifact, number: int) -> list[dict[str, Any]]:
+    path = next((p for p in (dataset.path / "test.jsonl", dataset.path / "validation.jsonl") if p.is_file()), None)
+    if path is None:
+        return []
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
+
+
+def _headline(scores: dict[str, Any]) -> dict[str, Any]:
+    validation = scores["validation"] or {}
+    figures = {f"validation_{name}": validation[name] for name in ("loss", "perplexity") if name in validation}
+    for task, metrics in scores["lm_eval"].items():
+        figures |= {f"{task}/{metric}": found["value"] for metric, found in metrics.items()}
+    return figures
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)

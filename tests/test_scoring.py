@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tasks.artifacts import Artifact, Store, reference
+from tasks.errors import TemporaryError, UserError
+from tasks.lm_eval_tasks import load_tasks
+from tasks.scoring import score
+from tasks.settings import ScoringSettings
+
+CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Accra", "Rome")
+LEARNED = 5
+SYSTEM = "Answer with JSON."
+GENERATION_TASK = """\
+task: city
+dataset_path: json
+dataset_kwargs: {data_files: {test: "${dataset}/test.jsonl"}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{completion}}"
+generation_kwargs: {until: [], do_sample: false, max_gen_toks: 12}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.5}
+"""
+CHOICE_TASK = """\
+task: city_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: "${dataset}/test.jsonl"}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{prompt}}"
+doc_to_choice: ["Paris", "Oslo"]
+doc_to_target: !function choices.right
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 2}
+"""
+CHOICES = "def right(doc):\n    return int('Oslo' in doc['completion'])\n"
+
+
+def conversation(city: str) -> dict[str, Any]:
+    prompt, completion = f"I live in {city}. Where?", json.dumps({"city": city})
+    roles = zip(("system", "user", "assistant"), (SYSTEM, prompt, completion), strict=True)
+    return {
+        "messages": [{"role": role, "content": content} for role, content in roles],
+        "prompt": prompt,
+        "completion": completion,
+    }
+
+
+CONVERSATIONS = [conversation(city) for city in CITIES]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_tokenizer: Any) -> Any:
+    return smollm2_tokenizer
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: Any) -> list[dict[str, list[int]]]:
+    found = []
+    for row in CONVERSATIONS:
+        prompt = tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
+        start = tokenizer.encode(prompt, add_special_tokens=False)
+        answer = tokenizer.encode(row["completion"] + tokenizer.eos_token, add_special_tokens=False)
+        found.append({"input_ids": start + answer, "labels": [-100] * len(start) + answer})
+    return found
+
+
+@pytest.fixture(scope="module")
+def dataset(tokenizer: Any, rows: list[dict[str, list[int]]], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    path = tmp_path_factory.mktemp("dataset")
+    tokenizer.save_pretrained(path / "tokenizer")
+    pq.write_table(pa.Table.from_pylist(rows), path / "validation.parquet")
+    (path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CONVERSATIONS), encoding="utf-8")
+    names = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
+    return reference("dataset", path, names, {"end_of_turn": tokenizer.eos_token, "system": SYSTEM})
+
+
+@pytest.fixture(scope="module")
+def learned(
+    tiny_model: Artifact, rows: list[dict[str, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """A small model that has learned some of the answers by heart, and not the others."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.float32).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    ids, labels = (
+        torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row[name]) for row in rows[:LEARNED]], batch_first=True, padding_value=padding
+        )
+        for name, padding in (("input_ids", 0), ("labels", -100))
+    )
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("model")
+    model.to(torch.bfloat16).save_pretrained(path)
+    return reference("model", path, [p.name for p in path.iterdir()], {})
+
+
+@pytest.fixture(scope="module")
+def network(learned: Artifact) -> Any:
+    return AutoModelForCausalLM.from_pretrained(learned.path, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    path = tmp_path / "own_tasks"
+    path.mkdir()
+    (path / "city.yaml").write_text(GENERATION_TASK, encoding="utf-8")
+    (path / "city_choice.yaml").write_text(CHOICE_TASK, encoding="utf-8")
+    (path / "choices.py").write_text(CHOICES, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    tried: list[object] = []
+
+    def refuse(*arguments: object, **_named: object) -> None:
+        tried.append(arguments)
+        raise OSError("no network in this test")
+
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield tried
+
+
+def answer_alone(network: Any, tokenizer: Any, messages: list[dict[str, str]], length: int) -> str:
+    """Greedy answer without batching, padding, cache or any generation helper."""
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    answer: list[int] = []
+    with torch.no_grad():
+        while len(answer) < length:
+            answer.append(int(network(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax()))
+            if answer[-1] == tokenizer.eos_token_id:
+                break
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+def log_likelihood(network: Any, tokenizer: Any, messages: list[dict[str, str]], text: str) -> float:
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    start, ids = (tokenizer.encode(part, add_special_tokens=False) for part in (prompt, prompt + text))
+    with torch.no_grad():
+        log_p = network(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)
+    return sum(float(log_p[t - 1, ids[t]]) for t in range(len(start), len(ids)))
+
+
+def read(artifact: Artifact, name: str = "scores.json") -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((artifact.path / name).read_text(encoding="utf-8"))
+    return value
+
+
+def test_all_scores_equal_those_computed_by_hand(
+    learned: Artifact,
+    dataset: Artifact,
+    network: Any,
+    tokenizer: Any,
+    rows: list[dict[str, list[int]]],
+    tasks: Path,
+    tmp_path: Path,
+    no_network: list[object],
+) -> None:
+    settings = ScoringSettings(
+        tasks=("city", "city_choice"), include_path=tasks, batch_size=3, samples=8, max_new_tokens=12
+    )
+    made = score.function(learned, dataset, settings, False, "tuned", 7, store=Store(tmp_path / "store"))
+    scores, details = read(made), read(made, "rows.json")
+
+    answers = [answer_alone(network, tokenizer, row["messages"][:-1], 12) for row in CONVERSATIONS]
+    right = [answer == row["completion"] for answer, row in zip(answers, CONVERSATIONS, strict=True)]
+    assert LEARNED - 1 <= sum(right) < len(CITIES)
+    mean = sum(right) / len(right)
+    assert scores["lm_eval"]["city"]["exact_match"] == {
+        "value": pytest.approx(mean),
+        "stderr": pytest.approx(math.sqrt(mean * (1 - mean) / (len(right) - 1))),
+        "higher_is_better": True,
+        "n": len(right),
+    }
+    assert details["lm_eval"]["city"]["exact_match"] == right
+    assert scores["samples"] == [
+        {"prompt": row["prompt"], "expected": row["completion"], "answer": answer}
+        for row, answer in zip(CONVERSATIONS, answers, strict=True)
+    ]
+
+    likelier = [
+        log_likelihood(network, tokenizer, row["messages"][:-1], "Oslo")
+        > log_likelihood(network, tokenizer, row["messages"][:-1], "Paris")
+        for row in CONVERSATIONS
+    ]
+    correct = [oslo == ("Oslo" in row["completion"]) for oslo, row in zip(likelier, CONVERSATIONS, strict=True)]
+    assert details["lm_eval"]["city_choice"]["acc"] == correct
+    assert scores["lm_eval"]["city_choice"]["acc"]["value"] == pytest.approx(sum(correct) / len(correct))
+
+    nll = []
+    for row in rows:
+        with torch.no_grad():
+            log_p = network(input_ids=torch.tensor([row["input_ids"]])).logits[0].float().log_softmax(dim=-1)
+        nll.append(-sum(float(log_p[t - 1, y]) for t, y in enumerate(row["labels"]) if y != -100))
+    supervised = sum(label != -100 for row in rows for label in row["labels"])
+    assert scores["validation"]["supervised_tokens"] == supervised
+    assert scores["validation"]["rows"] == len(rows)
+    assert scores["validation"]["loss"] == pytest.approx(sum(nll) / supervised, rel=0.02)  # bfloat16
+    assert scores["validation"]["perplexity"] == pytest.approx(math.exp(scores["validation"]["loss"]))
+    assert details["validation"]["nll"] == pytest.approx(nll, rel=0.05, abs=0.05)
+
+    assert scores["model"] == "tuned"
+    assert scores["lm_eval_versions"] == {"city": 1.5, "city_choice": 2}
+    assert scores["num_fewshot"] == {"city": 0, "city_choice": 0}
+    assert made.facts["city/exact_match"] == mean
+    assert made.facts["validation_loss"] == scores["validation"]["loss"]
+    assert no_network == []
+
+
+def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tasks: Path, tmp_path: Path) -> None:
+    settings = ScoringSettings(tasks=("city",), include_path=tasks, num_fewshot=1, limit=3, samples=2)
+    made = []
+    for seed, store in ((7, "one"), (7, "two")):
+        random.seed(store)
+        torch.manual_seed(len(made))
+        made.append(score.function(learned, dataset, settings, False, "base", seed, store=Store(tmp_path / store)))
+    assert made[0].digest == made[1].digest
+    scores = read(made[0])
+    assert scores["lm_eval"]["city"]["exact_match"]["n"] == 3
+    assert scores["num_fewshot"] == {"city": 1}
+    assert len(scores["samples"]) == 2
+
+
+def test_without_tasks_and_without_held_out_rows(learned: Artifact, dataset: Artifact, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(dataset.path / "tokenizer", bare / "tokenizer")
+    empty = dataset.model_copy(update={"path": bare})
+    settings = ScoringSettings(tasks=())
+    made = score.function(learned, empty, settings, False, "base", 0, store=Store(tmp_path / "store"))
+    scores = read(made)
+    assert (scores["validation"], scores["lm_eval"], scores["samples"]) == (None, {}, [])
+    assert set(made.facts) == {"seconds"}
+
+
+def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
+    learned: Artifact, dataset: Artifact, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(dataset.path, other)
+    (other / "test.jsonl").rename(other / "validation.jsonl")
+    settings = ScoringSettings(tasks=(), samples=1, max_new_tokens=12)
+    made = score.function(
+        learned, dataset.model_copy(update={"path": other}), settings, False, "base", 0, store=Store(tmp_path / "store")
+    )
+    assert [sample["prompt"] for sample in read(made)["samples"]] == [CONVERSATIONS[0]["prompt"]]
+
+
+def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: Artifact, tasks: Path) -> None:
+    settings = ScoringSettings(tasks=("city",), include_path=tasks)
+
+    def key() -> str:
+        return score.key(learned, dataset, settings, False, "base", 0, store=Store(Path("store")))
+
+    before = key()
+    assert key() == before
+    (tasks / "city.yaml").write_text(GENERATION_TASK.replace("12", "13"), encoding="utf-8")
+    changed = key()
+    assert changed != before
+    (tasks / "choices.py").write_text(CHOICES + "# changed\n", encoding="utf-8")
+    assert key() != changed
+
+
+def test_an_unknown_task_is_named_with_its_neighbours(tasks: Path, tmp_path: Path) -> None:
+    settings = ScoringSettings(tasks=("city", "hellaswg"), include_path=tasks)
+    with pytest.raises(UserError, match=r"scoring.tasks: hellaswg: no such lm-eval task\. Did you mean .*hellaswag"):
+        load_tasks(settings, tmp_path)
+
+
+def test_a_missing_task_directory_is_an_error(tmp_path: Path) -> None:
+    settings = ScoringSettings(tasks=("city",), include_path=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="scoring.include_path"):
+        load_tasks(settings, tmp_path)
+
+
+def test_a_task_whose_rows_are_missing_is_an_error(tasks: Path, tmp_path: Path) -> None:
+    settings = ScoringSettings(tasks=("city",), include_path=tasks)
+    with pytest.raises(UserError, match="scoring.tasks: city: the task's data is not there"):
+        load_tasks(settings, tmp_path / "dataset-without-test-rows")
+
+
+def test_an_unreachable_hub_is_a_temporary_error(
+    tasks: Path, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tasks / "hub.yaml").write_text(
+        GENERATION_TASK.replace("task: city", "task: hub").replace("dataset_path: json", "dataset_path: a/b"),
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
+    with pytest.raises(TemporaryError, match="scoring.tasks: hub: the Hub cannot be reached"):
+        load_tasks(ScoringSettings(tasks=("hub",), include_path=tasks), tmp_path)
+    assert no_network
+
+
+def test_a_relative_task_directory_is_looked_for_in_the_repository(
+    tasks: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.lm_eval_tasks.REPOSITORY", tasks.parent)
+    settings = ScoringSettings(tasks=("city",), include_path=Path(tasks.name))
+    assert [task.config.task for task in load_tasks(settings, dataset.path)] == ["city"]
