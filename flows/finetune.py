@@ -22,7 +22,8 @@ from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
 from tasks.merging import merge
 from tasks.model import fetch_model
-from tasks.preflight import check_disk, check_settings
+from tasks.estimate import check_disk
+from tasks.preflight import check_settings
 from tasks.registration import register
 from tasks.report import write_report
 from tasks.scoring import score

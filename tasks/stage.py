@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -32,6 +31,7 @@ from tasks.errors import is_temporary
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
+ROOT = Path(__file__).resolve().parent.parent
 OWN_PACKAGES = ("tasks", "grit")
 
 
@@ -203,11 +203,8 @@ def own_modules(module: str) -> frozenset[str]:
 
 
 def _source_path(module: str) -> Path | None:
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:  # `from module import name` where name is no module
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
+    base = ROOT.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @functools.cache

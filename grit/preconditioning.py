@@ -1,0 +1,93 @@
+"""The mathematics: inverse powers of the factors, and their application to gradients. No state, no hooks.
+
+Rank-space K-FAC. For a LoRA layer y = W x + s B h, h = A x, with u = dL/dh, the Kronecker blocks of the Fisher matrix
+(Martens & Grosse 2015, arXiv 1503.05671) restricted to the r x r factors give
+
+    dA <- f(S_u) dA,    dB <- dB f(S_h),    f(S) = (S + damping * tr(S)/r * I)^(-power),
+
+with S_h = E[h h^T] and S_u = E[u u^T] over tokens (the idea of GRIT, arXiv 2601.00231, with K-FAC's pairing).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Roots(NamedTuple):
+    """Inverse powers of a stack of factors."""
+
+    matrices: Tensor
+    """[M, r, r], float32; the identity where the factor is empty."""
+    conditions: Tensor
+    """[M], float32: largest damped eigenvalue over smallest; 1 where the factor is empty."""
+
+
+def inverse_power(factors: Tensor, power: float, damping: float) -> Roots:
+    """Compute (S + damping * tr(S)/r * I)^(-power) for a stack of factors.
+
+    Args:
+        factors: [M, r, r], float32, symmetric positive semi-definite.
+        power: exponent.
+        damping: relative to the mean eigenvalue tr(S)/r.
+    """
+    mean = factors.diagonal(dim1=-2, dim2=-1).mean(-1)  # [M]
+    filled = torch.isfinite(mean) & (mean > torch.finfo(factors.dtype).tiny)
+    identity = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
+    # Scaled to mean eigenvalue 1 before the decomposition: early factors are tiny, since B starts at zero.
+    scaled = torch.where(
+        filled[:, None, None], factors / mean.clamp_min(torch.finfo(factors.dtype).tiny)[:, None, None], identity
+    )
+    values, vectors = torch.linalg.eigh(scaled)
+    values = values.clamp_min(0) + damping  # [M, r]
+    roots = (vectors * values.pow(-power).unsqueeze(-2)) @ vectors.mT
+    roots = roots * torch.where(filled, mean, torch.ones_like(mean)).pow(-power)[:, None, None]
+    matrices = torch.where(filled[:, None, None], roots, identity)
+    return Roots(matrices, torch.where(filled, values[:, -1] / values[:, 0], torch.ones_like(mean)))
+
+
+class Preconditioned(NamedTuple):
+    """A stack of preconditioned gradients and how they compare with the raw ones."""
+
+    gradients: Tensor
+    """[M, a, b], in the dtype of the raw gradients."""
+    raw_squared: Tensor
+    """Sum of squares of the raw gradients, float32 scalar."""
+    squared: Tensor
+    """Sum of squares of the preconditioned gradients, float32 scalar."""
+    inner: Tensor
+    """Inner product of raw and preconditioned gradients, float32 scalar."""
+
+
+def apply(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> Preconditioned:
+    """Multiply each gradient by its root.
+
+    Args:
+        roots: [M, r, r], float32.
+        gradients: [M, r, d_in] for A (`left`), [M, d_out, r] for B.
+        left: multiply from the left (A) or from the right (B).
+        norm_match: rescale each result to the Frobenius norm of its raw gradient.
+    """
+    raw = gradients.float()
+    result = torch.bmm(roots, raw) if left else torch.bmm(raw, roots)
+    raw_norms = torch.linalg.vector_norm(raw, dim=(1, 2))
+    if norm_match:
+        norms = torch.linalg.vector_norm(result, dim=(1, 2))
+        result = result * (raw_norms / norms.clamp_min(torch.finfo(raw.dtype).tiny))[:, None, None]
+    return Preconditioned(
+        result.to(gradients.dtype), raw_norms.square().sum(), result.square().sum(), (raw * result).sum()
+    )
+
+
+def anisotropy(roots: Tensor) -> Tensor:
+    """How far each matrix is from a multiple of the identity: |P - tr(P)/r I| / |P| in Frobenius norm, [M].
+
+    Args:
+        roots: [M, r, r].
+    """
+    mean = roots.diagonal(dim1=-2, dim2=-1).mean(-1)
+    identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
+    rest = torch.linalg.matrix_norm(roots - mean[:, None, None] * identity)
+    return rest / torch.linalg.matrix_norm(roots)

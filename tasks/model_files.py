@@ -1,0 +1,144 @@
+"""What makes a directory a model that can be fine-tuned: checks, facts and the files that count.
+
+Nothing here loads weights: shapes are read from the headers of the safetensors files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError, safe_open
+
+from tasks.errors import UserError
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja", "tokenizer*"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model"),
+)
+NOT_FILES = ("*/*", "consolidated*", "adapter*")  # other copies of the weights, and adapters
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def patterns(trust_remote_code: bool) -> list[str]:
+    """File names that belong to a model, with its Python code only where that may run."""
+    return [*FILES, "*.py"] if trust_remote_code else list(FILES)
+
+
+def model_files(directory: Path, trust_remote_code: bool) -> list[str]:
+    """Names of the files in a directory that make up the model, sorted."""
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    return _matching(names, patterns(trust_remote_code))
+
+
+def check_names(names: Iterable[str], where: object) -> None:
+    """Check that config, safetensors weights and a tokenizer are among the file names.
+
+    Args:
+        names: paths below the model's directory or repository.
+        where: what an error names.
+
+    Raises:
+        UserError: one of them is missing, or there are only pickled weights.
+    """
+    names = list(names)
+    if "config.json" not in names:
+        raise UserError("no config.json", where=where, fix="Give a Transformers model, not an adapter or a GGUF file.")
+    if not _matching(names, ["*.safetensors"]):
+        if _matching(names, PICKLES):
+            raise UserError(
+                "the weights are pickle files, which can run code when they are read",
+                where=where,
+                fix="Convert them to safetensors first: https://huggingface.co/spaces/safetensors/convert.",
+            )
+        raise UserError("no weights (*.safetensors)", where=where, fix="Download the whole model.")
+    if not set(TOKENIZERS) & set(names):
+        raise UserError("no tokenizer", where=where, fix="Copy the tokenizer's files (tokenizer.json …) there.")
+
+
+def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Check a model directory and describe it from its config and the headers of its weights.
+
+    Returns:
+        architecture, parameters, hidden_size, layers, vocabulary, tied_embeddings, context_length, and license if a
+        model card says it.
+
+    Raises:
+        UserError: files are missing or broken, or the model is none that can be fine-tuned here.
+    """
+    names = [path.name for path in directory.iterdir()]
+    check_names(names, directory)
+    config = _config(directory, trust_remote_code)
+    text = config.get_text_config()
+    facts = {
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "parameters": _count_parameters(directory),
+        "hidden_size": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "vocabulary": text.vocab_size,
+        "tied_embeddings": bool(config.tie_word_embeddings),
+        "context_length": text.max_position_embeddings,
+    }
+    card = metadata_load(directory / "README.md") if "README.md" in names else None
+    return facts | ({"license": card["license"]} if card and "license" in card else {})
+
+
+def _matching(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    return list(filter_repo_objects(names, allow_patterns=list(wanted), ignore_patterns=list(NOT_FILES)))
+
+
+def _config(directory: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        model_type = values["model_type"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError("no valid model configuration", where=path, fix="Download the model again.") from None
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if "auto_map" not in values:
+            raise UserError(
+                f"Transformers knows no causal language model of the type {model_type!r}",
+                where=path,
+                fix="Use another model, or a newer version of Transformers.",
+            )
+        if not trust_remote_code:
+            raise UserError(
+                f"a model of the type {model_type!r} needs Python code that comes with it",
+                where=path,
+                fix="Read that code, then set model.trust_remote_code: true.",
+            )
+    if "quantization_config" in values:
+        raise UserError(
+            "the weights are quantised already",
+            where=path,
+            fix="Use the 16-bit model: model.quantization quantises it for training, and merging needs 16 bits.",
+        )
+    return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+
+
+def _count_parameters(directory: Path) -> int:
+    """Add up the shapes in the headers of the weight files, which also shows whether the files are whole."""
+    present = _matching((path.name for path in sorted(directory.iterdir())), ["*.safetensors"])
+    index = directory / "model.safetensors.index.json"
+    listed = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    if missing := sorted(listed - set(present)):
+        raise UserError(f"no weight file {missing[0]}", where=directory, fix="Download the whole model.")
+    total = 0
+    for name in present:
+        try:
+            with safe_open(directory / name, framework="pt") as weights:
+                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(
+                f"broken weight file ({error})", where=directory / name, fix="Download the file again."
+            ) from None
+    return total

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect import flow
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.settings import LoraSettings
+from tasks.stage import own_modules, planning, stage, without_prefect
+
+ran: list[str] = []
+newest = {"commit": "1"}
+
+
+@stage(libraries=("torch",), watch=lambda number, lora: newest["commit"])
+def first(number: int, lora: LoraSettings, *, store: Store) -> Artifact:
+    """Write a number."""
+    ran.append("first")
+    with store.draft("number") as draft:
+        (draft.path / "number.txt").write_text(str(number % 10))
+    return draft.done()
+
+
+@stage()
+def second(number: Artifact, *, store: Store) -> Artifact:
+    """Copy it."""
+    ran.append("second")
+    with store.draft("copy") as draft:
+        (draft.path / "copy.txt").write_text((number.path / "number.txt").read_text())
+    return draft.done()
+
+
+def chain(store: Store, number: int = 3, lora: LoraSettings | None = None) -> Artifact:
+    return second(first(number, lora or LoraSettings(), store=store), store=store)
+
+
+run_chain = flow(chain, validate_parameters=False)
+
+
+def runs(*arguments: object) -> list[str]:
+    ran.clear()
+    run_chain(*arguments)
+    return list(ran)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_stage_runs_again_only_for_what_decides_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs(store) == ["first", "second"]
+    assert runs(store) == []
+    assert runs(store, 3, LoraSettings(r=8)) == ["first"], "same bytes out: the next stage is a cache hit"
+    assert runs(store, 4) == ["first", "second"]
+    monkeypatch.setitem(newest, "commit", "2")
+    assert runs(store) == ["first"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_damaged_artifacts_are_made_again_once(store: Store) -> None:
+    copy = run_chain(store)
+    (copy.path / "copy.txt").write_text("damaged")
+    assert runs(store) == ["second"]
+    assert runs(store) == []
+    assert copy.is_whole()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_plan_tells_what_would_run_and_runs_nothing(store: Store) -> None:
+    ran.clear()
+    with planning() as plan:
+        chain(store)
+    assert plan.stages == [("first", "to run"), ("second", "to run")]
+    assert ran == []
+    copy = run_chain(store)
+    with planning() as plan:
+        chain(store)
+    assert plan.stages == [("first", "cached"), ("second", "cached")]
+    assert plan.found[-1] == ("second", copy)
+
+
+def test_without_prefect_stages_are_plain_functions(store: Store) -> None:
+    ran.clear()
+    with without_prefect():
+        chain(store)
+        chain(store)
+    assert ran == ["first", "second"] * 2
+    assert not store.results.exists()
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (httpx.ConnectError("no network"), 3),
+        (ConnectionRefusedError("down"), 3),
+        (UserError("wrong", where="here", fix="Mend it."), 1),
+        (ValueError("a fault"), 1),
+    ],
+)
+def test_only_temporary_failures_are_retried(error: Exception, attempts: int, store: Store) -> None:
+    tried: list[int] = []
+
+    @stage(retries=2, cached=False)
+    def fails(*, store: Store) -> Artifact:
+        """Fail."""
+        tried.append(1)
+        raise error
+
+    fails.task = fails.task.with_options(retry_delay_seconds=0)
+
+    @flow
+    def failing() -> None:
+        fails(store=store)
+
+    with pytest.raises(type(error)):
+        failing()
+    assert len(tried) == attempts
+
+
+def test_the_key_covers_the_code_of_imported_modules() -> None:
+    assert {"tasks.stage", "tasks.artifacts", "tasks.errors"} <= own_modules("tasks.stage")
+    assert "grit.manager" in own_modules("tasks.training")
+
+
+def test_the_store_is_no_part_of_the_key(tmp_path: Path) -> None:
+    keys = {first.key(1, LoraSettings(), store=Store(tmp_path / name)) for name in "ab"}
+    assert len(keys) == 1
