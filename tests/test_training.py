@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training import Training, train
+
+BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
+LORA = LoraSettings(r=4, alpha=8)
+QUICK = TrainingSettings(
+    max_steps=3, warmup_steps=1, learning_rate=1e-2, gradient_checkpointing=False, per_device_batch_size=4,
+    gradient_accumulation_steps=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Sixteen training and four validation rows of different lengths; the first half of each row is the prompt."""
+    store = Store(tmp_path_factory.mktemp("dataset"))
+    generator = torch.Generator().manual_seed(1)
+    with store.draft("dataset") as draft:
+        for split, count in (("train", 16), ("validation", 4)):
+            ids = [torch.randint(20, 2000, (8 + 2 * (i % 8),), generator=generator).tolist() for i in range(count)]
+            labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
+            pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / f"{split}.parquet")
+        smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
+        draft.facts = {"max_length": 64}
+    return draft.done()
+
+
+def run(model: Artifact, dataset: Artifact, store: Store, **changes: Any) -> Training:
+    arguments = {"base": BASE, "lora": LORA, "training": QUICK, "grit": None} | changes
+    return train.function(model, dataset, seed=7, store=store, **arguments)
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    return load_file(training.adapter.path / "adapter_model.safetensors")
+
+
+def history(training: Training) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (training.history.path / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_adapter_history_and_events(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    made = run(tiny_model, dataset, store)
+    assert set(made.adapter.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads((made.adapter.path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert len(weights(made)) == 2 * 2 * 7
+    assert any(name.startswith("tensorboard/events") for name in made.history.files)
+    steps = history(made)
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(0 < step["supervised_tokens"] < step["tokens"] <= 4 * 24 for step in steps)
+    summary = json.loads((made.history.path / "summary.json").read_text())
+    assert summary == made.history.facts
+    assert summary["final_loss"] == pytest.approx(sum(step["loss"] for step in steps) / 3)
+    assert summary["peak_memory_bytes"] > 10 * 2**20
+    assert [step for step, _ in summary["validation"]] == [0, 3]
+    assert summary["validation"][1][1] != summary["validation"][0][1]
+
+
+def test_the_same_run_gives_the_same_bytes(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    assert run(tiny_model, dataset, store).adapter.digest == run(tiny_model, dataset, store).adapter.digest
+
+
+@pytest.mark.parametrize("grit", [None, GritSettings(kfac_update_freq=1, kfac_min_samples=1)])
+def test_accumulation_changes_nothing(
+    tiny_model: Artifact, dataset: Artifact, store: Store, grit: GritSettings | None
+) -> None:
+    split = QUICK.model_copy(update={"per_device_batch_size": 1, "gradient_accumulation_steps": 4})
+    whole, parts = run(tiny_model, dataset, store, grit=grit), run(tiny_model, dataset, store, grit=grit, training=split)
+    first, second = history(whole), history(parts)
+    for one, other in zip(first, second, strict=True):
+        assert one["supervised_tokens"] == other["supervised_tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_both_methods_see_the_same_rows_and_start(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    baseline = run(tiny_model, dataset, store)
+    grit = run(tiny_model, dataset, store, grit=GritSettings(kfac_min_samples=1))
+    one, other = history(baseline), history(grit)
+    assert [step["tokens"] for step in one] == [step["tokens"] for step in other]
+    assert one[0]["loss"] == other[0]["loss"]
+    assert one[0]["grad_norm"] == pytest.approx(other[0]["grad_norm"], rel=1e-5)
+    assert weights(baseline).keys() == weights(grit).keys()
+    assert baseline.adapter.digest != grit.adapter.digest, "the preconditioner is on"
+    assert all(step["grit"]["ready"] == 1 and step["grit"]["cosine"] < 0.9999 for step in other)
+    measuring = run(tiny_model, dataset, store, grit=GritSettings(variant="adamw"))
+    assert measuring.adapter.digest == baseline.adapter.digest, "measuring changes no bit"
+
+
+def test_checkpointing_changes_nothing(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    grit = GritSettings(kfac_min_samples=1)
+    checkpointed = QUICK.model_copy(update={"gradient_checkpointing": True})
+    one = run(tiny_model, dataset, store, grit=grit)
+    other = run(tiny_model, dataset, store, grit=grit, training=checkpointed)
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weight, weights(other)[name])
+
+
+def test_packed_rows_do_not_see_each_other(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    """All sixteen rows in one step: packed or padded, the loss is the same mean over the same tokens."""
+    padded = QUICK.model_copy(update={"per_device_batch_size": 16, "max_steps": 2})
+    packed = padded.model_copy(update={"batching": "packed"})
+    one, other = (history(run(tiny_model, dataset, store, training=settings))[0] for settings in (padded, packed))
+    assert one["tokens"] == other["tokens"]
+    assert one["supervised_tokens"] == other["supervised_tokens"]
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_nf4_trains_on_this_machine(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    nf4 = ModelSettings(name="tiny", dtype="bfloat16", quantization="nf4")
+    made = run(tiny_model, dataset, store, base=nf4, grit=GritSettings(kfac_min_samples=1))
+    assert history(made)[-1]["grit"]["ready"] == 1
+    assert all(weight.dtype == torch.float32 for weight in weights(made).values())
+    assert any(weight.abs().sum() > 0 for name, weight in weights(made).items() if "lora_B" in name)
+
+
+def test_eight_bit_adamw(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+    made = run(tiny_model, dataset, store, training=QUICK.model_copy(update={"optimizer": "adamw_8bit"}))
+    assert made.adapter.digest != run(tiny_model, dataset, store).adapter.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora": LoraSettings(target_modules=["q_proj", "c_attn"])}, "no linear layer of tiny is called c_attn"),
+        ({"training": QUICK.model_copy(update={"learning_rate": 1e30})}, "training diverged at step"),
+        ({"training": QUICK.model_copy(update={"backend": "unsloth"})}, "training.backend: Unsloth needs a CUDA GPU"),
+        (
+            {"training": QUICK.model_copy(update={"backend": "unsloth"}), "grit": GritSettings()},
+            "training.backend: Unsloth's fused kernels bypass the hooks",
+        ),
+        ({"base": BASE.model_copy(update={"dtype": "float16"})}, "model.dtype: float16 training needs a CUDA GPU"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without CUDA says")
+def test_what_cannot_work_is_one_clear_line(
+    tiny_model: Artifact, dataset: Artifact, store: Store, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tiny_model, dataset, store, **changes)
+    assert said in str(caught.value)
+    assert not (store.root / "adapter").exists()
+    assert not list((store.root / "drafts").glob("*")) if (store.root / "drafts").exists() else True
