@@ -18,7 +18,7 @@ from typing import Any
 
 from faker import Faker
 
-from tasks.extraction_text import ASIDES, GREETINGS, ITEMS, SIGN_OFFS, TEMPLATES
+from tasks.extraction_text import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFFS, TEMPLATES
 
 ROWS: Mapping[str, int] = {"train": 3000, "validation": 64, "test": 100}
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.08, "test": 0.12}
@@ -37,6 +37,8 @@ class Pool:
     asides: Sequence[str]
     """Sentences with nothing to extract."""
     sign_offs: Sequence[str]
+    attributes: Sequence[str]
+    """Colours, materials and the like, put before an item."""
     items: Sequence[str]
     first_names: Sequence[str]
     last_names: Sequence[str]
@@ -85,6 +87,7 @@ def pools(seed: int) -> dict[str, Pool]:
             greetings=GREETINGS[part],
             asides=ASIDES[part],
             sign_offs=SIGN_OFFS[part],
+            attributes=ATTRIBUTES[part],
             items=ITEMS[part],
             **{name: values[part] for name, values in draws.items()},
         )
@@ -96,7 +99,10 @@ def compose(pool: Pool, random: Random) -> tuple[str, dict[str, str | int | None
     """Make one message and what is to be extracted from it, in the order of `INSTRUCTION`."""
     intent, template = random.choice(pool.templates)
     template = re.sub(r"\[(.*?)\]", lambda part: part[1] if random.random() < 0.8 else "", template)
+    template = template[0].upper() + template[1:]
     day, item = random.choice(pool.dates), random.choice(pool.items)
+    if random.random() < 0.7:
+        item = f"{random.choice(pool.attributes)} {item}"
     quantity, goods = _goods(item, random)
     values = {
         "name": f"{random.choice(pool.first_names)} {random.choice(pool.last_names)}",
@@ -135,7 +141,7 @@ def _divided(values: set[Any], random: Random) -> dict[str, list[Any]]:
 def _goods(item: str, random: Random) -> tuple[int, str]:
     """A quantity, and how a message says that many of the item."""
     if random.random() < 0.15:
-        return 1, f"{'an' if item[0] in 'aeiou' else 'a'} {item}"
+        return 1, f"{'an' if item[0] in 'aeioI' else 'a'} {item}"
     quantity = random.randrange(2, 61)
     if random.random() < 0.3:
         quantity = random.randrange(2, 13)

@@ -69,18 +69,22 @@ TEMPLATES: dict[str, dict[str, list[str]]] = {
         "order": [
             "Our warehouse in {city} is running low: we shall need {goods}[ by {date}].",
             "My name is {name}. I would love to purchase {goods}, delivered to {city}[ around {date}].",
+            "What do you charge for {goods} with delivery to {city}[ on {date}]? I will buy at once.",
         ],
         "return": [
             "I'd like my money back for {goods}, which got to {city}[ on {date}].",
             "We are shipping back {goods}[ on {date}] from {city}, please confirm the refund.",
+            "I am {name} in {city}. I am not happy with {goods}[ ordered on {date}] and return everything.",
         ],
         "repair": [
             "There is a fault in {goods}[ since {date}]. When can your engineer visit us in {city}?",
             "Please repair {goods} at our {city} location[ before {date}].",
+            "{name}, {city} branch: {goods} failed[ on {date}]. We hope that you can repair that.",
         ],
         "cancel": [
             "We are afraid that we have to cancel {goods} for {city}[, scheduled on {date}].",
             "{name} in {city} writing. Please drop {goods} from my order[ of {date}].",
+            "Our plans in {city} have changed[ since {date}]: please cancel {goods}.",
         ],
     },
     "test": {
@@ -150,6 +154,15 @@ ASIDES: dict[str, list[str]] = {
     ],
 }
 
+ATTRIBUTES: dict[str, list[str]] = {
+    "train": [
+        *("red", "blue", "black", "steel", "wooden", "small", "heavy", "folding", "portable", "cheap", "modern"),
+        *("Italian", "yellow", "round", "padded", "silent", "bamboo", "outdoor", "slim", "industrial"),
+    ],
+    "validation": ["green", "narrow", "ceramic", "antique", "travel"],
+    "test": ["white", "large", "aluminium", "robust", "Swedish", "compact", "copper"],
+}
+
 ITEMS: dict[str, list[str]] = {
     "train": [
         *("desk lamp", "office chair", "coffee machine", "laser printer", "water pump", "garden hose", "bookcase"),
@@ -163,9 +176,13 @@ ITEMS: dict[str, list[str]] = {
         *("picnic table", "flower pot", "lawn mower", "leaf blower", "bird feeder", "rain jacket", "backpack"),
         *("sewing machine", "ironing board", "vacuum cleaner", "air purifier", "dehumidifier", "night light"),
     ],
-    "validation": ["table lamp", "inkjet printer", "hedge trimmer", "steam iron", "trolley", "whiteboard", "juicer"],
+    "validation": [
+        *("table lamp", "inkjet printer", "hedge trimmer", "steam iron", "trolley", "whiteboard", "juicer"),
+        *("letter opener", "hammock", "tea cup", "globe", "bookend", "drum kit", "step stool"),
+    ],
     "test": [
-        *("floor lamp", "scanner", "electric kettle", "garden gnome", "bar stool", "cordless drill", "tablet stand"),
+        *("floor lamp", "scanner", "kettle", "garden gnome", "bar stool", "cordless screwdriver", "tablet stand"),
         *("wheelbarrow", "pressure cooker", "rucksack", "chess set", "doorbell", "wool blanket", "conference phone"),
+        *("violin", "parasol", "mirror", "waste bin", "snow shovel", "fruit bowl"),
     ],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
@@ -43,7 +44,7 @@ def load_base(model: Artifact, settings: ModelSettings) -> PreTrainedModel:
         bnb_4bit_use_double_quant=settings.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(
+    network = AutoModelForCausalLM.from_pretrained(
         model.path,
         dtype=dtype,
         quantization_config=quantization if settings.quantization == "nf4" else None,
@@ -51,6 +52,12 @@ def load_base(model: Artifact, settings: ModelSettings) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=settings.trust_remote_code,
     )
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 the first evaluation would repack the weights for a kernel without a backward
+            # pass, and no gradient would pass this layer from then on.
+            module.support_avx512bf16_for_cpu = False
+    return network
 
 
 def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:

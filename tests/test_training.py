@@ -14,6 +14,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.training import Training, train
+from tasks.training_model import load_network
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8)
@@ -125,6 +126,26 @@ def test_nf4_trains_on_this_machine(tiny_model: Artifact, dataset: Artifact, sto
     assert history(made)[-1]["grit"]["ready"] == 1
     assert all(weight.dtype == torch.float32 for weight in weights(made).values())
     assert any(weight.abs().sum() > 0 for name, weight in weights(made).items() if "lora_B" in name)
+
+
+def test_validation_leaves_the_gradient_of_nf4_alone(tiny_model: Artifact) -> None:
+    nf4 = ModelSettings(name="tiny", dtype="bfloat16", quantization="nf4")
+    network = load_network(tiny_model, nf4, LORA, QUICK, 64, seed=1)
+    ids = torch.arange(20, 60).reshape(2, 20)
+
+    def gradients() -> list[torch.Tensor]:
+        network.train()
+        network(input_ids=ids, labels=ids).loss.backward()
+        found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        network.zero_grad()
+        return found
+
+    before = gradients()
+    network.eval()
+    with torch.no_grad():
+        network(input_ids=ids)
+    for one, other in zip(before, gradients(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_eight_bit_adamw(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
