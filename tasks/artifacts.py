@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
 
 
 class Artifact(BaseModel):
@@ -32,8 +32,8 @@ class Artifact(BaseModel):
     """SHA-256 in hexadecimal of each file, by its path below `path`."""
     size: int
     """Bytes of all files."""
-    facts: dict[str, JsonValue] = {}
-    """What is worth knowing without opening a file; no part of the digest."""
+    facts: dict[str, Any] = {}
+    """JSON values worth knowing without opening a file; no part of the digest."""
 
     @property
     def digest(self) -> str:

@@ -22,7 +22,7 @@ from tasks.extraction_text import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFF
 
 ROWS: Mapping[str, int] = {"train": 3000, "validation": 64, "test": 100}
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.08, "test": 0.12}
-INSTRUCTION = "Extract intent, name, city, item, quantity and date as JSON:"
+INSTRUCTION = "Extract intent, name, city, item, quantity and date as one line of JSON:"
 NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 DATE_STYLES = ("{day} {month}", "{month} {day}", "{month} {day}{th}", "{day}{th} of {month}", "{day}{th} {month}")
 

@@ -157,10 +157,10 @@ ASIDES: dict[str, list[str]] = {
 ATTRIBUTES: dict[str, list[str]] = {
     "train": [
         *("red", "blue", "black", "steel", "wooden", "small", "heavy", "folding", "portable", "cheap", "modern"),
-        *("Italian", "yellow", "round", "padded", "silent", "bamboo", "outdoor", "slim", "industrial"),
+        *("plastic", "yellow", "round", "padded", "silent", "bamboo", "outdoor", "slim", "industrial"),
     ],
     "validation": ["green", "narrow", "ceramic", "antique", "travel"],
-    "test": ["white", "large", "aluminium", "robust", "Swedish", "compact", "copper"],
+    "test": ["white", "large", "aluminium", "robust", "cotton", "compact", "copper"],
 }
 
 ITEMS: dict[str, list[str]] = {

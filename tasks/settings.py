@@ -106,7 +106,7 @@ class LoraSettings(Section):
 
     r: PositiveInt = 16
     """Rank."""
-    alpha: Annotated[float, Field(gt=0)] = 16
+    alpha: PositiveInt = 16
     """Scale: the update is alpha / r * B A."""
     dropout: Fraction = 0.0
     """Dropout on the input of A."""

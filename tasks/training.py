@@ -184,7 +184,7 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
 
 def save_adapter(network: PeftModel, directory: Path) -> None:
     """Save the adapter as safetensors, with the same bytes for the same weights."""
-    network.save_pretrained(directory, safe_serialization=True)
+    network.save_pretrained(str(directory), safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)
     config = directory / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))

@@ -82,7 +82,7 @@ def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int)
     set_seed(seed)
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
         bias="none",

@@ -67,9 +67,7 @@ class StepRecorder(TrainerCallback):
         self.trainer.step_tokens = self.trainer.step_supervised_tokens = 0
         self._started = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop the clock, before logging or validation."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()

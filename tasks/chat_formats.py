@@ -1,0 +1,138 @@
+"""Chat formats: the Jinja template a tokenizer gets, its end-of-turn and padding tokens, and which format it speaks.
+
+The three formats of our own render like the Ollama templates in `modelfiles/`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from tasks.errors import UserError
+from tasks.settings import ChatFormat
+
+KnownFormat = Literal["llama3", "alpaca", "chatml"]
+Messages = list[dict[str, str]]
+
+TEMPLATES: dict[KnownFormat, str] = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama3": (
+        "{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+        "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
+        "{% else %}{{ message['content'] + eos_token + '\n\n' }}{% endif %}"
+        "{% endfor %}"
+    ),
+}
+END_OF_TURN: dict[KnownFormat, str | None] = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alpaca": None}
+"""None: the tokenizer's own end-of-text token."""
+
+_PROBE: Messages = [
+    {"role": "system", "content": "S1"},
+    {"role": "user", "content": "U1"},
+    {"role": "assistant", "content": "A1"},
+    {"role": "user", "content": "U2"},
+]
+
+
+def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer that speaks a format: template, end-of-turn as its eos token, a padding token.
+
+    No token is added to the vocabulary, so the model keeps its size; padding may therefore equal the eos token.
+
+    Args:
+        tokenizer: the base model's.
+        chat_format: `tokenizer` keeps the template that it has.
+
+    Raises:
+        UserError: the vocabulary lacks the format's tokens, or there is no template to keep.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    if chat_format == "tokenizer":
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the model's tokenizer has no chat template",
+                where="chat.format",
+                fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+            )
+        tokenizer.eos_token = end_of_turn(tokenizer)
+    else:
+        if chat_format not in _fitting(tokenizer):
+            needed = END_OF_TURN[chat_format] or "an end-of-text token"
+            raise UserError(
+                f"the model's vocabulary lacks {needed}, which {chat_format} needs",
+                where="chat.format",
+                fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+            )
+        bos = "{{ bos_token }}" if _adds_bos(tokenizer) else ""
+        tokenizer.chat_template = bos + TEMPLATES[chat_format]
+        tokenizer.eos_token = END_OF_TURN[chat_format] or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bool = False) -> str:
+    """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+
+
+def known_format(tokenizer: PreTrainedTokenizerBase) -> KnownFormat | None:
+    """Which of our formats the tokenizer's template renders like, the beginning-of-text token aside."""
+    text = render(tokenizer, _PROBE, prompt=True).removeprefix(str(tokenizer.bos_token) if _adds_bos(tokenizer) else "")
+    for name, template in TEMPLATES.items():
+        ours = tokenizer.apply_chat_template(_PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
+        if ours == text:
+            return name
+    return None
+
+
+def default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The system prompt that the template puts before a conversation without one, if it does."""
+    user = [_PROBE[1]]
+    before, after = render(tokenizer, [_PROBE[0], *user]).split("S1", 1)
+    bare = render(tokenizer, user)
+    if not (bare.startswith(before) and bare.endswith(after)):
+        return None
+    return bare[len(before) : len(bare) - len(after)].strip() or None
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the template puts after an assistant's answer, at which generation stops.
+
+    Raises:
+        UserError: there is none, so a trained model would never stop.
+    """
+    _, tail = render(tokenizer, _PROBE[:3]).rsplit("A1", 1)
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    found = [token for token in special if token in tail]
+    if not found:
+        raise UserError(
+            "the chat template ends the assistant's turn with no special token, so the model would never stop",
+            where="chat.format",
+            fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+        )
+    return min(found, key=tail.index)
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[KnownFormat]:
+    vocabulary = tokenizer.get_vocab()
+    return [name for name, token in END_OF_TURN.items() if (token or tokenizer.eos_token) in vocabulary]
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
