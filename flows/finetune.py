@@ -59,7 +59,7 @@ def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str,
 def stages(settings: FinetuneSettings) -> Finetuned:
     """Chain the stages. Tuned scores are those of the merged weights, which are the ones that ship."""
     check_settings(settings)
-    store, seed = Store(settings.store), settings.seed
+    store, seed, trust = Store(settings.store), settings.seed, settings.model.trust_remote_code
     grit = settings.grit if settings.method == "grit" else None
 
     model = fetch_model(settings.model, store=store)
@@ -68,9 +68,8 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     check_disk(settings, model)
 
     trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, seed, store=store)
-    merged = merge(model, dataset, trained.adapter, settings.model.dtype, store=store)
+    merged = merge(model, dataset, trained.adapter, trust, store=store)
 
-    trust = settings.model.trust_remote_code
     base_scores = score(model, dataset, settings.scoring, trust, "base", seed, store=store)
     tuned_scores = score(merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
 

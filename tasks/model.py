@@ -151,14 +151,11 @@ def _from_hub(settings: ModelSettings) -> Path:
     info = _ask_hub(settings)
     if info is not None:
         check_names([file.rfilename for file in info.siblings or ()], settings.name)
-    commit = info.sha if info is not None else _cached_commit(settings)
-    if commit is None:
-        raise _unreachable(settings)
     with _hub_errors(settings):
         return Path(
             snapshot_download(
                 settings.name,
-                revision=commit,
+                revision=settings.revision,
                 allow_patterns=[*patterns(settings.trust_remote_code), "README.md"],
                 ignore_patterns=list(NOT_FILES),
                 local_files_only=info is None,

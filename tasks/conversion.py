@@ -1,0 +1,168 @@
+"""Stage: the merged model becomes one GGUF file, by llama.cpp's own converter, and answers one prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import Llama
+from transformers import AutoTokenizer
+
+from tasks.artifacts import Artifact, Store, file_sha256
+from tasks.chat_formats import render
+from tasks.errors import UserError
+from tasks.settings import ExportSettings
+from tasks.stage import stage
+
+SCRIPT = "convert_hf_to_gguf.py"
+INSTALLED = Path(sys.prefix) / "share" / "llama-cpp-converter"
+FALLBACK_PROMPT = "What is the capital of France?"
+ANSWER_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Converter:
+    """llama.cpp's converter script and where its own `gguf` package lies."""
+
+    script: Path
+    gguf_directory: Path
+    version: str
+    """Changes with the converter's code; part of the cache key."""
+
+
+def find_converter(settings: ExportSettings) -> Converter:
+    """Find the converter: the user's llama.cpp checkout, or the pinned one that `make setup` installs.
+
+    Args:
+        settings: `llama_cpp` names a checkout.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if settings.llama_cpp is not None:
+        checkout = settings.llama_cpp.expanduser()
+        if not (checkout / SCRIPT).is_file():
+            raise UserError(f"no {SCRIPT} here", where=checkout, fix="Point export.llama_cpp at a llama.cpp checkout.")
+        return Converter(checkout / SCRIPT, checkout / "gguf-py", _code_version(checkout))
+    if not (INSTALLED / SCRIPT).is_file():
+        raise UserError(
+            "llama.cpp's converter is not installed", where=INSTALLED, fix="Run `make setup`, or set export.llama_cpp."
+        )
+    return Converter(INSTALLED / SCRIPT, INSTALLED, _code_version(INSTALLED))
+
+
+def converter_version(merged: Artifact, dataset: Artifact, settings: ExportSettings) -> str:
+    """What outside the settings decides the GGUF's bytes."""
+    return find_converter(settings).version
+
+
+@stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version)
+def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, store: Store) -> Artifact:
+    """Convert without an intermediate file, then load the result in llama.cpp and let it answer.
+
+    Args:
+        merged: the merged model.
+        dataset: for a prompt that the model was not trained on.
+        settings: type of the large tensors, and which converter.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `gguf`: `model.gguf`; its facts hold type, size, converter and the answer.
+
+    Raises:
+        UserError: no converter, or it refuses the model.
+        RuntimeError: the GGUF gives no answer.
+    """
+    converter = find_converter(settings)
+    with store.draft("gguf") as draft:
+        file = draft.path / "model.gguf"
+        run_converter(converter, merged.path, file, settings.gguf_type)
+        draft.facts = {
+            "type": settings.gguf_type,
+            "bytes": file.stat().st_size,
+            "converter": converter.version,
+            "answer": answer(file, dataset),
+        }
+    return draft.done()
+
+
+def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str) -> None:
+    """Run the converter as a process of its own.
+
+    Args:
+        converter: which one.
+        model: directory of the merged model.
+        file: the GGUF to write.
+        gguf_type: `q8_0`, `f16` or `bf16`.
+
+    Raises:
+        UserError: it fails; the text is the last line of its error.
+    """
+    command = [sys.executable, str(converter.script), str(model), "--outfile", str(file), "--outtype", gguf_type]
+    path = os.pathsep.join([str(converter.gguf_directory), str(converter.script.parent)])
+    # The name in the metadata would otherwise be that of the directory, a digest.
+    command += ["--model-name", "fine-tuned"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not file.is_file():
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise UserError(
+            f"llama.cpp's converter refuses the model: {last}",
+            where=converter.script,
+            fix="If the model is newer than the converter, set export.llama_cpp to a newer checkout.",
+        )
+
+
+def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
+    """Load a GGUF in llama.cpp and answer one held-out prompt greedily.
+
+    Args:
+        file: the GGUF.
+        dataset: gives prompt and chat format.
+
+    Returns:
+        Prompt, text, and generated tokens per second.
+
+    Raises:
+        RuntimeError: not one token was generated.
+    """
+    messages = _prompt(dataset)
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
+    text = render(tokenizer, messages, prompt=True)
+    llama = Llama(str(file), n_ctx=2048, verbose=False, seed=0)
+    # The rendered text holds the beginning-of-text token already where the model has one.
+    tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(2048 - ANSWER_TOKENS) :]
+    started = time.perf_counter()
+    made: Any = llama.create_completion(tokens, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[tokenizer.eos_token])
+    seconds = time.perf_counter() - started
+    llama.close()
+    generated = made["usage"]["completion_tokens"]
+    if generated == 0 or not made["choices"][0]["text"].strip():
+        raise RuntimeError(f"{file} loads in llama.cpp and answers nothing to {messages[-1]['content']!r}")
+    return {
+        "prompt": messages[-1]["content"],
+        "text": made["choices"][0]["text"].strip(),
+        "tokens_per_second": round(generated / seconds, 1),
+    }
+
+
+def _prompt(dataset: Artifact) -> list[dict[str, str]]:
+    for name in ("test.jsonl", "validation.jsonl"):
+        if (path := dataset.path / name).is_file():
+            with path.open(encoding="utf-8") as file:
+                messages: list[dict[str, str]] = json.loads(file.readline())["messages"][:-1]
+                return messages
+    return [{"role": "user", "content": FALLBACK_PROMPT}]
+
+
+def _code_version(directory: Path) -> str:
+    """Digest of the converter's own code."""
+    sources = [directory / SCRIPT, *sorted((directory / "conversion").glob("*.py"))]
+    digests = "".join(file_sha256(path) for path in sources)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]

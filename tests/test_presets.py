@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.settings import PRESETS, FinetuneSettings, load_settings
+
+STUDY = {
+    "seed": 3407,
+    "model.name": "meta-llama/Meta-Llama-3-8B",
+    "model.quantization": "nf4",
+    "model.double_quantization": True,
+    "model.dtype": "bfloat16",
+    "data.source": "vicgalle/alpaca-gpt4",
+    "data.max_length": 2048,
+    "chat.format": "alpaca",
+    "lora.r": 16,
+    "lora.alpha": 16,
+    "lora.dropout": 0,
+    "lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "training.per_device_batch_size": 2,
+    "training.gradient_accumulation_steps": 4,
+    "training.max_steps": 200,
+    "training.warmup_steps": 5,
+    "training.learning_rate": 2e-4,
+    "training.lr_scheduler": "linear",
+    "training.weight_decay": 0.01,
+    "grit.kfac_update_freq": 10,
+    "grit.kfac_min_samples": 16,
+    "export.gguf_type": "q8_0",
+    "ollama.name": "llama3-{method}",
+    "ollama.target": "server",
+}
+
+
+def value(settings: FinetuneSettings, dotted: str) -> Any:
+    found: Any = settings
+    for name in dotted.split("."):
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("dotted", STUDY)
+def test_llama3_8b_is_the_reference_set_up(dotted: str) -> None:
+    assert value(load_settings("llama3-8b"), dotted) == STUDY[dotted]
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in PRESETS.glob("*.yaml")])
+@pytest.mark.parametrize("method", ["baseline", "grit"])
+def test_every_preset_loads_for_both_methods_and_names_the_model_after_it(preset: str, method: str) -> None:
+    settings = load_settings(preset, {"method": method})
+    assert settings.ollama_name.endswith(f"-{method}")
+    assert settings.training.optimizer == "adamw_torch"
+
+
+def test_the_demo_needs_no_hub_and_no_server() -> None:
+    settings = load_settings("demo")
+    assert settings.model.name.startswith("package:")
+    assert settings.data.source.startswith("generated:")
+    assert settings.ollama.target == "store"
+    assert settings.ollama.parameters == {"temperature": 0}
+
+
+def test_the_demos_lm_eval_task_is_right_only_for_the_exact_line(tmp_path: Path) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import LM
+
+    from tasks.lm_eval_tasks import load_tasks
+
+    line = '{"intent":"order","name":"Ann Lee","city":"Leeds","item":"lamp","quantity":2,"date":null}'
+    answers = {"right": line, "white space": f"\n {line} ", "wrong": line.replace("2", "3"), "cut": line[:-1]}
+    rows = [{"messages": [], "prompt": prompt, "completion": line} for prompt in answers]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked: list[dict[str, Any]] = []
+
+    class Scripted(LM):
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            asked.extend(request.args[1] for request in requests)
+            return [answers[request.args[0]] for request in requests]
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            raise AssertionError("the task is scored by generated text")
+
+        loglikelihood_rolling = loglikelihood
+
+    tasks = load_tasks(load_settings("demo").scoring, tmp_path)
+    results: Any = simple_evaluate(model=Scripted(), tasks=tasks, bootstrap_iters=0)
+    assert results["results"]["extraction"]["exact_match,none"] == 0.5
+    assert all(kwargs["until"] == ["\n"] and kwargs["do_sample"] is False for kwargs in asked)
+    assert asked[0]["max_gen_toks"] == load_settings("demo").scoring.max_new_tokens
