@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
 from tasks.settings import FinetuneSettings, load_settings
 from tasks.stage import planning
@@ -80,7 +80,7 @@ def run(
             return 0
         method = overrides.pop("method", settings.method)
         finished = flow(preset, method, overrides)
-    except UserError as error:
+    except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\nReport: {finished.report.path / 'report.html'}")

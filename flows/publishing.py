@@ -7,7 +7,7 @@ import logging
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.artifacts import Artifact
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError
 
 
 def publish(report: Artifact) -> None:
@@ -17,12 +17,12 @@ def publish(report: Artifact) -> None:
 
 
 class OneLine(logging.Filter):
-    """Takes the traceback off a record about a `UserError`: the one line says what to do."""
+    """Takes the traceback off a record about a `UserError` or `TemporaryError`: the one line says what to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record where needed; always let it pass."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | TemporaryError):
             record.msg, record.args = str(error), ()
             record.exc_info = record.exc_text = None
         return True

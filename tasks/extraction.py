@@ -1,7 +1,7 @@
 """The demo's own data: customers' messages in, one line of JSON out, generated with Faker.
 
-Each part of the data (train, validation, test) has templates, greetings, asides, sign-offs, names, cities, products
-and dates of its own: what is measured is extraction from unseen wording, not recall. Closed sets (the four intents,
+Each part of the data (train, validation, test) has templates, greetings, asides, sign-offs, names, products and
+dates of its own: what is measured is extraction from unseen wording, not recall. Closed sets (the four intents,
 quantities, the ways to write a date) are shared, since they are what there is to learn.
 """
 
@@ -22,7 +22,7 @@ from tasks.extraction_text import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFF
 
 ROWS: Mapping[str, int] = {"train": 3000, "validation": 64, "test": 100}
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.08, "test": 0.12}
-INSTRUCTION = "Extract intent, name, city, item, quantity and date as one line of JSON:"
+INSTRUCTION = "Extract intent, name, item, quantity and date as one line of JSON:"
 NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 DATE_STYLES = ("{day} {month}", "{month} {day}", "{month} {day}{th}", "{day}{th} of {month}", "{day}{th} {month}")
 
@@ -42,7 +42,6 @@ class Pool:
     items: Sequence[str]
     first_names: Sequence[str]
     last_names: Sequence[str]
-    cities: Sequence[str]
     dates: Sequence[date]
 
 
@@ -78,7 +77,6 @@ def pools(seed: int) -> dict[str, Pool]:
     draws = {
         "first_names": _divided(first_names, random),
         "last_names": _divided(last_names - first_names, random),
-        "cities": _divided({fake.city() for _ in range(1500)}, random),
         "dates": _divided({date(2025, 1, 1) + timedelta(days) for days in range(365)}, random),
     }
     return {
@@ -106,7 +104,6 @@ def compose(pool: Pool, random: Random) -> tuple[str, dict[str, str | int | None
     quantity, goods = _goods(item, random)
     values = {
         "name": f"{random.choice(pool.first_names)} {random.choice(pool.last_names)}",
-        "city": random.choice(pool.cities),
         "goods": goods,
         "date": _written(day, random),
     }
@@ -119,7 +116,6 @@ def compose(pool: Pool, random: Random) -> tuple[str, dict[str, str | int | None
     fields: dict[str, str | int | None] = {
         "intent": intent,
         "name": values["name"],
-        "city": values["city"] if "{city}" in template else None,
         "item": item,
         "quantity": quantity,
         "date": f"{day.day} {day:%B}" if "{date}" in template else None,
@@ -141,7 +137,7 @@ def _divided(values: set[Any], random: Random) -> dict[str, list[Any]]:
 def _goods(item: str, random: Random) -> tuple[int, str]:
     """A quantity, and how a message says that many of the item."""
     if random.random() < 0.15:
-        return 1, f"{'an' if item[0] in 'aeioI' else 'a'} {item}"
+        return 1, f"{'an' if item[0] in 'aeiou' else 'a'} {item}"
     quantity = random.randrange(2, 61)
     if random.random() < 0.3:
         quantity = random.randrange(2, 13)

@@ -20,7 +20,7 @@ from tasks.errors import UserError
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja", "tokenizer*"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "chat_template.json"),
 )
 NOT_FILES = ("*/*", "consolidated*", "adapter*")  # other copies of the weights, and adapters
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

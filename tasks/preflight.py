@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.conversion import find_converter
-from tasks.registration import validate_name
+from tasks.ollama_store import parse_name
 from tasks.settings import FinetuneSettings
 from tasks.training import check_machine
 
@@ -17,4 +17,4 @@ def check_settings(settings: FinetuneSettings) -> None:
     check_machine(settings.model, settings.training, settings.grit if settings.method == "grit" else None)
     find_converter(settings.export)
     if settings.ollama.target != "none":
-        validate_name(settings.ollama_name)
+        parse_name(settings.ollama_name)
