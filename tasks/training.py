@@ -27,7 +27,8 @@ from tasks.memory import peak_memory
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.stage import stage
 from tasks.training_model import load_network
-from tasks.training_record import StepRecorder, TokenCounter
+from tasks.training_record import StepRecorder
+from tasks.training_step import SupervisedStep
 from tasks.validation_loss import validation_loss
 
 
@@ -40,12 +41,12 @@ class Training(BaseModel):
     """A line per step, the summary, TensorBoard events."""
 
 
-class BaselineTrainer(TokenCounter, SFTTrainer):
-    """TRL's trainer, counting tokens."""
+class BaselineTrainer(SupervisedStep, SFTTrainer):
+    """TRL's trainer."""
 
 
-class CountingGritTrainer(TokenCounter, GritTrainer):
-    """The same with the preconditioner."""
+class PreconditionedTrainer(SupervisedStep, GritTrainer):
+    """The same with GRIT."""
 
 
 @stage(libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"))
@@ -152,7 +153,7 @@ def make_trainer(
         "processing_class": tokenizer,
         "callbacks": [recorder],
     }
-    trainer = CountingGritTrainer(grit_manager=manager, **shared) if manager else BaselineTrainer(**shared)
+    trainer = PreconditionedTrainer(grit_manager=manager, **shared) if manager else BaselineTrainer(**shared)
     for parameter in network.parameters():
         if parameter.requires_grad:
             # TRL turns the adapter of a quantised base into bfloat16, whose 8 bits round small updates away.

@@ -21,22 +21,6 @@ from tasks.errors import UserError
 PROGRESS_SECONDS = 5.0
 
 
-class TokenCounter:
-    """Mixin for a Trainer: counts the tokens of each optimizer step where they go into the model."""
-
-    step_tokens: int = 0
-    """Real tokens, padding excluded, since the last reset."""
-    step_supervised_tokens: int = 0
-    """Tokens that enter the loss, since the last reset."""
-
-    def training_step(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Count, then train as before."""
-        mask = inputs.get("attention_mask")
-        self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        self.step_supervised_tokens += int((inputs["labels"][:, 1:] != -100).sum())
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
-
 class StepRecorder(TrainerCallback):
     """Writes `history.jsonl` and TensorBoard events, and measures the validation loss during training.
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
+from trl.trainer.sft_trainer import add_fused_lm_head
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.training import Training, train
 from tasks.training_model import load_network
+from tasks.training_step import supervised_loss
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8)
@@ -78,7 +80,10 @@ def test_accumulation_changes_nothing(
     tiny_model: Artifact, dataset: Artifact, store: Store, grit: GritSettings | None
 ) -> None:
     split = QUICK.model_copy(update={"per_device_batch_size": 1, "gradient_accumulation_steps": 4})
-    whole, parts = run(tiny_model, dataset, store, grit=grit), run(tiny_model, dataset, store, grit=grit, training=split)
+    whole, parts = (
+        run(tiny_model, dataset, store, grit=grit),
+        run(tiny_model, dataset, store, grit=grit, training=split),
+    )
     first, second = history(whole), history(parts)
     for one, other in zip(first, second, strict=True):
         assert one["supervised_tokens"] == other["supervised_tokens"]
@@ -118,6 +123,30 @@ def test_packed_rows_do_not_see_each_other(tiny_model: Artifact, dataset: Artifa
     assert one["supervised_tokens"] == other["supervised_tokens"]
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_the_loss_is_that_of_trl(tiny_model: Artifact) -> None:
+    """And of its gradient, at every LoRA weight."""
+    network = load_network(tiny_model, BASE, LORA, QUICK, 64, seed=1)
+    ids = torch.randint(20, 2000, (3, 24), generator=torch.Generator().manual_seed(3))
+    labels = ids.clone()
+    labels[0, :10] = labels[1, :15] = labels[2, 12:] = -100
+    mask = torch.ones_like(ids)
+    mask[2, 12:] = 0
+    supervised = int((labels[:, 1:] != -100).sum())
+    loss = supervised_loss(network, {"input_ids": ids, "attention_mask": mask, "labels": labels}, supervised)
+    loss.backward()
+    ours = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    add_fused_lm_head(network.get_base_model(), outputs=("log_probs",))
+    outputs = network(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    fused = -outputs.log_probs.sum() / supervised
+    fused.backward()
+    theirs = [p.grad for p in network.parameters() if p.grad is not None]
+    torch.testing.assert_close(loss, fused)
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_nf4_trains_on_this_machine(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
