@@ -1,0 +1,102 @@
+"""The report's pictures, as SVG that is legible on light and on dark paper."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+TRAINING, VALIDATION, PLAIN = "#3b82c4", "#d9773a", "#7a8794"
+SMOOTHED = 0.8
+"""Weight of the past in the smoothed loss curve."""
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "report",  # the same bytes for the same data
+    "text.color": PLAIN,
+    "axes.labelcolor": PLAIN,
+    "axes.edgecolor": PLAIN,
+    "xtick.color": PLAIN,
+    "ytick.color": PLAIN,
+    "grid.color": PLAIN,
+    "grid.alpha": 0.25,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[float]]) -> str:
+    """Training loss of each step, smoothed, and the validation loss where it was measured.
+
+    Args:
+        steps: lines of the history.
+        validation: pairs of step and loss.
+    """
+    numbers, losses = [step["step"] for step in steps], [step["loss"] for step in steps]
+    smooth, mean = [], losses[0]
+    for loss in losses:
+        mean = SMOOTHED * mean + (1 - SMOOTHED) * loss
+        smooth.append(mean)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(numbers, losses, color=TRAINING, alpha=0.35, linewidth=1, label="training, each step")
+        axes.plot(numbers, smooth, color=TRAINING, linewidth=2, label="training, smoothed")
+        if validation:
+            axes.plot(*zip(*validation, strict=True), "o--", color=VALIDATION, label="validation")
+        axes.set(xlabel="optimizer step", ylabel="nats per supervised token", ylim=(0, None))
+        axes.legend()
+
+    return _svg(draw)
+
+
+def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
+    """Gradient norm before clipping and, with GRIT, the cosine between raw and preconditioned gradient.
+
+    Args:
+        steps: lines of the history.
+    """
+    numbers = [step["step"] for step in steps]
+
+    def draw(axes: Axes) -> None:
+        axes.semilogy(numbers, [step["grad_norm"] for step in steps], color=TRAINING, label="gradient norm")
+        axes.set(xlabel="optimizer step", ylabel="norm before clipping")
+        handles = axes.get_lines()
+        if "grit" in steps[0]:
+            right = axes.twinx()
+            right.plot(numbers, [step["grit"]["cosine"] for step in steps], color=VALIDATION, label="cosine")
+            right.set(ylabel="cosine, raw to preconditioned", ylim=(0, 1.02))
+            right.grid(visible=False)
+            handles = [*handles, *right.get_lines()]
+        axes.legend(handles=handles)
+
+    return _svg(draw)
+
+
+def length_histogram(histogram: dict[str, Sequence[int]]) -> str:
+    """Training rows by length.
+
+    Args:
+        histogram: `edges` in tokens, one more than `counts`.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=TRAINING, alpha=0.8)
+        axes.set(xlabel="tokens in a row", ylabel="training rows")
+
+    return _svg(draw)
+
+
+def _svg(draw: Any) -> str:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,257 @@
+"""Stage: one HTML file that says whether the tuned model is better, with its data as JSON and a short Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from pydantic import BaseModel
+
+from tasks.artifacts import Artifact, Store
+from tasks.figures import gradient_curve, length_histogram, loss_curve
+from tasks.settings import FinetuneSettings
+from tasks.stage import stage
+from tasks.validation_loss import ratio_stderr
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
+METHODS = {"baseline": "baseline (AdamW)", "grit": "GRIT (K-FAC in LoRA rank space, then AdamW)"}
+
+
+@stage(libraries=("matplotlib", "jinja2"))
+def write_report(
+    settings: FinetuneSettings,
+    model: Artifact,
+    dataset: Artifact,
+    history: Artifact,
+    base: Artifact,
+    tuned: Artifact,
+    gguf: Artifact,
+    registration: Artifact,
+    *,
+    store: Store,
+) -> Artifact:
+    """Compare the tuned model with the base model and write it down.
+
+    Args:
+        settings: all settings, printed.
+        model: the base model.
+        dataset: the data card.
+        history: the steps of the training.
+        base: scores of the base model.
+        tuned: scores of the merged model.
+        gguf: the exported file and its answer.
+        registration: what to type next.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `report`: `report.html`, `report.json`, `report.md`.
+    """
+    steps = [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    scores = {"base": _json(base.path / "scores.json"), "tuned": _json(tuned.path / "scores.json")}
+    comparison = [validation_row(base, tuned)] if scores["base"]["validation"] else []
+    comparison += list(lm_eval_rows(scores["base"]["lm_eval"], scores["tuned"]["lm_eval"]))
+    artifacts = (model, dataset, history, base, tuned, gguf, registration)
+    data: dict[str, Any] = {
+        "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
+        "method": METHODS[settings.method],
+        "verdict": verdict(comparison),
+        "comparison": comparison,
+        "history": history.facts,
+        "steps": steps,
+        "card": _json(dataset.path / "card.json"),
+        "samples": _samples(scores["base"]["samples"], scores["tuned"]["samples"]),
+        "gguf": gguf.facts,
+        "registration": registration.facts,
+        "settings": settings.model_dump(mode="json"),
+        "provenance": [
+            ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {history.facts['device']}"),
+            ("Python", platform.python_version()),
+            *((name, version(name)) for name in LIBRARIES),
+            *((f"{artifact.kind} SHA-256", artifact.digest) for artifact in artifacts),
+        ],
+    }
+    view = {
+        **data,
+        "settings": settings,
+        "training": list(_training_table(history.facts, steps)),
+        "flat_settings": list(_flat(settings)),
+        "reasons": sorted({reason for left in data["card"]["left_out"].values() for reason in left}),
+        "figures": {
+            "loss": loss_curve(steps, history.facts["validation"]),
+            "gradient": gradient_curve(steps),
+            "lengths": length_histogram(data["card"]["histogram"]),
+        },
+    }
+    with store.draft("report") as draft:
+        for name in ("report.html", "report.md"):
+            (draft.path / name).write_text(_jinja().get_template(f"{name}.j2").render(view), encoding="utf-8")
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        (draft.path / "report.json").write_text(text + "\n", encoding="utf-8")
+        draft.facts = {"verdict": data["verdict"]["text"]}
+    return draft.done()
+
+
+def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
+    """Validation loss of both, with the standard error of their difference, paired by row.
+
+    Args:
+        base: scores of the base model.
+        tuned: scores of the tuned model on the same rows.
+    """
+    before, after = (_json(scores.path / "scores.json")["validation"] for scores in (base, tuned))
+    rows = [_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
+    differences = [new - old for old, new in zip(rows[0]["nll"], rows[1]["nll"], strict=True)]
+    return _compared(
+        f"validation loss, nats per token ({after['rows']} rows)",
+        (before["loss"], before["stderr"]),
+        (after["loss"], after["stderr"]),
+        ratio_stderr(differences, rows[0]["supervised_tokens"]),
+        higher_is_better=False,
+    )
+
+
+def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each metric of each lm-eval task; the error of the difference takes both scores as independent.
+
+    Args:
+        base: metrics of the base model by task.
+        tuned: metrics of the tuned model by task.
+    """
+    for task, metrics in base.items():
+        for metric, before in metrics.items():
+            after = tuned[task][metric]
+            errors = before["stderr"], after["stderr"]
+            error = None if None in errors else math.hypot(*errors)
+            yield _compared(
+                f"{task}: {metric}",
+                (before["value"], before["stderr"]),
+                (after["value"], after["stderr"]),
+                error,
+                higher_is_better=before["higher_is_better"],
+            )
+
+
+def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
+    """One or two sentences with numbers; better only if something is better and nothing is worse.
+
+    Args:
+        comparison: the rows of the table.
+    """
+    readings = [row["reading"] for row in comparison]
+    better, worse = "better" in readings, "worse" in readings
+    if not comparison:
+        return {"tone": "", "text": "Nothing was measured on held-out data, so nothing can be said."}
+    tone = "worse" if worse else "better" if better else ""
+    opening = {
+        (True, False): "The tuned model is better than the base model on held-out data.",
+        (False, True): "The tuned model is worse than the base model on held-out data.",
+        (True, True): "The tuned model is better in some held-out measures and worse in others.",
+        (False, False): "No difference between tuned and base model exceeds its error.",
+    }[better, worse]
+    parts = [
+        f"{row['name']} {figure(row['base'])} → {figure(row['tuned'])} "
+        f"({signed(row['difference'])}{plusminus(row['stderr'])}, {row['reading']})"
+        for row in comparison
+    ]
+    return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
+
+
+def figure(value: float) -> str:
+    """A figure to four digits after the point."""
+    return f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """A difference, always with its sign."""
+    return f"{value:+.4f}"
+
+
+def plusminus(error: float | None) -> str:
+    """One standard error, or nothing where none is known."""
+    return "" if error is None else f" ± {error:.4f}"
+
+
+def _compared(
+    name: str,
+    base: tuple[float, float | None],
+    tuned: tuple[float, float | None],
+    error: float | None,
+    *,
+    higher_is_better: bool,
+) -> dict[str, Any]:
+    difference = tuned[0] - base[0]
+    if error is None:
+        reading = "error unknown"
+    elif abs(difference) <= 2 * error:
+        reading = "within error"
+    else:
+        reading = "better" if (difference > 0) == higher_is_better else "worse"
+    return {
+        "name": name,
+        "base": base[0],
+        "base_stderr": base[1],
+        "tuned": tuned[0],
+        "tuned_stderr": tuned[1],
+        "difference": difference,
+        "stderr": error,
+        "higher_is_better": higher_is_better,
+        "reading": reading,
+    }
+
+
+def _samples(base: list[dict[str, str]], tuned: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": before["prompt"],
+            "expected": before["expected"],
+            "base": before["answer"],
+            "tuned": after["answer"],
+            "base_exact": before["answer"].strip() == before["expected"].strip(),
+            "tuned_exact": after["answer"].strip() == before["expected"].strip(),
+        }
+        for before, after in zip(base, tuned, strict=True)
+    ]
+
+
+def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    yield f"final training loss (mean of the last {history['final_loss_steps']} steps)", figure(history["final_loss"])
+    yield "median time of a step", f"{history['median_seconds_per_step']:.2f} s"
+    yield "time of all steps", f"{history['total_seconds'] / 60:.1f} min"
+    yield "tokens", f"{history['tokens']:,} ({history['supervised_tokens']:,} supervised)"
+    yield "tokens per second", f"{history['tokens'] / history['total_seconds']:.0f}"
+    yield "trainable parameters", f"{history['trainable_parameters']:,}"
+    yield f"peak memory ({history['peak_memory_kind']})", f"{history['peak_memory_bytes'] / 1e9:.2f} GB"
+    if "grit" in steps[-1]:
+        last = steps[-1]["grit"]
+        yield "modules with GRIT factors in use, last step", f"{last['ready']:.0%}"
+        yield "largest condition number, last step", f"{last['condition_h']:.0f} (h), {last['condition_u']:.0f} (u)"
+
+
+def _flat(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _jinja() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"figure": figure, "signed": signed, "plusminus": plusminus}
+    return environment
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
