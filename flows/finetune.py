@@ -14,7 +14,6 @@ from typing import Any
 
 from prefect import flow
 from pydantic import BaseModel
-from tasks.report import write_report
 
 from flows.command_line import run
 from flows.publishing import publish, show_user_errors_as_one_line
@@ -26,6 +25,7 @@ from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.preflight import check_settings
 from tasks.registration import register
+from tasks.report import write_report
 from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method, load_settings
 from tasks.source import fetch_data

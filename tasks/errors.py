@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import httpx2
 
 
 class UserError(Exception):
@@ -38,4 +39,6 @@ def is_temporary(error: BaseException) -> bool:
     response = getattr(error, "response", None)
     if (status := getattr(response, "status_code", None)) is not None:
         return status == 429 or status >= 500
-    return isinstance(error, (TemporaryError, ConnectionError, TimeoutError, httpx.TransportError))
+    return isinstance(
+        error, (TemporaryError, ConnectionError, TimeoutError, httpx.TransportError, httpx2.TransportError)
+    )

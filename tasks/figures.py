@@ -14,7 +14,7 @@ TRAINING, VALIDATION, PLAIN = "#3b82c4", "#d9773a", "#7a8794"
 SMOOTHED = 0.8
 """Weight of the past in the smoothed loss curve."""
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "report",  # the same bytes for the same data
     "text.color": PLAIN,

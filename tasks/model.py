@@ -128,7 +128,8 @@ def _from_package(settings: ModelSettings, store: Store) -> Artifact:
     revision = _package_version(settings.name)
     packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
     directory = Path(str(files(packaged.module)))
-    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=packaged.gguf)
+    # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.
+    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=packaged.gguf, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         directory,
         gguf_file=packaged.gguf,

@@ -132,7 +132,7 @@ def sample_answers(
             prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         ).to(model.device)
         with evaluating(model), torch.no_grad():
-            tokens = model.generate(
+            tokens = model.generate(  # type: ignore[operator]
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=settings.max_new_tokens,

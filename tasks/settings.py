@@ -29,7 +29,12 @@ class Section(BaseModel):
     """Base of all settings: immutable, no unknown keys, no infinite or missing numbers, documented fields."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -282,10 +287,11 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
         raise UserError(f"not valid YAML: {error}", where=path, fix="Correct the file.") from None
     if not isinstance(values, dict):
         raise UserError("the file holds no settings", where=path, fix="Start from a file in presets/.")
+    merged: dict[str, Any] = values
     for key, value in (overrides or {}).items():
-        values = _merged(values, _nested(key.split("."), value))
+        merged = _merged(merged, _nested(key.split("."), value))
     try:
-        return FinetuneSettings.model_validate(values)
+        return FinetuneSettings.model_validate(merged)
     except ValidationError as error:
         raise settings_error(error, path) from None
 
@@ -309,6 +315,6 @@ def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        mergeable = isinstance(below, dict) and isinstance(value, Mapping)
-        merged[key] = _merged(below, value) if mergeable else value
+        both = isinstance(below, dict) and isinstance(value, Mapping)
+        merged[key] = _merged(dict(below or {}), value) if both else value
     return merged

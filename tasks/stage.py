@@ -65,13 +65,12 @@ class Stage(Generic[P, R]):
         self.function, self.libraries, self.watch, self.cached = function, libraries, watch, cached
         self.name = function.__name__
         self.task = task(
-            function,
             name=self.name,
             retries=retries,
             retry_delay_seconds=exponential_backoff(backoff_factor=2),
             retry_jitter_factor=0.5,
             retry_condition_fn=_worth_retrying,
-        )
+        )(function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the stage as a Prefect task or take its cached result; within `planning()` only look."""

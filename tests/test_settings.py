@@ -39,7 +39,9 @@ def test_unknown_presets_are_refused(preset: str) -> None:
         load_settings(preset)
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), ("", "no settings")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), ("", "no settings")]
+)
 def test_broken_preset_files_are_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.conversations import join_rows, merge_columns, to_conversations
+from tasks.errors import UserError
+from tasks.settings import DataSettings
+
+USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+
+
+def convert(*rows: dict[str, Any], **settings: Any) -> tuple[list[list[dict[str, str]]], int]:
+    return to_conversations(rows, DataSettings(**settings), "rows.json")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q", "output": "A"},
+        {"instruction": "Q", "input": "", "output": "A", "text": "ignored"},
+        {"prompt": "Q", "completion": "A"},
+        {"messages": [USER, ASSISTANT]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "human", "value": "?"}]},
+    ],
+)  # fmt: skip
+def test_shapes_are_detected(row: dict[str, Any]) -> None:
+    assert convert(row) == ([[USER, ASSISTANT]], 0)
+
+
+def test_alpaca_input_follows_the_instruction() -> None:
+    ((messages,), _) = convert({"instruction": "Add", "input": "1 2", "output": "3"})
+    assert messages[0]["content"] == "Add\n\n1 2"
+
+
+def test_columns_and_shape_can_be_named() -> None:
+    row = {"question": "Q", "answer": "A", "messages": "something else"}
+    columns = {"instruction": "question", "output": "answer"}
+    assert convert(row, shape="alpaca", columns=columns) == ([[USER, ASSISTANT]], 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "said"),
+    [
+        ([{"a": 1}], {}, "the columns are a; needed are messages or conversations or instruction+output"),
+        ([{"prompt": "Q", "completion": "A"}], {"shape": "alpaca"}, "needed are instruction+output"),
+        ([{"prompt": "Q", "completion": "A"}], {"columns": {"qestion": "x"}}, "data.columns: unknown role qestion"),
+        ([{"prompt": "", "completion": "A"}] * 3, {}, "rows.json: every row is empty"),
+        ([{"prompt": "Q", "completion": "A"}, {"prompt": ["x"], "completion": "A"}], {}, "row 2, column prompt: text is"),
+        ([{"messages": "hello"}], {}, "row 1, column messages: a list of turns is needed, found str"),
+        ([{"messages": ["hello"]}], {}, "row 1: an object with role and content is needed"),
+        ([{"messages": [{"role": "wizard", "content": "x"}]}], {}, "row 1: unknown role 'wizard'"),
+        ([{"messages": [{"role": "user", "content": 3}]}], {}, "row 1: text is needed, found int 3"),
+        ([{"a": "x", "output": "A"}], {"merge_template": "no field"}, "data.merge_template: no {column}"),
+        ([{"a": "x", "output": "A"}], {"merge_template": "{b}"}, "no column b; the columns are a, output"),
+        ([{"a": ["x"], "output": "A"}], {"merge_template": "{a}"}, "row 1, column a: text is needed, found list"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_one_clear_line(rows: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        convert(*rows, **settings)
+    assert said in str(caught.value)
+
+
+def test_empty_rows_are_counted() -> None:
+    good = {"prompt": "Q", "completion": "A"}
+    assert convert(good, {"prompt": None, "completion": "A"}, {"prompt": "Q", "completion": " "}) == (
+        [[USER, ASSISTANT]],
+        2,
+    )
+
+
+def test_many_columns_become_one_prompt() -> None:
+    template = "{question}[[\nContext: {context}]][[\nPages {first} to {last}.]]"
+    rows = [
+        {"question": "Who?", "context": "Rome", "first": 3, "last": 4, "output": "Caesar"},
+        {"question": "Who?", "context": "", "first": 3, "last": None, "output": "Caesar"},
+    ]
+    conversations, _ = convert(*rows, merge_template=template)
+    assert [messages[0]["content"] for messages in conversations] == [
+        "Who?\nContext: Rome\nPages 3 to 4.",
+        "Who?",
+    ]
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.none() | st.text(alphabet=string.printable)))
+def test_values_are_never_read_as_template(row: dict[str, str | None]) -> None:
+    texts = {name: row.get(name) or "" for name in "abc"}
+    optional = f" ({texts['b']}, {texts['c']})" if texts["b"].strip() and texts["c"].strip() else ""
+    assert merge_columns("<{a}>[[ ({b}, {c})]]", row) == f"<{texts['a']}>{optional}"
+
+
+@given(st.integers(0, 30), st.integers(2, 5), st.integers(0, 5))
+def test_joining_keeps_every_turn_once(rows: int, count: int, seed: int) -> None:
+    conversations = [
+        [{"role": "system", "content": "S"}, {"role": "user", "content": f"Q{i}"}, {"role": "assistant", "content": f"A{i}"}]
+        for i in range(rows)
+    ]  # fmt: skip
+    joined = join_rows(conversations, count, seed)
+    assert joined == join_rows(conversations, count, seed)
+    assert len(joined) == -(-rows // count)
+    contents = [message["content"] for messages in joined for message in messages if message["role"] != "system"]
+    assert sorted(contents) == sorted(f"{letter}{i}" for i in range(rows) for letter in "QA")
+    for messages in joined:
+        roles = [message["role"] for message in messages]
+        assert roles == ["system"] + ["user", "assistant"] * ((len(roles) - 1) // 2)

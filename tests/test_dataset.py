@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tasks.artifacts import Artifact, Store
+from tasks.chat_formats import apply_chat_format, render
+from tasks.dataset import prepare_dataset
+from tasks.errors import UserError
+from tasks.settings import ChatSettings, DataSettings
+from tasks.source import fetch_data
+from tasks.tokenization import UNSUPERVISED, tokenize
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
+
+
+def prepare(
+    model: Artifact, store: Store, path: Path, chat: ChatSettings | None = None, **changes: Any
+) -> tuple[Artifact, dict[str, Any]]:
+    data = DataSettings(source=str(path), **{"max_length": 64, "validation_fraction": 0.1, **changes})
+    source = fetch_data.function(data, 3, store=store)
+    made = prepare_dataset.function(source, model, data, chat or ChatSettings(format="tokenizer"), 3, store=store)
+    return made, json.loads((made.path / "card.json").read_text())
+
+
+def rows(made: Artifact, split: str) -> list[dict[str, list[int]]]:
+    return pq.read_table(made.path / f"{split}.parquet").to_pylist()
+
+
+def write(path: Path, items: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("chat_format", ["chatml", "alpaca", "tokenizer"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), system=st.none() | TEXT)
+def test_only_answers_and_their_end_are_supervised(
+    smollm2_tokenizer: PreTrainedTokenizerFast, chat_format: Any, turns: list[tuple[str, str]], system: str | None
+) -> None:
+    tokenizer = apply_chat_format(smollm2_tokenizer, chat_format)
+    messages = [{"role": "system", "content": system}] if system else []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    (made,) = tokenize(tokenizer, [messages], "test")
+    assert len(made.input_ids) == len(made.labels)
+    supervised = [token for token in made.labels if token != UNSUPERVISED]
+    expected = "".join(answer + str(tokenizer.eos_token) for _, answer in turns)
+    assert tokenizer.decode(supervised) == expected
+    prompt = tokenizer(render(tokenizer, messages[:-1], prompt=True), add_special_tokens=False).input_ids
+    if len(turns) == 1:
+        assert made.input_ids[: len(prompt)] == prompt, "the prompt's tokens are those that generation gets"
+    assert render(tokenizer, messages).startswith(tokenizer.decode(made.input_ids))
+
+
+def test_the_artifact(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
+    made, card = prepare(tiny_model, store, rows_file, test_fraction=0.05)
+    assert card["rows"] == {"train": 34, "validation": 4, "test": 2}
+    for split, count in card["rows"].items():
+        split_rows = rows(made, split)
+        assert len(split_rows) == count
+        assert card["tokens"][split] == sum(len(row["input_ids"]) for row in split_rows)
+        assert card["supervised_tokens"][split] == sum(sum(t != -100 for t in row["labels"]) for row in split_rows)
+    assert sum(card["histogram"]["counts"]) == 34
+    assert len(card["histogram"]["edges"]) == len(card["histogram"]["counts"]) + 1
+    test = [json.loads(line) for line in (made.path / "test.jsonl").read_text().splitlines()]
+    assert test[0]["prompt"] == test[0]["messages"][-2]["content"]
+    assert AutoTokenizer.from_pretrained(made.path / "tokenizer").chat_template
+    assert made.facts["end_of_turn"] == "<|im_end|>"
+    assert made.facts["ollama_template"] == "chatml"
+    assert "SmolLM" in made.facts["system"], "the template's own default system prompt goes into the Modelfile"
+    again, _ = prepare(tiny_model, store, rows_file, test_fraction=0.05)
+    assert again.digest == made.digest
+
+
+def test_splits_do_not_share_a_row(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
+    made, _ = prepare(tiny_model, store, rows_file, test_fraction=0.1)
+    seen = [tuple(row["input_ids"]) for split in ("train", "validation", "test") for row in rows(made, split)]
+    assert len(seen) == len(set(seen)) == 40
+
+
+def test_duplicates_and_leaks_are_counted(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
+    train = [{"prompt": f"Question {i}", "completion": f"Answer {i}"} for i in range(10)]
+    held_out = [{"prompt": "Question 3", "completion": "Another answer"}]
+    made, card = prepare(
+        tiny_model, store, write(tmp_path / "a.jsonl", [*train, train[0], {"prompt": "  ", "completion": "x"}]),
+        validation_source=str(write(tmp_path / "b.jsonl", held_out)),
+    )  # fmt: skip
+    assert card["left_out"]["train"] == {"duplicate": 1, "prompt of a held-out row": 1}
+    assert card["empty_rows"] == 1
+    assert card["rows"] == {"train": 9, "validation": 1, "test": 0}
+    assert not (made.path / "test.parquet").exists()
+
+
+@pytest.mark.parametrize(("policy", "kept", "truncated"), [("truncate", 2, 1), ("drop", 1, 0)])
+def test_over_long_rows(
+    tiny_model: Artifact, store: Store, tmp_path: Path, policy: str, kept: int, truncated: int
+) -> None:
+    items = [
+        {"prompt": "short", "completion": "answer"},
+        {"prompt": "long answer", "completion": "word " * 100},
+        {"prompt": "long question " * 100, "completion": "never seen"},
+    ]
+    made, card = prepare(
+        tiny_model, store, write(tmp_path / "a.jsonl", items), over_long=policy, validation_fraction=0.0
+    )
+    assert card["rows"]["train"] == kept
+    assert card["truncated"]["train"] == truncated
+    assert sum(card["left_out"]["train"].values()) == 3 - kept
+    assert max(len(row["input_ids"]) for row in rows(made, "train")) <= 64
+
+
+def test_rows_joined_into_conversations(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
+    made, card = prepare(tiny_model, store, rows_file, rows_per_conversation=4, max_length=512, validation_fraction=0.0)
+    assert card["rows"]["train"] == 10
+    assert card["example"].count("The sum is") == 4
+    assert card["example"].count("<|im_start|>system") == 1
+    assert made.digest == prepare(
+        tiny_model, store, rows_file, rows_per_conversation=4, max_length=512, validation_fraction=0.0
+    )[0].digest  # fmt: skip
+
+
+def test_a_system_prompt_of_our_own(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
+    made, card = prepare(tiny_model, store, rows_file, ChatSettings(format="chatml", system="Be brief."))
+    assert card["example"].startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert made.facts["system"] == "Be brief."
+
+
+def test_nothing_left_to_train_on(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
+    items = [{"prompt": "long question " * 100, "completion": "never seen"}] * 2
+    with pytest.raises(UserError, match="no training row is left.*1 duplicate.*1 over-long"):
+        prepare(tiny_model, store, write(tmp_path / "a.jsonl", items), over_long="drop", validation_fraction=0.0)
+
+
+def test_formats_that_do_not_fit_are_refused(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
+    with pytest.raises(UserError, match=r"chat.format: .*lacks <\|eot_id\|>.*alpaca, chatml"):
+        prepare(tiny_model, store, rows_file, ChatSettings(format="llama3"))
+
+
+def test_no_chat_format_to_be_found(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = apply_chat_format(smollm2_tokenizer, "tokenizer")
+    bare.chat_template = None
+    with pytest.raises(UserError, match=r"chat.format: the model's tokenizer has no chat template"):
+        apply_chat_format(bare, "tokenizer")
+    bare.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(UserError, match="would never stop"):
+        apply_chat_format(bare, "tokenizer")

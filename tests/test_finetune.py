@@ -1,0 +1,200 @@
+"""The whole flow on a tiny random model: every stage for real, through Prefect, and the command line's errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.command_line import parse, run
+from flows.finetune import Finetuned, finetune, stages
+from tasks.artifacts import Artifact
+from tasks.errors import UserError
+from tasks.settings import load_settings
+
+Preset = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="module")
+def make_preset(workplace: Path, tiny_model: Artifact) -> Preset:
+    """Write a preset for the tiny model; keyword arguments replace whole sections."""
+    data = workplace / "rows.jsonl"
+    rows = [{"prompt": f"Add {i} and {i}.", "completion": f"The sum is {2 * i}."} for i in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**sections: Any) -> str:
+        preset = {
+            "store": str(workplace / "store"),
+            "model": {"name": str(tiny_model.path), "quantization": "none"},
+            "data": {"source": str(data), "max_length": 64, "validation_fraction": 0.2, "test_fraction": 0.1},
+            "chat": {"format": "tokenizer"},
+            "training": {"max_steps": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_checkpointing": False},
+            "grit": {"kfac_min_samples": 1},
+            "scoring": {"tasks": [], "samples": 2, "max_new_tokens": 4},
+            "ollama": {"name": "tiny-{method}", "target": "store", "models": str(workplace / "ollama")},
+        }
+        path = workplace / "preset.yaml"
+        path.write_text(yaml.safe_dump(preset | sections))
+        return str(path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
+    return finetune(make_preset(), "grit")
+
+
+def states(preset: str, method: str = "grit", **overrides: Any) -> dict[str, str]:
+    from tasks.stage import planning
+
+    with planning() as plan:
+        stages(load_settings(preset, {"method": method, **overrides}))
+    return dict(plan.stages)
+
+
+def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
+    manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
+    assert json.loads(manifest.read_text())["layers"][0]["digest"] == f"sha256:{finetuned.gguf.files['model.gguf']}"
+    assert finetuned.registration.facts["next"].endswith("ollama run tiny-grit")
+    assert not list((workplace / "store/drafts").iterdir()), "nothing half-written is left"
+
+
+def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
+    preset = make_preset()
+    assert set(states(preset).values()) == {"cached", "always runs"}
+    again = finetune(preset, "grit")
+    assert again.gguf == finetuned.gguf
+    assert again.report == finetuned.report
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first"),
+    [
+        ({"ollama.name": "another"}, "write_report"),
+        ({"export.gguf_type": "f16"}, "convert"),
+        ({"scoring.max_new_tokens": 5}, "score"),
+        ({"training.learning_rate": 2e-2}, "train"),
+        ({"data.max_length": 32}, "prepare_dataset"),
+    ],
+)
+def test_a_setting_recomputes_only_what_depends_on_it(
+    finetuned: Finetuned, make_preset: Preset, overrides: dict[str, Any], first: str
+) -> None:
+    planned = [name for name, state in states(make_preset(), **overrides).items() if state == "to run"]
+    assert planned[0] == first
+
+
+def test_the_baseline_shares_all_but_the_training(finetuned: Finetuned, make_preset: Preset) -> None:
+    planned = states(make_preset(), "baseline")
+    assert planned["prepare_dataset"] == "cached"
+    assert planned["train"] == "to run"
+    assert planned == states(make_preset(), "baseline", **{"grit.power": 1.0}), "GRIT's settings are no matter to it"
+
+
+class Page(HTMLParser):
+    """Collects what a report must and must not hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures, self.loads, self.text = 0, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.pictures += tag == "svg"
+        self.loads += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
+    report = finetuned.report.path
+    html = (report / "report.html").read_text()
+    data = json.loads((report / "report.json").read_text())
+    page = Page(html)
+    assert page.pictures == 3
+    assert page.loads == [], "nothing is loaded from elsewhere"
+    assert len(html) < 3_000_000
+    text = " ".join(page.text)
+    assert data["verdict"]["text"] in text
+    assert data["verdict"]["text"] in (report / "report.md").read_text()
+    for row in data["comparison"]:
+        assert f"{row['base']:.4f}" in text and f"{row['tuned']:.4f}" in text
+    assert data["settings"]["training"]["max_steps"] == 3
+    assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["ready"] == 1
+
+
+def test_plan_prints_and_runs_nothing(make_preset: Preset, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = make_preset(store=str(workplace / "unused"))
+    assert run(finetune, stages, ["--preset", preset, "--plan", "--training.max_steps", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "max_steps: 7" in printed
+    assert "train" in printed and "to run" in printed
+    assert not (workplace / "unused").exists()
+
+
+def test_options_reach_every_setting() -> None:
+    arguments = ["--preset", "x.yaml", "--plan", "--training.max_steps", "60", "--lora.target_modules", "q_proj"]
+    preset, plan, given = parse([*arguments, "--model.trust_remote_code", "--data.columns", "output=answer"])
+    assert (preset, plan) == ("x.yaml", True)
+    assert load_settings("demo", given).training.max_steps == 60
+    assert load_settings("demo", given).lora.target_modules == ("q_proj",)
+    assert load_settings("demo", given).data.columns == {"output": "answer"}
+    with pytest.raises(UserError, match=r"unrecognized arguments: --training.max_step 6"):
+        parse(["--training.max_step", "6"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--preset", "nonsense"], "--preset nonsense: no such preset. Use one of demo, llama3-8b"),
+        (["--training.max_steps", "-3"], "training.max_steps: Input should be greater than or equal to 1"),
+        (["--method", "magic"], "method"),
+        (["--ollama.name", "no good"], "ollama.name: 'no good' is no valid Ollama model name"),
+        (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
+        (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),
+        (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--model.name", "/nowhere"], "/nowhere"),
+        (["--chat.format", "llama3"], "chat.format: the model's vocabulary lacks <|eot_id|>"),
+        (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
+        (["--data.columns", "output=answer"], "the columns are completion, prompt"),
+    ],
+)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_users_mistake_is_one_line_and_leaves_nothing(
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    store = workplace / "mistakes"
+    preset = make_preset(store=str(store))
+    first = [] if "--preset" in arguments else ["--preset", preset]
+    assert run(finetune, stages, [*first, *arguments]) == 2
+    printed = capfd.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+    assert printed.strip().splitlines()[-1].startswith("error: ")
+    assert not (store / "adapter").exists()
+    shutil.rmtree(store, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_too_little_disk_is_found_before_training(
+    make_preset: Preset, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(workplace)
+    monkeypatch.setattr("tasks.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+    preset = make_preset(store=str(workplace / "small"))
+    assert run(finetune, stages, ["--preset", preset]) == 2
+    assert "0.0 GB are free and the run needs" in capfd.readouterr().err
+    assert not (workplace / "small/adapter").exists()

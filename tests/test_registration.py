@@ -1,0 +1,199 @@
+"""Registration, through the real `ollama` client against the stand-in server, and into a model directory."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import ollama
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import TemporaryError, UserError
+from tasks.modelfile import ollama_model, render_modelfile
+from tasks.ollama_store import ModelName, human_parameters, parse_name
+from tasks.registration import register
+from tasks.settings import OllamaSettings
+from tests.standins.ollama_server import OllamaStandIn, ollama_stand_in
+
+
+def make_gguf(store: Store, fill: int = 1) -> Artifact:
+    """A small whole GGUF file."""
+    with store.draft("gguf") as draft:
+        writer = gguf.GGUFWriter(draft.path / "model.gguf", "llama")
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+        writer.add_tensor("token_embd.weight", np.full((4, 32), fill, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return draft.done()
+
+
+def make_dataset(store: Store, **facts: Any) -> Artifact:
+    with store.draft("dataset") as draft:
+        draft.facts = {
+            "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "system": 'Say "yes".', "max_length": 4096,
+        } | facts  # fmt: skip
+        (draft.path / "card.json").write_text(json.dumps(draft.facts))
+    return draft.done()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Any:
+    with ollama_stand_in(tmp_path / "models") as running:
+        yield running
+
+
+def run(store: Store, settings: OllamaSettings, name: str = "demo-grit", fill: int = 1, **facts: Any) -> Artifact:
+    return register.function(
+        make_gguf(store, fill), make_dataset(store, **facts), settings, name, "apache-2.0", store=store
+    )
+
+
+@pytest.mark.parametrize("target", ["server", "store"])
+def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStandIn, target: Any) -> None:
+    settings = OllamaSettings(target=target, host=server.url, models=server.models, parameters={"temperature": 0.5})
+    made = run(store, settings)
+    client = ollama.Client(host=server.url)
+    (listed,) = client.list().models
+    assert listed.model == "demo-grit:latest"
+    assert listed.digest == made.facts["digest"]
+    shown = client.show("demo-grit")
+    assert shown.template is not None and shown.template.endswith("<|im_start|>assistant\n")
+    assert shown.details is not None and shown.details.quantization_level == "Q8_0"
+    parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
+    assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
+    assert ["temperature", "0.5"] in parameters
+    assert "ollama run demo-grit" in made.facts["next"]
+    assert (made.path / "Modelfile").read_text().startswith("# Written by")
+
+
+def test_server_and_store_say_the_same(store: Store, tmp_path: Path) -> None:
+    shown = []
+    for target in ("server", "store"):
+        with ollama_stand_in(tmp_path / target) as running:
+            run(store, OllamaSettings(target=target, host=running.url, models=running.models))  # type: ignore[arg-type]
+            shown.append(ollama.Client(host=running.url).show("demo-grit").model_dump(exclude={"modified_at"}))
+    assert shown[0] == shown[1]
+
+
+def test_a_known_file_is_not_uploaded_again(store: Store, server: OllamaStandIn) -> None:
+    settings = OllamaSettings(target="server", host=server.url)
+    run(store, settings)
+    run(store, settings)
+    assert server.requests.count("POST /api/blobs/") == 1
+
+
+def test_a_failed_registration_leaves_the_former_model(store: Store, server: OllamaStandIn) -> None:
+    settings = OllamaSettings(target="server", host=server.url)
+    run(store, settings)
+    before = ollama.Client(host=server.url).list()
+    server.fail_with = "llama-quantize failed: exit status 1"
+    with pytest.raises(UserError, match="Ollama refuses: llama-quantize failed"):
+        run(store, settings, fill=2)
+    assert ollama.Client(host=server.url).list() == before
+
+
+def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models"
+    settings = OllamaSettings(target="store", models=models)
+    run(store, settings)
+    manifest = models / "manifests/registry.ollama.ai/library/demo-grit/latest"
+    before = manifest.read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(store, settings, fill=2)
+    assert manifest.read_bytes() == before
+    assert not [path for path in models.rglob("tmp*")], "no half-written file is left"
+
+
+def test_files_on_disk_are_as_ollama_lays_them_out(store: Store, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    run(store, OllamaSettings(target="store", models=models))
+    manifest = json.loads((models / "manifests/registry.ollama.ai/library/demo-grit/latest").read_text())
+    kinds = [layer["mediaType"].rsplit(".", 1)[1] for layer in manifest["layers"]]
+    assert kinds == ["model", "template", "system", "license", "params"]
+    for layer in [manifest["config"], *manifest["layers"]]:
+        blob = models / "blobs" / layer["digest"].replace(":", "-")
+        assert blob.stat().st_size == layer["size"]
+        assert stat.S_IMODE(blob.stat().st_mode) == 0o644
+    config = json.loads((models / "blobs" / manifest["config"]["digest"].replace(":", "-")).read_text())
+    assert (config["model_family"], config["file_type"], config["model_type"]) == ("llama", "Q8_0", "128")
+
+
+def test_a_name_in_another_case_takes_the_known_spelling(store: Store, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("Demo-Grit", "demo-grit"):
+        run(store, OllamaSettings(target="store", models=models), name)
+    assert [path.name for path in (models / "manifests/registry.ollama.ai/library").iterdir()] == ["Demo-Grit"]
+
+
+def test_a_server_that_is_down_may_be_tried_again(store: Store) -> None:
+    with pytest.raises(TemporaryError, match=r"http://127.0.0.1:9: no Ollama server answers. Start `ollama serve`"):
+        run(store, OllamaSettings(target="server", host="http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-x", "a b", "../x", "a/b/c/d", "x:", "x:y:z", "x@y", "x:cloud", "x:my-cloud", "a.b/x", "é", "x" * 81]
+)
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is no valid Ollama model name"):
+        parse_name(name)
+
+
+PART = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,20}", fullmatch=True)
+
+
+@given(PART, PART, PART)
+def test_good_names_are_read(namespace: str, model: str, tag: str) -> None:
+    tag = f"v{tag}" if tag.lower() in ("local", "cloud") or tag.lower().endswith("-cloud") else tag
+    tag = tag.removesuffix("-cloud")
+    assert parse_name(model) == ModelName(model)
+    assert parse_name(f"{namespace}/{model}:{tag}") == ModelName(model, namespace, tag=tag)
+    assert parse_name(f"host.example:8080/{namespace}/{model}").host == "host.example:8080"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(8_030_261_248, "8.0B"), (134_515_008, "134.52M"), (2_000_000, "2M"), (128, "128")]
+)
+def test_parameters_are_written_as_ollama_does(count: int, text: str) -> None:
+    assert human_parameters(count) == text
+
+
+def test_modelfile(store: Store) -> None:
+    dataset = make_dataset(store, ollama_template="alpaca", end_of_turn="<|end_of_text|>", system=None, max_length=64)
+    model = ollama_model(dataset, OllamaSettings(parameters={"temperature": 0}), "mit")
+    assert model.template.endswith("### Response:\n{{ .Response }}<|end_of_text|>\n\n")
+    assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>"]
+    lines = render_modelfile(model, "model.gguf").splitlines()
+    assert "PARAMETER num_ctx 2048" in lines and "PARAMETER stop ### Response:" in lines
+    assert not any(line.startswith("SYSTEM") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("facts", "parameters", "said"),
+    [
+        ({"ollama_template": None}, {}, "chat template is like none of chatml, llama3 and alpaca"),
+        ({}, {"temprature": 1}, "Ollama knows no temprature"),
+        ({"system": 'three """ quotes'}, {}, 'a Modelfile cannot express """'),
+    ],
+)
+def test_what_ollama_could_not_serve_is_refused(
+    store: Store, tmp_path: Path, facts: dict[str, Any], parameters: dict[str, Any], said: str
+) -> None:
+    settings = OllamaSettings(target="store", models=tmp_path / "models", parameters=parameters)
+    with pytest.raises(UserError) as caught:
+        run(store, settings, **facts)
+    assert said in str(caught.value)
+    assert not (tmp_path / "models").exists()

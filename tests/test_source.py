@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import TemporaryError, UserError
+from tasks.settings import DataSettings
+from tasks.source import fetch_data, read_rows
+
+ROWS = [{"prompt": "Grüße,\n„hallo“", "completion": "a, b"}, {"prompt": "2", "completion": "😀"}]
+
+
+def fetch(source: object, store: Store) -> Artifact:
+    return fetch_data.function(DataSettings(source=str(source)), 1, store=store)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, store: Store, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(ROWS), encoding="utf-8")
+    elif suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n", encoding="utf-8")
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    source = fetch(path, store)
+    assert source.facts["train"] == f"train.{suffix}"
+    assert list(read_rows(source.path / f"train.{suffix}", path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b"", "the file holds no rows"),
+        ("a.json", b"  ", "the file holds no rows"),
+        ("a.json", b"[]", "the file holds no rows"),
+        ("a.csv", b"prompt,completion\n", "the file holds no rows"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "broken JSON at line 2, column 7"),
+        ("a.json", b'[\n{"a": 1},\n{"a" 2}]', "broken JSON at line 3"),
+        ("a.json", b'{"rows": []}', "the file holds dict, not a list of rows"),
+        ("a.jsonl", b"[1]\n", "row 1 is list, not an object"),
+        ("a.jsonl", b'{"a": "\xff"}', "not UTF-8 at byte 7"),
+        ("a.csv", b"a,b\n1\n", "row 1 has another number of fields"),
+        ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
+        ("a.xlsx", b"", "unsupported kind of file"),
+    ],
+)
+def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        fetch(path, store)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (store.root / "source").exists()
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place/rows.json", "rows.txt"])
+def test_missing_files(store: Store, name: str) -> None:
+    with pytest.raises(UserError, match="no such file|unsupported kind"):
+        fetch(name, store)
+
+
+def test_an_unreachable_hub_may_be_tried_again(store: Store) -> None:
+    """The tests run with HF_HUB_OFFLINE=1, so the Hub is out of reach for real."""
+    with pytest.raises(TemporaryError, match=r"nobody/nothing: the Hugging Face Hub cannot be reached"):
+        fetch("nobody/nothing", store)
+
+
+def test_generated_data_depends_on_the_seed_alone(store: Store) -> None:
+    settings = DataSettings(source="generated:extraction")
+    one, same, other = (fetch_data.function(settings, seed, store=store) for seed in (1, 1, 2))
+    assert one.digest == same.digest != other.digest
+    assert set(one.files) == {"train.jsonl", "validation.jsonl", "test.jsonl"}
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]))
+    settings = DataSettings(source=str(path))
+    before = fetch_data.key(settings, 1, store=store)
+    path.write_text(json.dumps(ROWS[1]) + "\n")
+    assert fetch_data.key(settings, 1, store=store) != before
