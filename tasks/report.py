@@ -109,7 +109,7 @@ def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
     rows = [_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
     differences = [new - old for old, new in zip(rows[0]["nll"], rows[1]["nll"], strict=True)]
     return _compared(
-        f"validation loss, nats per token ({after['rows']} rows)",
+        f"Validation loss, nats per token ({after['rows']} rows)",
         (before["loss"], before["stderr"]),
         (after["loss"], after["stderr"]),
         ratio_stderr(differences, rows[0]["supervised_tokens"]),

@@ -117,7 +117,14 @@ class Stage(Generic[P, R]):
 class Pending:
     """Stands for the result of a stage that would run, and for whatever is read from it."""
 
+    def __init__(self, certain: bool = True) -> None:
+        self.certain = certain
+        """Whether the stage is bound to run anew, or only may be since it follows one that always runs."""
+
     def __getattr__(self, name: str) -> Pending:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Pending:
         return self
 
 
@@ -126,17 +133,24 @@ class Plan:
     """What a run would do: the state of each stage, in order."""
 
     stages: list[tuple[str, str]] = field(default_factory=list)
-    """Name and `cached`, `to run` or `always runs`."""
+    """Name and `cached`, `to run`, `always runs`, or `if something changed` after one that always runs."""
     found: list[tuple[str, BaseModel]] = field(default_factory=list)
     """Name and result of the cached stages."""
 
     def visit(self, visited: Stage[Any, R], *args: Any, **kwargs: Any) -> Any:
         """Look a stage up; what is not cached is pending, and so are the stages after it."""
-        known = not any(isinstance(value, Pending) for value in [*args, *kwargs.values()])
-        result = visited.look_up(*args, **kwargs) if known else None
-        self.stages.append((visited.name, "always runs" if not visited.cached else "cached" if result else "to run"))
+        pending = [value for value in [*args, *kwargs.values()] if isinstance(value, Pending)]
+        result = None if pending else visited.look_up(*args, **kwargs)
+        certain = visited.cached and (any(value.certain for value in pending) or not pending)
+        if result is not None:
+            state = "cached"
+        elif visited.cached:
+            state = "to run" if certain else "if something changed"
+        else:
+            state = "always runs"
+        self.stages.append((visited.name, state))
         if result is None:
-            return Pending()
+            return Pending(certain)
         self.found.append((visited.name, result))
         return result
 

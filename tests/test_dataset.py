@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -18,7 +18,10 @@ from tasks.settings import ChatSettings, DataSettings
 from tasks.source import fetch_data
 from tasks.tokenization import UNSUPERVISED, tokenize
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
+# SmolLM2's vocabulary lacks some bytes, with which only unassigned planes of Unicode begin.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x1FFFF), min_size=1, max_size=40).filter(
+    str.strip
+)
 
 
 def prepare(
@@ -39,13 +42,17 @@ def write(path: Path, items: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("chat_format", ["chatml", "alpaca", "tokenizer"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module", params=["chatml", "alpaca", "tokenizer"])
+def formatted(request: pytest.FixtureRequest, smollm2_tokenizer: PreTrainedTokenizerFast) -> Any:
+    return apply_chat_format(smollm2_tokenizer, request.param)
+
+
+@settings(max_examples=40, deadline=None)
 @given(turns=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), system=st.none() | TEXT)
 def test_only_answers_and_their_end_are_supervised(
-    smollm2_tokenizer: PreTrainedTokenizerFast, chat_format: Any, turns: list[tuple[str, str]], system: str | None
+    formatted: Any, turns: list[tuple[str, str]], system: str | None
 ) -> None:
-    tokenizer = apply_chat_format(smollm2_tokenizer, chat_format)
+    tokenizer = formatted
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -140,7 +147,7 @@ def test_nothing_left_to_train_on(tiny_model: Artifact, store: Store, tmp_path: 
 
 
 def test_formats_that_do_not_fit_are_refused(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
-    with pytest.raises(UserError, match=r"chat.format: .*lacks <\|eot_id\|>.*alpaca, chatml"):
+    with pytest.raises(UserError, match=r"chat.format: .*lacks <\|eot_id\|>.*chatml, alpaca"):
         prepare(tiny_model, store, rows_file, ChatSettings(format="llama3"))
 
 

@@ -73,7 +73,7 @@ def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: 
 
 def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
     preset = make_preset()
-    assert set(states(preset).values()) == {"cached", "always runs"}
+    assert set(states(preset).values()) == {"cached", "always runs", "if something changed"}
     again = finetune(preset, "grit")
     assert again.gguf == finetuned.gguf
     assert again.report == finetuned.report
@@ -82,11 +82,10 @@ def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset
 @pytest.mark.parametrize(
     ("overrides", "first"),
     [
-        ({"ollama.name": "another"}, "write_report"),
         ({"export.gguf_type": "f16"}, "convert"),
         ({"scoring.max_new_tokens": 5}, "score"),
         ({"training.learning_rate": 2e-2}, "train"),
-        ({"data.max_length": 32}, "prepare_dataset"),
+        ({"data.max_length": 32}, "fetch_data"),
     ],
 )
 def test_a_setting_recomputes_only_what_depends_on_it(
@@ -94,6 +93,10 @@ def test_a_setting_recomputes_only_what_depends_on_it(
 ) -> None:
     planned = [name for name, state in states(make_preset(), **overrides).items() if state == "to run"]
     assert planned[0] == first
+
+
+def test_another_ollama_name_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
+    assert "to run" not in states(make_preset(), **{"ollama.name": "another"}).values()
 
 
 def test_the_baseline_shares_all_but_the_training(finetuned: Finetuned, make_preset: Preset) -> None:
@@ -169,7 +172,7 @@ def test_options_reach_every_setting() -> None:
         (["--model.name", "/nowhere"], "/nowhere"),
         (["--chat.format", "llama3"], "chat.format: the model's vocabulary lacks <|eot_id|>"),
         (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
-        (["--data.columns", "output=answer"], "the columns are completion, prompt"),
+        (["--data.columns", "completion=answer"], "the columns are completion, prompt"),
     ],
 )
 @pytest.mark.usefixtures("prefect_server")
