@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import UserError
@@ -87,13 +88,28 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bool = False) -> str:
-    """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    """The text of a conversation; with `prompt` it ends where the assistant's answer begins.
+
+    Raises:
+        UserError: the template refuses the conversation, such as one with a system prompt.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template refuses a conversation: {error}",
+            where="chat.format",
+            fix="Choose chatml, llama3 or alpaca, or remove the system prompts.",
+        ) from None
 
 
 def known_format(tokenizer: PreTrainedTokenizerBase) -> KnownFormat | None:
     """Which of our formats the tokenizer's template renders like, the beginning-of-text token aside."""
-    text = render(tokenizer, _PROBE, prompt=True).removeprefix(str(tokenizer.bos_token) if _adds_bos(tokenizer) else "")
+    try:
+        rendered = render(tokenizer, _PROBE, prompt=True)
+    except UserError:  # a template without a system role is none of ours
+        return None
+    text = rendered.removeprefix(str(tokenizer.bos_token) if _adds_bos(tokenizer) else "")
     for name, template in TEMPLATES.items():
         ours = tokenizer.apply_chat_template(_PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
         if ours == text:
@@ -104,7 +120,12 @@ def known_format(tokenizer: PreTrainedTokenizerBase) -> KnownFormat | None:
 def default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The system prompt that the template puts before a conversation without one, if it does."""
     user = [_PROBE[1]]
-    before, after = render(tokenizer, [_PROBE[0], *user]).split("S1", 1)
+    try:
+        before, found, after = render(tokenizer, [_PROBE[0], *user]).partition("S1")
+    except UserError:  # no system role at all
+        return None
+    if not found:
+        return None
     bare = render(tokenizer, user)
     if not (bare.startswith(before) and bare.endswith(after)):
         return None
@@ -117,7 +138,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         UserError: there is none, so a trained model would never stop.
     """
-    _, tail = render(tokenizer, _PROBE[:3]).rsplit("A1", 1)
+    _, tail = render(tokenizer, _PROBE[1:3]).rsplit("A1", 1)
     special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     found = [token for token in special if token in tail]
     if not found:

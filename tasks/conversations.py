@@ -13,6 +13,8 @@ from tasks.settings import DataSettings
 Messages = list[dict[str, str]]
 Row = Mapping[str, Any]
 
+FIELD = re.compile(r"\{([^{}\n]+)\}")
+"""A `{column}` of a merge template."""
 REQUIRED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -89,15 +91,15 @@ def merge_columns(template: str, row: Row) -> str:
     """
 
     def fill(part: str) -> str:
-        return re.sub(r"\{(\w+)\}", lambda found: _plain(row.get(found[1])), part)
+        return FIELD.sub(lambda found: _plain(row.get(found[1])), part)
 
     def optional(found: re.Match[str]) -> str:
-        fields = re.findall(r"\{(\w+)\}", found[1])
+        fields = FIELD.findall(found[1])
         return fill(found[1]) if all(_plain(row.get(name)).strip() for name in fields) else ""
 
     # Both in one pass, so that brackets and braces inside the values stay as they are.
     return re.sub(
-        r"\[\[(.*?)\]\]|\{(\w+)\}",
+        r"\[\[(.*?)\]\]|\{([^{}\n]+)\}",
         lambda found: optional(found) if found[1] is not None else _plain(row.get(found[2])),
         template,
         flags=re.DOTALL,
@@ -109,6 +111,12 @@ def _shape(settings: DataSettings, columns: list[str], where: object) -> str:
     if unknown := sorted(set(settings.columns) - set(names)):
         raise UserError(
             f"unknown role {', '.join(unknown)}", where="data.columns", fix=f"The roles are {', '.join(sorted(names))}."
+        )
+    if absent := sorted(set(settings.columns.values()) - set(columns)):
+        raise UserError(
+            f"no column {', '.join(absent)}; the columns are {', '.join(columns)}",
+            where=where,
+            fix="Correct data.columns.",
         )
     shapes = REQUIRED if settings.shape == "auto" else {settings.shape: REQUIRED[settings.shape]}
     for shape, roles in shapes.items():
@@ -130,14 +138,15 @@ def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
         turns = row.get(column(REQUIRED[shape][0]))
         if turns is None:
             return []
+        where = f"{where}, column {column(REQUIRED[shape][0])}"
         if not isinstance(turns, list):
-            raise _wrong_type(turns, "a list of turns", f"{where}, column {column(REQUIRED[shape][0])}")
+            raise _wrong_type(turns, "a list of turns", where)
         messages = []
         for turn in turns:
             if not isinstance(turn, Mapping):
                 raise _wrong_type(turn, "an object with role and content", where)
             speaker = turn.get("role", turn.get("from"))
-            if speaker not in SPEAKERS:
+            if not isinstance(speaker, str) or speaker not in SPEAKERS:
                 raise UserError(
                     f"unknown role {speaker!r}", where=where, fix=f"Use one of {', '.join(sorted(SPEAKERS))}."
                 )
@@ -145,8 +154,11 @@ def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
             messages.append({"role": SPEAKERS[speaker], "content": content})
         while messages and messages[-1]["role"] != "assistant":
             messages.pop()  # a question without an answer teaches nothing
-        answered = any(message["content"].strip() for message in messages if message["role"] == "assistant")
-        return messages if answered else []
+        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        answers = (
+            [message["content"] for message in messages[asked[0] :] if message["role"] == "assistant"] if asked else []
+        )
+        return messages if any(answer.strip() for answer in answers) else []
 
     def alpaca(row: Row, where: str) -> Messages:
         instruction, given, output = (
@@ -167,7 +179,7 @@ def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
 def _merging(settings: DataSettings, columns: list[str], where: object) -> Any:
     template = settings.merge_template or ""
     answer = settings.columns.get("completion", "output")
-    fields = set(re.findall(r"\{(\w+)\}", template))
+    fields = set(FIELD.findall(template))
     if not fields:
         raise UserError(
             "no {column} in the template", where="data.merge_template", fix=f"The columns are {', '.join(columns)}."
@@ -180,10 +192,10 @@ def _merging(settings: DataSettings, columns: list[str], where: object) -> Any:
         )
 
     def convert(row: Row, where: str) -> Messages:
-        for name in fields:
+        for name in {*fields, answer}:
             if isinstance(row.get(name), list | dict):
                 raise _wrong_type(row[name], "text", f"{where}, column {name}")
-        return _pair(merge_columns(template, row), _text(row.get(answer), f"{where}, column {answer}"))
+        return _pair(merge_columns(template, row), _plain(row.get(answer)))
 
     return convert
 

@@ -82,7 +82,7 @@ def prepare_dataset(
             **{key: card[key] for key in ("rows", "tokens", "supervised_tokens", "chat_format", "max_length")},
             "ollama_template": known_format(tokenizer),
             "end_of_turn": str(tokenizer.eos_token),
-            "system": chat.system or default_system(tokenizer),
+            "system": default_system(tokenizer) if chat.system is None else chat.system,
         }
     return draft.done()
 
@@ -164,7 +164,8 @@ def _write(split: Split, name: str, directory: Path) -> None:
         return
     with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
         for messages in split.conversations:
-            row = {"messages": messages, "prompt": messages[-2]["content"], "completion": messages[-1]["content"]}
+            prompt = next(message["content"] for message in reversed(messages) if message["role"] == "user")
+            row = {"messages": messages, "prompt": prompt, "completion": messages[-1]["content"]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -172,7 +173,13 @@ def _jsonl(text: str, name: object) -> list[Any]:
 
 
 def _csv(text: str, name: object) -> list[Any]:
-    rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"broken CSV at line {reader.line_num}: {error}", where=name, fix="Correct that line."
+        ) from None
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise UserError(

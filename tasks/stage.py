@@ -125,6 +125,7 @@ class Pending:
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Pending:
+        """Whatever is called on it is pending too."""
         return self
 
 

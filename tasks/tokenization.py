@@ -39,7 +39,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], 
     """Tokenise conversations as they are rendered by the tokenizer's chat template.
 
     Each assistant turn is tokenised by itself, as generation would produce it: the tokens before it are exactly those
-    of the prompt that generation gets.
+    of the prompt that generation gets. An assistant turn before the first user turn is context, not supervised.
 
     Args:
         tokenizer: with the chosen chat format; its eos token ends a turn.
@@ -47,8 +47,16 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], 
         name: label of the progress bar.
 
     Raises:
-        UserError: the template rewrites earlier turns, so that a prompt is no prefix of its conversation.
+        UserError: the template rewrites earlier turns, so that a prompt is no prefix of its conversation; or the
+            tokenizer puts a space before each piece, so that pieces cannot be put together.
     """
+    alone, after = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "\na"))
+    if alone != after[-1:]:
+        raise UserError(
+            "the tokenizer treats the beginning of a text specially (SentencePiece), which is not supported",
+            where="model.name",
+            fix="Choose a model with a byte-level tokenizer, such as Llama 3 or SmolLM2.",
+        )
     with tqdm(total=len(conversations), desc=f"Tokenising {name}", unit="row") as bar:
         for start in range(0, len(conversations), BATCH):
             batch = [_segments(tokenizer, messages) for messages in conversations[start : start + BATCH]]
@@ -69,8 +77,10 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tu
     """Split a rendered conversation into pieces that are supervised and pieces that are not."""
     full, end = render(tokenizer, messages), 0
     segments: list[tuple[str, bool]] = []
+    asked = False
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        asked = asked or message["role"] == "user"
+        if message["role"] != "assistant" or not asked:  # a greeting answers nothing
             continue
         prompt = render(tokenizer, messages[:index], prompt=True)
         until = render(tokenizer, messages[: index + 1])

@@ -26,7 +26,7 @@ def convert(*rows: dict[str, Any], **settings: Any) -> tuple[list[list[dict[str,
         {"prompt": "Q", "completion": "A"},
         {"messages": [USER, ASSISTANT]},
         {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "human", "value": "?"}]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "user"}]},
     ],
 )  # fmt: skip
 def test_shapes_are_detected(row: dict[str, Any]) -> None:
@@ -50,12 +50,15 @@ def test_columns_and_shape_can_be_named() -> None:
         ([{"a": 1}], {}, "the columns are a; needed are messages or conversations or instruction+output"),
         ([{"prompt": "Q", "completion": "A"}], {"shape": "alpaca"}, "needed are instruction+output"),
         ([{"prompt": "Q", "completion": "A"}], {"columns": {"qestion": "x"}}, "data.columns: unknown role qestion"),
+        ([{"prompt": "Q", "completion": "A"}], {"columns": {"input": "contxt"}}, "no column contxt; the columns are"),
+        ([{"messages": [{"role": ["x"], "content": "y"}]}], {}, "unknown role ['x']"),
+        ([{"messages": [ASSISTANT, ASSISTANT]}], {}, "every row is empty"),
         ([{"prompt": "", "completion": "A"}] * 3, {}, "rows.json: every row is empty"),
-        ([{"prompt": "Q", "completion": "A"}, {"prompt": ["x"], "completion": "A"}], {}, "row 2, column prompt: text is"),
+        ([{"prompt": "Q", "completion": "A"}, {"prompt": [1], "completion": "A"}], {}, "row 2, column prompt: text"),
         ([{"messages": "hello"}], {}, "row 1, column messages: a list of turns is needed, found str"),
-        ([{"messages": ["hello"]}], {}, "row 1: an object with role and content is needed"),
-        ([{"messages": [{"role": "wizard", "content": "x"}]}], {}, "row 1: unknown role 'wizard'"),
-        ([{"messages": [{"role": "user", "content": 3}]}], {}, "row 1: text is needed, found int 3"),
+        ([{"messages": ["hello"]}], {}, "row 1, column messages: an object with role and content is needed"),
+        ([{"messages": [{"role": "wizard", "content": "x"}]}], {}, "row 1, column messages: unknown role 'wizard'"),
+        ([{"messages": [{"role": "user", "content": 3}]}], {}, "row 1, column messages: text is needed, found int"),
         ([{"a": "x", "output": "A"}], {"merge_template": "no field"}, "data.merge_template: no {column}"),
         ([{"a": "x", "output": "A"}], {"merge_template": "{b}"}, "no column b; the columns are a, output"),
         ([{"a": ["x"], "output": "A"}], {"merge_template": "{a}"}, "row 1, column a: text is needed, found list"),
@@ -97,10 +100,8 @@ def test_values_are_never_read_as_template(row: dict[str, str | None]) -> None:
 
 @given(st.integers(0, 30), st.integers(2, 5), st.integers(0, 5))
 def test_joining_keeps_every_turn_once(rows: int, count: int, seed: int) -> None:
-    conversations = [
-        [{"role": "system", "content": "S"}, {"role": "user", "content": f"Q{i}"}, {"role": "assistant", "content": f"A{i}"}]
-        for i in range(rows)
-    ]  # fmt: skip
+    roles_of_all = ("system", "S"), ("user", "Q"), ("assistant", "A")
+    conversations = [[{"role": role, "content": f"{text}{i}"} for role, text in roles_of_all] for i in range(rows)]
     joined = join_rows(conversations, count, seed)
     assert joined == join_rows(conversations, count, seed)
     assert len(joined) == -(-rows // count)

@@ -115,7 +115,7 @@ def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, mo
     with pytest.raises(UserError, match="No space left on device"):
         run(store, settings, fill=2)
     assert manifest.read_bytes() == before
-    assert not [path for path in models.rglob("tmp*")], "no half-written file is left"
+    assert not list(models.rglob("tmp*")), "no half-written file is left"
 
 
 def test_files_on_disk_are_as_ollama_lays_them_out(store: Store, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, store: Store, su
         ("a.jsonl", b"[1]\n", "row 1 is list, not an object"),
         ("a.jsonl", b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         ("a.csv", b"a,b\n1\n", "row 1 has another number of fields"),
+        ("a.csv", b'a,b\n1,"2', "broken CSV at line 1"),
         ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
         ("a.xlsx", b"", "unsupported kind of file"),
     ],
@@ -69,7 +70,7 @@ def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place/rows.json", "rows.txt"])
 def test_missing_files(store: Store, name: str) -> None:
-    with pytest.raises(UserError, match="no such file|unsupported kind"):
+    with pytest.raises(UserError, match=r"no such file|unsupported kind"):
         fetch(name, store)
 
 

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+MakeModel = Callable[..., PeftModel]
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """Makes a tiny random Llama in float32 with LoRA, B not zero; the same one each time."""
+
+    def make(**lora: Any) -> PeftModel:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2,
+        )  # fmt: skip
+        settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], **lora}
+        model = get_peft_model(LlamaForCausalLM(config), LoraConfig(**settings))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        return model.train()
+
+    return make
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """Four rows; the first two are padded on the right, prompts are unsupervised."""
+    ids = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = mask[1, 10:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :3] = -100
+    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask, "labels": labels}
+
+
+def backward(model: PeftModel, batch: dict[str, Tensor], denominator: float, scale: float = 1.0) -> None:
+    """Backward of the summed loss over the supervised tokens, scaled."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (scale * nll / denominator).backward()

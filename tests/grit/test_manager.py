@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from grit import GRITConfig, GritInactiveError, GRITManager
+from tests.grit.conftest import MakeModel, backward
+
+QUICK = GRITConfig(kfac_update_freq=1, kfac_min_samples=1)
+
+
+def factors(manager: GRITManager) -> dict[str, Tensor]:
+    """Factors after one captured step."""
+    manager.update_and_invert_factors()
+    (group,) = manager._groups
+    return {"h": group.sigma_h, "u": group.sigma_u, "samples": group.samples}
+
+
+def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 1.0) -> dict[str, Tensor]:
+    manager = GRITManager(model, QUICK)
+    total = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    manager.loss_denominator, manager.loss_scale = total, scale
+    for batch in batches:
+        backward(model, batch, total, scale)
+    found = factors(manager)
+    manager.close()
+    model.zero_grad()
+    return found
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """By hand: own hooks, a loop over tokens."""
+    model = make_model()
+    name, layer = next((n, m) for n, m in model.named_modules() if n.endswith("layers.1.mlp.down_proj"))
+    seen: dict[str, Tensor] = {}
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen["h"] = output.detach()
+        output.register_hook(lambda gradient: seen.update(u=gradient))
+
+    handle = layer.lora_A["default"].register_forward_hook(keep)
+    total = int((batch["labels"][:, 1:] != -100).sum())
+    backward(model, batch, 1.0)
+    handle.remove()
+    model.zero_grad()
+    tokens = [(row, column) for row, column in batch["attention_mask"].nonzero().tolist()]
+    sigma_h = sum(torch.outer(seen["h"][t], seen["h"][t]) for t in tokens) / len(tokens)
+    sigma_u = sum(torch.outer(seen["u"][t], seen["u"][t]) for t in tokens) / len(tokens)
+    manager = GRITManager(model, QUICK)
+    index = next(i for i, m in enumerate(manager._groups[0].modules) if m.name.startswith(name))
+    manager.loss_denominator = total
+    backward(model, batch, total)
+    found = factors(manager)
+    torch.testing.assert_close(found["h"][index], sigma_h, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["u"][index], sigma_u, rtol=1e-4, atol=1e-6)
+    assert found["samples"][index] == len(tokens) == 41
+
+
+def test_factors_do_not_depend_on_how_the_batch_is_split(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
+    assert_same(captured(make_model(), [batch]), captured(make_model(), rows))
+
+
+def test_factors_do_not_depend_on_the_loss_scale(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    assert_same(captured(make_model(), [batch]), captured(make_model(), [batch], scale=1024.0))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_factors_do_not_depend_on_padding(make_model: MakeModel, batch: dict[str, Tensor], side: str) -> None:
+    width = (5, 0) if side == "left" else (0, 5)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    padded = {name: nn.functional.pad(value, width, value=fill[name]) for name, value in batch.items()}
+    positions = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    model = make_model()
+    model.register_forward_pre_hook(
+        lambda _m, args, kwargs: (args, kwargs | {"position_ids": positions}), with_kwargs=True
+    )
+    assert_same(captured(make_model(), [batch]), captured(model, [padded]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_factors_do_not_depend_on_checkpointing(
+    make_model: MakeModel, batch: dict[str, Tensor], reentrant: bool
+) -> None:
+    model = make_model()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(captured(make_model(), [batch]), captured(model, [batch]))
+
+
+def train(model: PeftModel, batch: dict[str, Tensor], manager: GRITManager | None, steps: int) -> list[Tensor]:
+    """A bare PyTorch loop; returns the trained weights."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    if manager is not None:
+        optimizer.register_step_pre_hook(lambda *_: manager.step())
+        manager.loss_denominator = 10
+    for _ in range(steps):
+        backward(model, batch, 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in weights]
+
+
+def test_a_bare_loop_with_its_diagnostics(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    weights = train(model, batch, manager, 4)
+    figures = manager.last_diagnostics
+    assert figures["ready"] == 1 and 0 < figures["cosine"] < 0.999
+    assert figures["grad_norm_preconditioned"] == pytest.approx(figures["grad_norm"], rel=1e-4)
+    assert figures["condition_u"] > 1 and figures["tokens"] == 4 * 41
+    assert manager.factors_are_ready and manager.memory_bytes() > 0
+    plain = train(make_model(), batch, None, 4)
+    assert any(not torch.equal(one, other) for one, other in zip(weights, plain, strict=True))
+
+
+@pytest.mark.parametrize("config", [GRITConfig(variant="adamw"), GRITConfig(ng_warmup_steps=9, kfac_min_samples=1)])
+def test_measuring_alone_changes_no_bit(make_model: MakeModel, batch: dict[str, Tensor], config: GRITConfig) -> None:
+    model = make_model()
+    for one, other in zip(
+        train(model, batch, GRITManager(model, config), 4), train(make_model(), batch, None, 4), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_close_removes_every_hook(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    manager = GRITManager(model, QUICK)
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) > before
+    manager.close()
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == before
+
+
+def test_state_goes_on_where_it_was(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, GRITConfig(kfac_min_samples=1, kfac_update_freq=2))
+    train(model, batch, manager, 3)
+    restored = GRITManager(model, manager.config)
+    restored.load_state_dict(manager.state_dict())
+    results = []
+    for one in (manager, restored):
+        one.loss_denominator = 10
+        for group in one._groups:
+            group.clear()
+        model.zero_grad()
+        backward(model, batch, 10)
+        one.step()
+        results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-7)
+
+
+def test_moving_averages_are_corrected_for_their_start(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    (group,) = manager._groups
+    backward(model, batch, 1)
+    manager.update_and_invert_factors()
+    first = group.sigma_h.clone()
+    backward(model, batch, 1)
+    manager.update_and_invert_factors()
+    torch.testing.assert_close(group.sigma_h, first)
+    assert float(group.weight[0]) == pytest.approx(1 - 0.95**2)
+
+
+def test_an_overflow_is_skipped(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    backward(model, batch, 1)
+    before = factors(manager)
+    backward(model, batch, 1, scale=float("inf"))
+    after = factors(manager)
+    assert_same(before, after)
+    assert torch.isfinite(after["u"]).all()
+
+
+def test_throttles(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, GRITConfig(kfac_min_samples=1, cov_update_freq=2, kfac_update_freq=3))
+    seen, roots = [], []
+    for _ in range(6):
+        backward(model, batch, 1)
+        manager.step()
+        seen.append(manager.last_diagnostics["tokens"])
+        roots.append(manager._roots)
+    assert seen == [41, 41, 82, 82, 123, 123]
+    assert roots[0] is roots[2] and roots[3] is roots[5] and roots[2] is not roots[3]
+
+
+def test_other_parameters_and_missing_gradients_are_left_alone(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model(modules_to_save=["lm_head"], rank_pattern={"v_proj": 2})
+    manager = GRITManager(model, QUICK)
+    assert sorted(group.mean_h.shape[-1] for group in manager._groups) == [2, 4]
+    backward(model, batch, 1)
+    head = next(p for n, p in model.named_parameters() if "lm_head.modules_to_save" in n)
+    skipped = next(p for n, p in model.named_parameters() if "layers.0.self_attn.q_proj.lora_A" in n)
+    before, skipped.grad = head.grad.clone(), None
+    manager.step()
+    assert torch.equal(head.grad, before) and skipped.grad is None
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"use_dora": True}, "does not handle DoRA"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens: GRIT handles LoRA on linear layers only"),
+    ],
+)
+def test_what_it_cannot_handle_is_refused_by_name(make_model: MakeModel, lora: dict[str, Any], said: str) -> None:
+    model = make_model(**lora)
+    with pytest.raises(ValueError, match=said):
+        GRITManager(model)
+
+
+def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """As with fused kernels, which multiply with the weights and never call the modules."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = lambda x, m=module: nn.functional.linear(x, m.weight, m.bias)
+            module._forward_hooks.clear()
+    backward(model, batch, 1)
+    with pytest.raises(GritInactiveError, match="hooks saw no token"):
+        manager.step()
+
+
+def test_a_manager_that_is_never_called_is_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """What happened in the study: hooks in place, factors counted, nothing ever preconditioned."""
+    model = make_model()
+    GRITManager(model, GRITConfig(kfac_update_freq=2))
+    with pytest.raises(GritInactiveError, match=r"has stepped 4 times without GRITManager.step"):
+        train(model, batch, None, 9)
+
+
+@pytest.mark.parametrize(
+    ("rank", "config", "said"),
+    [
+        (4, {"kfac_min_samples": 10_000}, "no factor is ready: 123 tokens seen, kfac_min_samples is 10000"),
+        (1, {"kfac_min_samples": 1}, "multiple of the identity"),
+        (4, {"kfac_min_samples": 1, "kfac_damping": 1e9}, "multiple of the identity"),
+    ],
+)
+def test_a_preconditioner_without_effect_is_an_error(
+    make_model: MakeModel, batch: dict[str, Tensor], rank: int, config: dict[str, Any], said: str
+) -> None:
+    model = make_model(r=rank)
+    with pytest.raises(GritInactiveError, match=said):
+        train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, **config)), 9)
+
+
+@pytest.mark.parametrize("name", ["power", "kfac_update_freq", "cov_update_freq", "kfac_damping", "kfac_min_samples"])
+def test_impossible_settings_name_the_field(name: str) -> None:
+    with pytest.raises(ValueError, match=f"GRITConfig.{name}: 0 is out of bounds"):
+        GRITConfig(**{name: 0})
+
+
+def test_reading_the_configuration_loads_no_heavy_library() -> None:
+    code = "import sys, grit.config; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grit.preconditioning import anisotropy, apply, inverse_power
+
+
+def covariance(count: int, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    x = torch.randn(count, 3 * rank, rank, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return x.mT @ x / (3 * rank)
+
+
+def test_natural_gradient_by_brute_force() -> None:
+    """Where x is white and independent of u, the Fisher block of A is S_u (x) I and that of B S_g (x) S_h exactly."""
+    rank, width, d_out = 3, 4, 5
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * width)  # all signs: E[x x^T] = I exactly
+    u = torch.randn(7, rank, generator=generator)
+    samples = [torch.kron(one, x) for one in u for x in corners]
+    fisher = sum(torch.outer(sample, sample) for sample in samples) / len(samples)
+    gradient = torch.randn(rank, width, generator=generator)
+    natural = torch.linalg.solve(fisher.double(), gradient.flatten().double()).reshape(rank, width).float()
+    sigma_u = (u.mT @ u / len(u)).unsqueeze(0)
+    root = inverse_power(sigma_u, 1.0, 1e-9).matrices
+    ours = apply(root, gradient.unsqueeze(0), left=True, norm_match=False).gradients[0]
+    torch.testing.assert_close(ours, natural, rtol=1e-5, atol=1e-5)
+
+    g = torch.eye(d_out) * d_out**0.5  # white: E[g g^T] = I exactly
+    h = torch.randn(6, rank, generator=generator)
+    samples = [torch.kron(one, x) for one in g for x in h]
+    fisher = sum(torch.outer(sample, sample) for sample in samples) / len(samples)
+    gradient = torch.randn(d_out, rank, generator=generator)
+    natural = torch.linalg.solve(fisher.double(), gradient.flatten().double()).reshape(d_out, rank).float()
+    root = inverse_power((h.mT @ h / len(h)).unsqueeze(0), 1.0, 1e-9).matrices
+    ours = apply(root, gradient.unsqueeze(0), left=False, norm_match=False).gradients[0]
+    torch.testing.assert_close(ours, natural, rtol=1e-4, atol=1e-5)
+
+
+def test_the_step_of_the_product_does_not_depend_on_the_basis() -> None:
+    """Under (B, A) -> (B Q^-1, Q A) the first-order change of B A stays; with the swapped pairing it does not."""
+    rank, d_in, d_out = 3, 6, 5
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
+    x, g = torch.randn(40, d_in, generator=generator), torch.randn(40, d_out, generator=generator)
+    q = torch.randn(rank, rank, generator=generator) + 2 * torch.eye(rank)
+
+    def change(a: torch.Tensor, b: torch.Tensor, *, swapped: bool) -> torch.Tensor:
+        h, u = x @ a.mT, g @ b
+        grad_a, grad_b = u.mT @ x / 40, g.mT @ h / 40
+        sigma_h, sigma_u = (s.mT @ s / 40 for s in (h, u))
+        for_a, for_b = (sigma_h, sigma_u) if swapped else (sigma_u, sigma_h)
+        root_a, root_b = (inverse_power(s.unsqueeze(0), 1.0, 1e-7).matrices for s in (for_a, for_b))
+        step_a = apply(root_a, grad_a.unsqueeze(0), left=True, norm_match=False).gradients[0]
+        step_b = apply(root_b, grad_b.unsqueeze(0), left=False, norm_match=False).gradients[0]
+        return step_b @ a + b @ step_a
+
+    transformed = b @ torch.linalg.inv(q), q @ a
+    torch.testing.assert_close(
+        change(q @ a, transformed[0], swapped=False), change(a, b, swapped=False), rtol=1e-3, atol=1e-3
+    )
+    swapped = change(q @ a, transformed[0], swapped=True) - change(a, b, swapped=True)
+    assert swapped.norm() > 0.05 * change(a, b, swapped=True).norm()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    rank=st.integers(1, 8),
+    width=st.integers(1, 12),
+    left=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    power=st.sampled_from([0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_norm_matching_keeps_norms(
+    count: int, rank: int, width: int, left: bool, dtype: torch.dtype, power: float, seed: int
+) -> None:
+    shape = (count, rank, width) if left else (count, width, rank)
+    raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    result = apply(inverse_power(covariance(count, rank, seed), power, 0.03).matrices, raw, left=left, norm_match=True)
+    assert result.gradients.dtype == dtype and result.gradients.shape == shape
+    torch.testing.assert_close(result.squared, result.raw_squared, rtol=1e-3, atol=1e-6)
+    assert float(result.inner) > 0, "a positive definite matrix keeps the descent direction"
+
+
+def test_a_half_power_twice_is_the_whole() -> None:
+    factors = covariance(3, 5, 0)
+    half, whole = inverse_power(factors, 0.5, 0.1).matrices, inverse_power(factors, 1.0, 0.1).matrices
+    torch.testing.assert_close(half @ half, whole, rtol=1e-4, atol=1e-5)
+    mean = factors.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    torch.testing.assert_close(whole, torch.linalg.inv(factors + 0.1 * mean * torch.eye(5)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
+def test_damping_is_relative(scale: float) -> None:
+    one, other = (inverse_power(s * covariance(2, 4, 1), 0.5, 0.03).matrices for s in (1.0, scale))
+    torch.testing.assert_close(other * scale**0.5, one, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_an_empty_or_broken_factor_gives_the_identity(value: float) -> None:
+    factors = covariance(2, 3, 0)
+    factors[1] = value
+    roots = inverse_power(factors, 0.5, 0.03)
+    assert torch.equal(roots.matrices[1], torch.eye(3))
+    assert roots.conditions[1] == 1
+    assert torch.isfinite(roots.matrices).all()
+
+
+def test_anisotropy() -> None:
+    matrices = torch.stack([3 * torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
+    assert anisotropy(matrices).tolist() == pytest.approx([0, 0.5**0.5])

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tasks.chat_formats import apply_chat_format, default_system, end_of_turn, known_format, render
+from tasks.errors import UserError
+from tasks.tokenization import tokenize
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Bye"},
+]
+GEMMA_LIKE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def llama3_tokenizer(smollm2_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """SmolLM2's with the special tokens of Llama 3, and a beginning-of-text token that it adds itself."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]}
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "text"),
+    [
+        (
+            "llama3",
+            "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            "chatml",
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "alpaca",
+            "Be brief.\n\n### Instruction:\nHello\n\n### Response:\nHi<|im_end|>\n\n"
+            "### Instruction:\nBye\n\n### Response:\n",
+        ),
+    ],
+)
+def test_formats(llama3_tokenizer: PreTrainedTokenizerFast, chat_format: str, text: str) -> None:
+    tokenizer = apply_chat_format(llama3_tokenizer, chat_format)  # type: ignore[arg-type]
+    assert render(tokenizer, CHAT, prompt=True) == text
+    assert known_format(tokenizer) == chat_format
+    assert default_system(tokenizer) is None
+    assert end_of_turn(tokenizer) == tokenizer.eos_token
+    assert tokenizer.pad_token is not None
+    assert len(tokenizer) == len(llama3_tokenizer), "no token is added"
+
+
+def test_the_tokenizers_own_format(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    before = smollm2_tokenizer.chat_template
+    tokenizer = apply_chat_format(smollm2_tokenizer, "tokenizer")
+    assert tokenizer.chat_template == before == smollm2_tokenizer.chat_template
+    assert known_format(tokenizer) == "chatml"
+    assert default_system(tokenizer) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def test_a_template_without_system_role(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = GEMMA_LIKE
+    applied = apply_chat_format(tokenizer, "tokenizer")
+    assert applied.eos_token == "<|im_end|>"
+    assert known_format(applied) is None and default_system(applied) is None
+    with pytest.raises(UserError, match="System role not supported"):
+        render(applied, CHAT)
+
+
+def test_a_greeting_before_the_first_question_is_context(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = apply_chat_format(smollm2_tokenizer, "chatml")
+    (made,) = tokenize(tokenizer, [[{"role": "assistant", "content": "Welcome!"}, *CHAT[1:3]]], "test")
+    assert tokenizer.decode([label for label in made.labels if label != -100]) == "Hi<|im_end|>"
+    assert "Welcome!" in tokenizer.decode(made.input_ids)
