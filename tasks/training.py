@@ -20,7 +20,9 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from grit import GRITConfig, GRITManager, GritTrainer
+from grit.config import GRITConfig
+from grit.manager import GRITManager
+from grit.trainer import GritTrainer
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.memory import peak_memory
