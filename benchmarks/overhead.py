@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from flows.finetune import finetune, stages
-from tasks.settings import load_settings
+from tasks.presets import load_settings
 from tasks.stage import without_prefect
 
 

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
-from tasks.settings import FinetuneSettings, load_settings
+from tasks.presets import load_settings
+from tasks.settings import FinetuneSettings
 from tasks.stage import planning
 
 

@@ -24,10 +24,11 @@ from tasks.estimate import check_disk
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.preflight import check_settings
+from tasks.presets import load_settings
 from tasks.registration import register
 from tasks.report import write_report
 from tasks.scoring import score
-from tasks.settings import FinetuneSettings, Method, load_settings
+from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
 from tasks.training import train
 

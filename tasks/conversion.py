@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 INSTALLED = Path(sys.prefix) / "share" / "llama-cpp-converter"
 FALLBACK_PROMPT = "What is the capital of France?"
 ANSWER_TOKENS = 96
+CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Converter:
     script: Path
     gguf_directory: Path
     version: str
-    """Changes with the converter's code; part of the cache key."""
+    """For people to read; changes with the converter's code and is part of the cache key."""
 
 
 def find_converter(settings: ExportSettings) -> Converter:
@@ -50,12 +52,13 @@ def find_converter(settings: ExportSettings) -> Converter:
         checkout = settings.llama_cpp.expanduser()
         if not (checkout / SCRIPT).is_file():
             raise UserError(f"no {SCRIPT} here", where=checkout, fix="Point export.llama_cpp at a llama.cpp checkout.")
-        return Converter(checkout / SCRIPT, checkout / "gguf-py", _code_version(checkout))
+        return _converter("llama.cpp checkout", checkout / SCRIPT, checkout / "gguf-py")
     if not (INSTALLED / SCRIPT).is_file():
         raise UserError(
             "llama.cpp's converter is not installed", where=INSTALLED, fix="Run `make setup`, or set export.llama_cpp."
         )
-    return Converter(INSTALLED / SCRIPT, INSTALLED, _code_version(INSTALLED))
+    package = " ".join(f"{found.name} {found.version}" for found in distributions(path=[str(INSTALLED)]))
+    return _converter(package, INSTALLED / SCRIPT, INSTALLED)
 
 
 def converter_version(merged: Artifact, dataset: Artifact, settings: ExportSettings) -> str:
@@ -78,12 +81,13 @@ def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, st
 
     Raises:
         UserError: no converter, or it refuses the model.
-        RuntimeError: the GGUF gives no answer.
+        RuntimeError: llama.cpp cannot load the GGUF, or it gives no answer.
     """
     converter = find_converter(settings)
     with store.draft("gguf") as draft:
         file = draft.path / "model.gguf"
-        run_converter(converter, merged.path, file, settings.gguf_type)
+        log = store.root / "logs" / f"convert-{merged.digest[:16]}.log"
+        run_converter(converter, merged.path, file, settings.gguf_type, log)
         draft.facts = {
             "type": settings.gguf_type,
             "bytes": file.stat().st_size,
@@ -93,7 +97,7 @@ def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, st
     return draft.done()
 
 
-def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str) -> None:
+def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str, log: Path | None = None) -> None:
     """Run the converter as a process of its own.
 
     Args:
@@ -101,9 +105,10 @@ def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str)
         model: directory of the merged model.
         file: the GGUF to write.
         gguf_type: `q8_0`, `f16` or `bf16`.
+        log: where all that it printed is kept if it fails.
 
     Raises:
-        UserError: it fails; the text is the last line of its error.
+        UserError: it fails; the text holds the last line of its error.
     """
     command = [sys.executable, str(converter.script), str(model), "--outfile", str(file), "--outtype", gguf_type]
     path = os.pathsep.join([str(converter.gguf_directory), str(converter.script.parent)])
@@ -111,11 +116,16 @@ def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str)
     command += ["--model-name", "fine-tuned"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not file.is_file():
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
+        kept = ""
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(done.stdout + done.stderr, encoding="utf-8")
+            kept = f" All it said is in {log}."
         raise UserError(
             f"llama.cpp's converter refuses the model: {last}",
             where=converter.script,
-            fix="If the model is newer than the converter, set export.llama_cpp to a newer checkout.",
+            fix=f"If the model is newer than the converter, set export.llama_cpp to a newer checkout.{kept}",
         )
 
 
@@ -127,17 +137,20 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
         dataset: gives prompt and chat format.
 
     Returns:
-        Prompt, text, and generated tokens per second.
+        Prompt, text, and generated tokens per second (reading the prompt included in the time).
 
     Raises:
-        RuntimeError: not one token was generated.
+        RuntimeError: llama.cpp cannot load the file, or not one token was generated.
     """
     messages = _prompt(dataset)
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     text = render(tokenizer, messages, prompt=True)
-    llama = Llama(str(file), n_ctx=2048, verbose=False, seed=0)
+    try:
+        llama = Llama(str(file), n_ctx=CONTEXT, verbose=False, seed=0)
+    except ValueError as error:
+        raise RuntimeError(f"llama.cpp cannot load {file}: {error}") from error
     # The rendered text holds the beginning-of-text token already where the model has one.
-    tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(2048 - ANSWER_TOKENS) :]
+    tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(CONTEXT - ANSWER_TOKENS) :]
     started = time.perf_counter()
     made: Any = llama.create_completion(tokens, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[tokenizer.eos_token])
     seconds = time.perf_counter() - started
@@ -161,8 +174,9 @@ def _prompt(dataset: Artifact) -> list[dict[str, str]]:
     return [{"role": "user", "content": FALLBACK_PROMPT}]
 
 
-def _code_version(directory: Path) -> str:
-    """Digest of the converter's own code."""
-    sources = [directory / SCRIPT, *sorted((directory / "conversion").glob("*.py"))]
-    digests = "".join(file_sha256(path) for path in sources)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+def _converter(name: str, script: Path, gguf_directory: Path) -> Converter:
+    """Describe a converter; its version ends with a digest of all its code, the `gguf` package included."""
+    packages = (script.parent / "conversion", gguf_directory / "gguf")
+    sources = [script, *sorted(path for package in packages for path in package.rglob("*.py"))]
+    digest = hashlib.sha256("".join(file_sha256(path) for path in sources).encode()).hexdigest()
+    return Converter(script, gguf_directory, f"{name}, code {digest[:16]}")

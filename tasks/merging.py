@@ -17,6 +17,8 @@ from tasks.errors import UserError
 from tasks.stage import stage
 
 PEFT_PREFIX = "base_model.model."
+COMPUTED = ".rotary_emb.inv_freq"
+"""Older files carry this table, which the model computes itself and no longer saves."""
 TIED_HEAD = "lm_head.weight"
 
 
@@ -35,13 +37,19 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
         The artifact `merged`: a model directory; its facts count changed and unchanged tensors.
 
     Raises:
-        UserError: a merged weight is not finite.
+        UserError: a merged weight is not finite, or the adapter targets an output layer tied to the embedding.
         RuntimeError: a targeted tensor is unchanged, another one changed, or a part of the adapter was not used.
     """
     modules = adapter_modules(adapter)
     base = AutoModelForCausalLM.from_pretrained(
         model.path, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
     )
+    if TIED_HEAD in modules and base.config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            "the output layer is tied to the embedding, so merging into it would change the embedding as well",
+            where="lora.target_modules",
+            fix="Leave lm_head out.",
+        )
     network = PeftModel.from_pretrained(base, str(adapter.path))
     try:
         merged = network.merge_and_unload(safe_merge=True)
@@ -109,6 +117,10 @@ def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]
 
 def _set_tokens(model: PreTrainedModel, eos: int, pad: int) -> None:
     """Generation stops at the end of a turn, and keeps stopping where the base model did."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:  # some models name a temperature without this, which loads and cannot be saved
+        model.generation_config.do_sample = True
     former = model.generation_config.eos_token_id
     others = former if isinstance(former, list) else [former]
     model.generation_config.eos_token_id = [eos, *(token for token in others if token not in (None, eos))]
@@ -119,7 +131,8 @@ def _set_tokens(model: PreTrainedModel, eos: int, pad: int) -> None:
 def _locations(directory: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            yield from ((name, file) for name in tensors.keys())  # noqa: SIM118, safe_open is no mapping
+            names = [name for name in tensors.keys() if not name.endswith(COMPUTED)]  # noqa: SIM118, no mapping
+            yield from ((name, file) for name in names)
 
 
 def _load(file: Path, name: str) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
@@ -20,12 +23,31 @@ STOPS = {
 }
 LEAST_CONTEXT = 2048
 """A chat needs room, also with a model that was trained on short rows. In tokens."""
-TEXT_PARAMETERS = (
-    *("num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k", "repeat_last_n"),
-    *("num_ctx", "temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty"),
-    *("frequency_penalty", "use_mmap", "stop", "draft_num_predict"),
+_INTEGERS = (
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "num_predict", "draft_num_predict"),
+    *("seed", "top_k", "repeat_last_n"),
 )
-"""The parameters that a Modelfile may set; Ollama checks them only when the model runs."""
+_NUMBERS = (*("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),)
+PARAMETERS: dict[str, type] = {
+    **dict.fromkeys(_INTEGERS, int),
+    **dict.fromkeys(_NUMBERS, float),
+    "use_mmap": bool,
+    "stop": str,
+}
+"""The parameters that a Modelfile may set, with their types; Ollama checks them only when the model runs."""
+
+
+def quoted(value: Any) -> str:
+    """A value as a Modelfile spells it. There are no escapes: a text goes to the first line that ends in its quote.
+
+    Args:
+        value: a text without three quotes in a row, a number or a truth value.
+    """
+    if not isinstance(value, str):
+        return json.dumps(value)
+    quote = '"""' if '"' in value or "\n" in value else '"'
+    return f"{quote}{value}{quote}"
+
 
 # Ollama's templates are Go's, with {{ }}; so Jinja's own delimiters are [[ ]] here.
 _JINJA = Environment(
@@ -39,6 +61,7 @@ _JINJA = Environment(
     undefined=StrictUndefined,
     autoescape=False,  # noqa: S701, no HTML: text that Ollama reads as it is
 )
+_JINJA.filters["quoted"] = quoted
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,7 @@ class OllamaModel:
     """Go text/template."""
     system: str | None
     parameters: dict[str, Any]
-    """`stop` is a list."""
+    """`stop` is a list of texts; all others are single values."""
     license: str | None
 
 
@@ -58,11 +81,12 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
 
     Args:
         dataset: chat format, end of turn, system prompt and length of the training rows.
-        settings: further parameters.
+        settings: further parameters; a `stop` among them comes on top of the chat format's.
         license_name: the base model's, if known.
 
     Raises:
-        UserError: a chat format without an Ollama template, or a parameter that Ollama does not know.
+        UserError: a chat format without an Ollama template, a parameter that Ollama does not know or of another
+            type, or a text that a Modelfile cannot express.
     """
     chat_format = dataset.facts["ollama_template"]
     if chat_format not in STOPS:
@@ -71,21 +95,50 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
             where="chat.format",
             fix="Choose one of these formats and train with it.",
         )
-    if unknown := sorted(set(settings.parameters) - set(TEXT_PARAMETERS)):
+    further = check_parameters(settings.parameters)
+    end_of_turn, system = dataset.facts["end_of_turn"], dataset.facts["system"]
+    # Ollama replaces the stops it knows by those it is given, so all of them are given.
+    stops = list(dict.fromkeys([*STOPS[chat_format], end_of_turn, *filter(None, [further.pop("stop", None)])]))
+    texts = {"chat.system": system, "the model's license": license_name, "ollama.parameters": "\n".join(stops)}
+    for where, text in texts.items():
+        if text is not None and '"""' in text:
+            raise UserError('a Modelfile cannot express """', where=where, fix="Use other quotes.")
+    return OllamaModel(
+        template=_JINJA.get_template(f"{chat_format}.gotmpl").render(end_of_turn=end_of_turn),
+        system=system or None,
+        parameters={"num_ctx": max(LEAST_CONTEXT, dataset.facts["max_length"]), "stop": stops, **further},
+        license=license_name or None,
+    )
+
+
+def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the user's parameters as the types that Ollama wants, since Ollama finds out only when the model runs.
+
+    Args:
+        given: name to value; texts such as "0.5" from a command line count as what they say.
+
+    Returns:
+        The same with each value in its type.
+
+    Raises:
+        UserError: an unknown name, or a value of another type.
+    """
+    if unknown := sorted(given.keys() - PARAMETERS.keys()):
         raise UserError(
             f"Ollama knows no {', '.join(unknown)}",
             where="ollama.parameters",
-            fix=f"Choose from {', '.join(sorted(TEXT_PARAMETERS))}.",
+            fix=f"Choose from {', '.join(sorted(PARAMETERS))}.",
         )
-    end_of_turn = dataset.facts["end_of_turn"]
-    stops = STOPS[chat_format] + [end_of_turn] * (end_of_turn not in STOPS[chat_format])
-    context = max(LEAST_CONTEXT, dataset.facts["max_length"])
-    return OllamaModel(
-        template=_JINJA.get_template(f"{chat_format}.gotmpl").render(end_of_turn=end_of_turn),
-        system=dataset.facts["system"],
-        parameters={"num_ctx": context, "stop": stops, **settings.parameters},
-        license=license_name,
-    )
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            checked[name] = TypeAdapter(PARAMETERS[name]).validate_python(value)
+        except ValidationError:
+            wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[PARAMETERS[name]]
+            raise UserError(
+                f"{name} is {value!r}", where="ollama.parameters", fix=f"Ollama wants {wanted} here."
+            ) from None
+    return checked
 
 
 def render_modelfile(model: OllamaModel, from_: Path | str) -> str:
@@ -94,11 +147,5 @@ def render_modelfile(model: OllamaModel, from_: Path | str) -> str:
     Args:
         model: what to say.
         from_: the GGUF, as Ollama finds it.
-
-    Raises:
-        UserError: a text holds three quotes, which a Modelfile cannot express.
     """
-    for where, text in (("chat.system", model.system), ("the model's license", model.license)):
-        if text is not None and '"""' in text:
-            raise UserError('a Modelfile cannot express """', where=where, fix="Use other quotes.")
     return _JINJA.get_template("Modelfile.j2").render(model=model, from_=from_)

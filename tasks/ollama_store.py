@@ -40,6 +40,13 @@ class ModelName:
     host: str = "registry.ollama.ai"
     tag: str = "latest"
 
+    def __str__(self) -> str:
+        """As `ollama list` shows it: always with the tag, without what goes without saying."""
+        parts = [self.host, self.namespace, f"{self.model}:{self.tag}"]
+        if self.host == ModelName.host:
+            parts = parts[2:] if self.namespace == ModelName.namespace else parts[1:]
+        return "/".join(parts)
+
 
 def parse_name(name: str) -> ModelName:
     """Read a model name by Ollama's rules.
@@ -102,7 +109,7 @@ def write_model(models: Path, name: ModelName, gguf: Path, gguf_sha256: str, mod
             "layers": layers,
         }
         content = json.dumps(manifest).encode()
-        _write(path, content)
+        _write(path, content, models)  # a half-written file among the manifests would count as one
     except OSError as error:
         raise UserError(
             f"cannot be written: {error.strerror}", where=models, fix="Correct ollama.models, or free some space."
@@ -119,7 +126,7 @@ def gguf_config(gguf: Path) -> dict[str, Any]:
     reader = GGUFReader(gguf)
     architecture = str(reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
     field = reader.get_field("general.file_type")
-    file_types = {0: "F32", 1: "F16", 7: "Q8_0", 15: "Q4_K_M", 32: "BF16"}
+    file_types = {1: "F16", 7: "Q8_0", 15: "Q4_K_M", 32: "BF16"}
     return {
         "model_format": "gguf",
         "model_family": architecture,
@@ -148,7 +155,7 @@ def _manifest_path(models: Path, name: ModelName) -> Path:
     path = models / "manifests"
     for part in (name.host, name.namespace, name.model, name.tag):
         known = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        path /= next((entry for entry in known if entry.lower() == part.lower()), part)
+        path /= part if part in known else next((entry for entry in known if entry.lower() == part.lower()), part)
     return path
 
 
@@ -158,7 +165,7 @@ def _layer(kind: str, digest: str, size: int) -> dict[str, Any]:
 
 def _write_blob(blobs: Path, content: bytes) -> tuple[str, int]:
     digest = hashlib.sha256(content).hexdigest()
-    _write(blobs / f"sha256-{digest}", content)
+    _write(blobs / f"sha256-{digest}", content, blobs)
     return f"sha256:{digest}", len(content)
 
 
@@ -196,9 +203,9 @@ def _digest(path: Path, label: str, copy: BinaryIO | None = None) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+def _write(path: Path, content: bytes, drafts: Path) -> None:
+    """Write a small file whole or not at all; it takes shape in another directory of the same file system."""
+    with tempfile.NamedTemporaryFile(dir=drafts, delete=False) as temporary:
         try:
             temporary.write(content)
             temporary.flush()

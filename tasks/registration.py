@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import ollama
@@ -15,7 +18,7 @@ from tqdm import tqdm
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.modelfile import OllamaModel, ollama_model, render_modelfile
-from tasks.ollama_store import parse_name, write_model
+from tasks.ollama_store import CHUNK, ModelName, parse_name, write_model
 from tasks.settings import OllamaSettings
 from tasks.stage import stage
 
@@ -44,32 +47,32 @@ def register(
     parsed = parse_name(name)
     model = ollama_model(dataset, settings, license_name)
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
-    facts: dict[str, str] = {"name": name, "target": settings.target, "gguf_sha256": sha256}
-    modelfile = render_modelfile(model, file)
+    facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256}
     if settings.target == "server":
         with _clear_errors(settings.host):
-            facts["digest"] = create_on_server(settings.host, name, file, sha256, model)
+            facts["digest"] = create_on_server(settings.host, parsed, file, sha256, model)
         facts["next"] = f"ollama run {name}"
     elif settings.target == "store":
         models = Path(os.path.abspath(settings.models.expanduser()))  # noqa: PTH100, keeps links as they are
         facts["digest"] = write_model(models, parsed, file, sha256, model)
         facts["models"] = str(models)
-        facts["next"] = f"OLLAMA_MODELS={models} ollama serve & ollama run {name}"
+        serve = f"OLLAMA_MODELS={shlex.quote(str(models))} ollama serve"
+        facts["next"] = f"{serve}, and in another terminal: ollama run {name}"
     with store.draft("registration") as draft:
-        if settings.target == "none":
-            facts["next"] = f"ollama create {name} -f Modelfile, with a FROM line for {file}"
-        (draft.path / "Modelfile").write_text(modelfile, encoding="utf-8")
+        (draft.path / "Modelfile").write_text(render_modelfile(model, file), encoding="utf-8")
         (draft.path / "registration.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.facts = dict(facts)
-    return draft.done()
+    made = draft.done()
+    by_hand = f"ollama create {name} -f {shlex.quote(str(made.path / 'Modelfile'))}"
+    return made.model_copy(update={"facts": {"next": by_hand, **facts}})
 
 
-def create_on_server(host: str, name: str, file: Path, sha256: str, model: OllamaModel) -> str:
+def create_on_server(host: str, name: ModelName, file: Path, sha256: str, model: OllamaModel) -> str:
     """Upload the file unless it is there, create the model, and check what the server then shows.
 
     Args:
-        host: URL of the server.
-        name: Ollama model name.
+        host: the server, as a URL or the way OLLAMA_HOST is written.
+        name: under which it is registered.
         file: the GGUF.
         sha256: its digest.
         model: template, system prompt, parameters, license.
@@ -78,16 +81,15 @@ def create_on_server(host: str, name: str, file: Path, sha256: str, model: Ollam
         The model's digest as the server lists it.
 
     Raises:
-        UserError: the server shows something else than was sent.
+        UserError: the server does not finish, or shows something else than was sent.
     """
     client = ollama.Client(host=host)
     digest = f"sha256:{sha256}"
-    if httpx.head(f"{host.rstrip('/')}/api/blobs/{digest}", timeout=60).status_code != httpx.codes.OK:
-        tqdm.write(f"Uploading {file.stat().st_size / 1e6:.0f} MB to {host}")
-        client.create_blob(file)
+    upload(client, file, digest)
+    status = None
     with tqdm(unit="B", unit_scale=True, desc=f"ollama create {name}") as bar:
         for progress in client.create(
-            model=name,
+            model=str(name),
             files={file.name: digest},
             template=model.template,
             system=model.system,
@@ -95,33 +97,81 @@ def create_on_server(host: str, name: str, file: Path, sha256: str, model: Ollam
             license=model.license,
             stream=True,
         ):
-            bar.set_postfix_str(progress.status or "")
+            status = progress.status
+            bar.set_postfix_str(status or "")
             if progress.total:
                 bar.total = progress.total
                 bar.update((progress.completed or 0) - bar.n)
+    if status != "success":
+        # What is shown under this name may then be the former model, which would pass every check below.
+        raise UserError(f"creating {name} ended at {status!r}", where=host, fix="See the server's log.")
     check_shown(client, host, name, model)
-    listed = {entry.model: entry.digest for entry in client.list().models}
-    return str(listed.get(name if ":" in name else f"{name}:latest"))
+    # A name that differs only in case from a known one takes the known spelling.
+    listed = {(entry.model or "").lower(): entry.digest for entry in client.list().models}
+    if not (found := listed.get(str(name).lower())):
+        raise UserError(f"the server does not list {name}", where=host, fix="See the server's log.")
+    return found
 
 
-def check_shown(client: ollama.Client, host: str, name: str, model: OllamaModel) -> None:
+def upload(client: ollama.Client, file: Path, digest: str) -> None:
+    """Send a file unless the server has it.
+
+    Through the connection that the client holds, with its host and key: the client itself can neither ask whether a
+    blob is there nor show progress.
+
+    Args:
+        client: of the server.
+        file: what to send.
+        digest: `sha256:` and 64 hexadecimal digits.
+
+    Raises:
+        ollama.ResponseError: the server refuses it.
+    """
+    connection: httpx.Client = client._client
+    url, size = f"/api/blobs/{digest}", file.stat().st_size
+    if connection.head(url, timeout=60).status_code == httpx.codes.OK:
+        return
+    bar = {"total": size, "desc": "Uploading to Ollama", "unit": "B", "unit_scale": True}
+    with file.open("rb") as raw, tqdm.wrapattr(raw, "read", **bar) as reader:
+        chunks = iter(partial(reader.read, CHUNK), b"")
+        response = connection.post(url, content=chunks, headers={"Content-Length": str(size)})
+    if response.is_error:
+        raise ollama.ResponseError(response.text, response.status_code)
+
+
+def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel) -> None:
     """Compare what the server shows with what was sent.
 
     Raises:
-        UserError: template or stop parameters differ, or the file is not recognised as quantised.
+        UserError: template or parameters differ, or no quantisation level is known.
     """
-    shown = client.show(name)
-    parameters = shown.parameters or ""
-    missing = [
-        stop for stop in model.parameters["stop"] if json.dumps(stop) not in parameters and stop not in parameters
+    shown = client.show(str(name))
+    told: dict[str, list[Any]] = {}
+    for line in (shown.parameters or "").splitlines():
+        key, _, value = line.partition(" ")
+        told.setdefault(key, []).append(_shown_value(value.strip()))
+    faults = [
+        f"parameter {key}"
+        for key, value in model.parameters.items()
+        if any(one not in told.get(key, []) for one in (value if isinstance(value, list) else [value]))
     ]
-    quantised = shown.details is not None and shown.details.quantization_level not in (None, "", "unknown")
-    if shown.template != model.template or missing or not quantised:
+    if shown.template != model.template:
+        faults.append("template")
+    if shown.details is None or shown.details.quantization_level in (None, "", "unknown"):
+        faults.append("quantisation level")
+    if faults:
         raise UserError(
-            f"the server shows another {'template' if shown.template != model.template else 'set of parameters'}",
+            f"the server does not show what was sent: {', '.join(faults)}",
             where=f"{host}, model {name}",
             fix="Update Ollama, or register with ollama.target store.",
         )
+
+
+def _shown_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @contextmanager
@@ -130,6 +180,8 @@ def _clear_errors(host: str) -> Iterator[None]:
         yield
     except ollama.ResponseError as error:
         raise UserError(f"Ollama refuses: {error.error}", where=host, fix="See the server's log.") from error
+    except (ValueError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:  # no URL, or an answer that is no JSON
+        raise UserError("no Ollama server is behind this address", where=host, fix="Correct ollama.host.") from error
     except (ConnectionError, httpx.TransportError) as error:
         raise TemporaryError(
             f"{host}: no Ollama server answers. Start `ollama serve`, or use --ollama.target store."

@@ -6,17 +6,12 @@ with the same nesting as `FinetuneSettings`; overrides replace single values in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tasks.errors import UserError
-
-PRESETS = Path(__file__).resolve().parent.parent / "presets"
-REPOSITORY = PRESETS.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 Method = Literal["baseline", "grit"]
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
@@ -252,69 +247,3 @@ class FinetuneSettings(Section):
     def ollama_name(self) -> str:
         """The Ollama model name with the method filled in."""
         return self.ollama.name.replace("{method}", self.method)
-
-
-def preset_path(preset: str) -> Path:
-    """Find a preset by its name in `presets/` or by the path of a YAML file.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    is_file = preset.endswith((".yaml", ".yml"))
-    path = Path(preset).expanduser() if is_file else PRESETS / f"{preset}.yaml"
-    if not path.is_file() or (not is_file and Path(preset).name != preset):
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise UserError(
-            "no such preset", where=f"--preset {preset}", fix=f"Use one of {known}, or the path of a YAML file."
-        )
-    return path
-
-
-def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> FinetuneSettings:
-    """Read a preset, put the overrides over it, and validate the whole.
-
-    Args:
-        preset: a name in `presets/` or the path of a YAML file.
-        overrides: nested like the settings; a dotted key such as `training.max_steps` reaches inside.
-
-    Raises:
-        UserError: unknown preset, unreadable YAML, unknown setting or impossible value.
-    """
-    path = preset_path(preset)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid YAML: {error}", where=path, fix="Correct the file.") from None
-    if not isinstance(values, dict):
-        raise UserError("the file holds no settings", where=path, fix="Start from a file in presets/.")
-    merged: dict[str, Any] = values
-    for key, value in (overrides or {}).items():
-        merged = _merged(merged, _nested(key.split("."), value))
-    try:
-        return FinetuneSettings.model_validate(merged)
-    except ValidationError as error:
-        raise settings_error(error, path) from None
-
-
-def settings_error(error: ValidationError, where: object) -> UserError:
-    """Turn pydantic's report into one line that names each faulty setting."""
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
-        + ("unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
-        + ("" if isinstance(fault["input"], dict | Section) else f" (got {fault['input']!r})")
-        for fault in error.errors()
-    )
-    return UserError(faults, where=where, fix="See the settings table in README.md.")
-
-
-def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
-
-
-def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, Mapping)
-        merged[key] = _merged(dict(below or {}), value) if both else value
-    return merged

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tasks.extraction import INSTRUCTION, ROWS, compose, generate, pools
-from tasks.settings import PRESETS, load_settings
+from tasks.presets import PRESETS, load_settings
 
 PARTS = tuple(ROWS)
 KEYS = ["intent", "name", "item", "quantity", "date"]

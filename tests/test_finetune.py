@@ -16,7 +16,7 @@ from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
-from tasks.settings import load_settings
+from tasks.presets import load_settings
 
 Preset = Callable[..., str]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks.settings import PRESETS, FinetuneSettings, load_settings
+from tasks.presets import PRESETS, load_settings
+from tasks.settings import FinetuneSettings
 
 STUDY = {
     "seed": 3407,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tasks.modelfile import ollama_model, render_modelfile
 from tasks.ollama_store import ModelName, human_parameters, parse_name
 from tasks.registration import register
 from tasks.settings import OllamaSettings
-from tests.standins.ollama_server import OllamaStandIn, ollama_stand_in
+from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
 
 def make_gguf(store: Store, fill: int = 1) -> Artifact:
@@ -91,14 +92,33 @@ def test_a_known_file_is_not_uploaded_again(store: Store, server: OllamaStandIn)
     assert server.requests.count("POST /api/blobs/") == 1
 
 
-def test_a_failed_registration_leaves_the_former_model(store: Store, server: OllamaStandIn) -> None:
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (Faults(late_error="llama-quantize failed: exit status 1"), "Ollama refuses: llama-quantize failed"),
+        (Faults(ends_early=True), "creating demo-grit:latest ended at 'verifying conversion'"),
+        (Faults(damages_uploads=True), "Ollama refuses: digest mismatch"),
+        (Faults(no_json=True), "no Ollama server is behind this address"),
+    ],
+    ids=["late error", "ends early", "damaged upload", "another server"],
+)
+def test_a_failed_registration_leaves_the_former_model(
+    store: Store, server: OllamaStandIn, faults: Faults, said: str
+) -> None:
     settings = OllamaSettings(target="server", host=server.url)
     run(store, settings)
     before = ollama.Client(host=server.url).list()
-    server.fail_with = "llama-quantize failed: exit status 1"
-    with pytest.raises(UserError, match="Ollama refuses: llama-quantize failed"):
+    server.faults = faults
+    with pytest.raises(UserError, match=re.escape(said)):
         run(store, settings, fill=2)
+    server.faults = Faults()
     assert ollama.Client(host=server.url).list() == before
+
+
+def test_a_server_that_shows_something_else_is_found_out(store: Store, server: OllamaStandIn) -> None:
+    server.faults = Faults(shows_no_parameters=True)
+    with pytest.raises(UserError, match="does not show what was sent: parameter num_ctx, parameter stop"):
+        run(store, OllamaSettings(target="server", host=server.url))
 
 
 def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +197,7 @@ def test_modelfile(store: Store) -> None:
     assert model.template.endswith("### Response:\n{{ .Response }}<|end_of_text|>\n\n")
     assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>"]
     lines = render_modelfile(model, "model.gguf").splitlines()
-    assert "PARAMETER num_ctx 2048" in lines and "PARAMETER stop ### Response:" in lines
+    assert "PARAMETER num_ctx 2048" in lines and 'PARAMETER stop "### Response:"' in lines
     assert not any(line.startswith("SYSTEM") for line in lines)
 
 
@@ -186,6 +206,7 @@ def test_modelfile(store: Store) -> None:
     [
         ({"ollama_template": None}, {}, "chat template is like none of chatml, llama3 and alpaca"),
         ({}, {"temprature": 1}, "Ollama knows no temprature"),
+        ({}, {"temperature": "warm"}, "temperature is 'warm'. Ollama wants a number here"),
         ({"system": 'three """ quotes'}, {}, 'a Modelfile cannot express """'),
     ],
 )

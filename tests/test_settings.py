@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from grit.config import GRITConfig
 from tasks.errors import UserError
-from tasks.settings import FinetuneSettings, GritSettings, TrainingSettings, load_settings
+from tasks.presets import load_settings
+from tasks.settings import FinetuneSettings, GritSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,43 @@
 
 It enforces the documented contract of what registration uses: blobs are verified by digest, `create` checks in the
 server's order and streams NDJSON with late errors after HTTP 200, and models lie on disk as Ollama lays them out, so
-that what was written into a model directory offline is listed and shown as well.
+that what was written into a model directory offline is listed and shown as well. It shares no code with the pipeline,
+and answers 501 to the parts of the contract that it leaves out.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.ollama_store import ModelName, gguf_config, parse_name
+from tests.standins.ollama_models import MEDIA, ModelDirectory, config_of, shown_name
 
-DIGEST = re.compile(r"^sha256[:-][0-9a-fA-F]{64}$")
-MEDIA = "application/vnd.ollama.image."
+DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
+METHODS = {"tags": "GET", "version": "GET", "create": "POST", "show": "POST", "delete": "DELETE"}
+LEFT_OUT = {"chat", "generate", "copy", "ps", "pull", "push", "embed"}
+
+
+@dataclass
+class Faults:
+    """How the server misbehaves, until told otherwise."""
+
+    late_error: str | None = None
+    """`create` ends with this error after HTTP 200."""
+    ends_early: bool = False
+    """`create` ends without error and without `success`, and nothing is registered."""
+    damages_uploads: bool = False
+    """One bit of each upload is lost on the way."""
+    shows_no_parameters: bool = False
+    """As a server would that does not know them."""
+    no_json: bool = False
+    """Something else listens on this port."""
 
 
 class OllamaStandIn(ThreadingHTTPServer):
@@ -30,19 +47,15 @@ class OllamaStandIn(ThreadingHTTPServer):
     def __init__(self, models: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.models = models
+        self.directory = ModelDirectory(models)
         self.requests: list[str] = []
-        self.fail_with: str | None = None
-        """Text of a late error for the next `create`."""
+        """Method and route of each request."""
+        self.authorizations: set[str | None] = set()
+        self.faults = Faults()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
-
-    def blob(self, digest: str) -> Path:
-        return self.models / "blobs" / digest.replace(":", "-")
-
-    def manifest(self, name: ModelName) -> Path:
-        return self.models / "manifests" / name.host / name.namespace / name.model / name.tag
 
 
 @contextmanager
@@ -64,153 +77,159 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         """Stay quiet."""
 
-    def do_HEAD(self) -> None:
-        digest = self.path.removeprefix("/api/blobs/")
-        self._note()
-        self._send(400 if not DIGEST.match(digest) else 200 if self.server.blob(digest).is_file() else 404)
-
-    def do_GET(self) -> None:
-        self._note()
-        if self.path == "/api/tags":
-            self._send(200, {"models": [self._listed(path) for path in self._manifests()]})
-        else:
-            self._send(404, text="404 page not found")
-
-    def do_POST(self) -> None:
-        self._note()
+    def handle_any(self) -> None:
+        self.server.requests.append(f"{self.command} {self.path.split('sha256')[0]}")
+        self.server.authorizations.add(self.headers.get("Authorization"))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path.startswith("/api/blobs/"):
-            self._receive(self.path.removeprefix("/api/blobs/"), body)
-        elif self.path == "/api/create":
-            self._create(json.loads(body))
-        elif self.path == "/api/show":
-            self._show(json.loads(body))
-        else:
-            self._send(404, text="404 page not found")
+        _, _, route = self.path.partition("/api/")
+        if self.server.faults.no_json:
+            return self._send(200, text="It works!")
+        if route.startswith("blobs/"):
+            return self._blob(route.removeprefix("blobs/"), body)
+        if route in LEFT_OUT:
+            return self._send(501, {"error": "the stand-in for Ollama leaves this out"})
+        if route not in METHODS:
+            return self._send(404, text="404 page not found")
+        if METHODS[route] != self.command:
+            return self._send(405, text="405 method not allowed")
+        if self.command == "GET":
+            return self._version() if route == "version" else self._tags()
+        try:
+            request = json.loads(body) if body else None
+        except ValueError as error:
+            return self._send(400, {"error": str(error)})
+        if not isinstance(request, dict):
+            return self._send(400, {"error": "json: cannot unmarshal" if body else "missing request body"})
+        return {"create": self._create, "show": self._show, "delete": self._delete}[route](request)
 
-    def _receive(self, digest: str, body: bytes) -> None:
-        if not DIGEST.match(digest):
+    do_HEAD = do_GET = do_POST = do_DELETE = handle_any
+
+    def _blob(self, digest: str, body: bytes) -> None:
+        if self.command not in ("HEAD", "POST"):
+            return self._send(405, text="405 method not allowed")
+        if not DIGEST.fullmatch(digest):
             return self._send(400, {"error": "invalid digest format"})
-        if self.server.blob(digest).is_file():
-            return self._send(200)
-        true = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        self._store(body)
+        there = self.server.directory.blob(digest).is_file()
+        if there or self.command == "HEAD":
+            return self._send(200 if there else 404)
+        if self.server.faults.damages_uploads:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        true, _ = self.server.directory.add_blob(body)
         if true != digest:
             return self._send(400, {"error": f'digest mismatch, expected "{digest}", got "{true}"'})
         return self._send(201)
 
     def _create(self, request: dict[str, Any]) -> None:
         files = request.get("files")
-        if files is None:
-            return self._send(400, {"error": "neither 'from' or 'files' was specified"})
-        for name, digest in files.items():
-            if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+        if not isinstance(files, dict | None) or not isinstance(request.get("parameters"), dict | None):
+            return self._send(400, {"error": "json: cannot unmarshal"})
+        for key, digest in (files or {}).items():
+            if any(part in ("", ".", "..") for part in key.split("/")):
                 return self._send(400, {"error": "file path must be relative"})
             if not digest:
                 return self._send(400, {"error": "invalid digest format"})
-        try:
-            name = parse_name(request.get("model") or "")
-        except UserError:
+        path = self.server.directory.manifest(request.get("model") or "")
+        if path is None:
             return self._send(400, {"error": "invalid model name"})
-        if not files:
+        if len(files or {}) > 1 or any(request.get(key) for key in ("from", "quantize", "adapters", "messages")):
+            return self._send(501, {"error": "the stand-in for Ollama creates from one GGUF file only"})
+        if files is None:
+            return self._send(400, {"error": "neither 'from' or 'files' was specified"})
+        key, digest = next(iter(files.items()), ("", ""))
+        if not key.endswith(".gguf") and (not digest or self._fault_of(digest)):
             return self._send(400, {"error": "unknown type"})
+        lines = self._creation(path, digest, request)
+        if request.get("stream") is False:
+            last = list(lines)[-1]
+            return self._send(last.pop("code", 200), last)
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.end_headers()
-        for line in self._creation(name, files, request):
+        for line in lines:
+            line.pop("code", None)
             self.wfile.write(json.dumps(line).encode() + b"\n")
         return None
 
-    def _creation(self, name: ModelName, files: dict[str, str], request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        (digest,) = files.values()
+    def _creation(self, path: Path, model: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        directory, faults = self.server.directory, self.server.faults
         yield {"status": "parsing GGUF"}
-        blob = self.server.blob(digest)
-        if not blob.is_file():
-            yield {"error": f"open {blob}: no such file or directory"}
+        if fault := self._fault_of(model):
+            yield fault
             return
-        with blob.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                yield {"error": "supplied file was not in GGUF format"}
-                return
-        yield {"status": "validating GGUF model", "digest": "0" * 19, "total": 2, "completed": 1}
-        if self.server.fail_with:
-            yield {"error": self.server.fail_with}
+        size = directory.blob(model).stat().st_size
+        yield {"status": "validating GGUF model", "digest": "0" * 19, "total": size, "completed": size}
+        if faults.late_error:
+            yield {"error": faults.late_error, "code": 500}
             return
         yield {"status": "verifying conversion"}
-        texts = {
-            "template": request.get("template"),
-            "system": request.get("system"),
-            "license": request.get("license"),
-        }
-        layers = [{"mediaType": MEDIA + "model", "digest": digest, "size": blob.stat().st_size}]
-        contents = [(kind, text.encode()) for kind, text in texts.items() if text]
+        if faults.ends_early:
+            return
+        template, licenses = request.get("template") or "", request.get("license") or []
+        if template.count("{{") != template.count("}}"):
+            yield {"error": "template error: unclosed action", "code": 400}
+            return
+        texts = [("template", template), ("system", request.get("system"))]
+        texts += [("license", text) for text in ([licenses] if isinstance(licenses, str) else licenses)]
         if request.get("parameters"):
-            contents.append(("params", json.dumps(request["parameters"]).encode()))
-        for kind, content in contents:
-            layers.append({"mediaType": MEDIA + kind, "digest": self._store(content), "size": len(content)})
-        for layer in layers:
-            yield {"status": f"using existing layer {layer['digest']}"}
-        config = json.dumps(gguf_config(blob)).encode()
+            texts.append(("params", json.dumps(request["parameters"])))
+        layers = [{"mediaType": MEDIA + "model", "digest": model, "size": size}]
+        yield {"status": f"using existing layer {model}"}
+        for kind, content in [(kind, text.encode()) for kind, text in texts if text]:
+            digest, new = directory.add_blob(content)
+            layers.append({"mediaType": MEDIA + kind, "digest": digest, "size": len(content)})
+            yield {"status": f"{'creating new' if new else 'using existing'} layer {digest}"}
+        config = json.dumps(config_of(directory.blob(model))).encode()
         media = "application/vnd.docker.container.image.v1+json"
         manifest = {
             "schemaVersion": 2,
             "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-            "config": {"mediaType": media, "digest": self._store(config), "size": len(config)},
+            "config": {"mediaType": media, "digest": directory.add_blob(config)[0], "size": len(config)},
             "layers": layers,
         }
         yield {"status": "writing manifest"}
-        path = self.server.manifest(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(manifest))
+        directory.put_manifest(path, manifest)
         yield {"status": "success"}
 
+    def _fault_of(self, digest: str) -> dict[str, Any] | None:
+        blob = self.server.directory.blob(digest)
+        if not DIGEST.fullmatch(digest):
+            return {"error": "invalid digest format", "code": 500}
+        if not blob.is_file():
+            return {"error": f"open {blob}: no such file or directory", "code": 500}
+        with blob.open("rb") as file:
+            if file.read(4) not in (b"GGUF", b"FUGG"):
+                return {"error": "supplied file was not in GGUF format", "code": 400}
+        return None
+
+    def _version(self) -> None:
+        self._send(200, {"version": "0.0.0-stand-in"})
+
+    def _tags(self) -> None:
+        directory = self.server.directory
+        self._send(200, {"models": [directory.listed(*entry) for entry in directory.manifests().items()]})
+
     def _show(self, request: dict[str, Any]) -> None:
-        path = self.server.manifest(parse_name(request["model"]))
+        if not (name := request.get("model")):
+            return self._send(400, {"error": "model is required"})
+        path = self.server.directory.manifest(name)
+        if path is None:
+            return self._send(400, {"error": "invalid model name"})
         if not path.is_file():
-            return self._send(404, {"error": f"model '{request['model']}' not found"})
-        manifest = json.loads(path.read_text())
-        texts = {
-            layer["mediaType"].removeprefix(MEDIA): self.server.blob(layer["digest"]).read_text(encoding="utf-8")
-            for layer in manifest["layers"]
-            if layer["mediaType"] != MEDIA + "model"
-        }
-        lines = []
-        for key, value in json.loads(texts.get("params", "{}")).items():
-            for one in value if isinstance(value, list) else [value]:
-                lines.append(f"{key:<30} {json.dumps(one) if isinstance(one, str) else one}")
-        shown = {"parameters": "\n".join(lines), "template": texts.get("template", ""), "model_info": {}}
-        return self._send(200, shown | {"system": texts.get("system", ""), "details": self._details(manifest)})
+            return self._send(404, {"error": f"model '{shown_name(path)}' not found"})
+        shown = self.server.directory.shown(path)
+        if self.server.faults.shows_no_parameters:
+            del shown["parameters"]
+        return self._send(200, shown)
 
-    def _manifests(self) -> list[Path]:
-        return [path for path in (self.server.models / "manifests").rglob("*") if path.is_file()]
-
-    def _listed(self, path: Path) -> dict[str, Any]:
-        manifest = json.loads(path.read_text())
-        host, namespace, model, tag = path.parts[-4:]
-        short = namespace == "library" and host == "registry.ollama.ai"
-        name = f"{model}:{tag}" if short else f"{namespace}/{model}:{tag}"
-        size = manifest["config"]["size"] + sum(layer["size"] for layer in manifest["layers"])
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"name": name, "model": name, "size": size, "digest": digest, "details": self._details(manifest)}
-
-    def _details(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        config = json.loads(self.server.blob(manifest["config"]["digest"]).read_text())
-        return {
-            "format": config["model_format"],
-            "family": config["model_family"],
-            "parameter_size": config["model_type"],
-            "quantization_level": config["file_type"],
-        }
-
-    def _store(self, content: bytes) -> str:
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        path = self.server.blob(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return digest
-
-    def _note(self) -> None:
-        self.server.requests.append(f"{self.command} {self.path.split('sha256')[0]}")
+    def _delete(self, request: dict[str, Any]) -> None:
+        name = request.get("model") or ""
+        path = self.server.directory.manifest(name)
+        if path is None:
+            return self._send(400, {"error": f'name "{name}" is invalid'})
+        if not path.is_file():
+            return self._send(404, {"error": f"model '{name}' not found"})
+        self.server.directory.put_manifest(path, None)
+        return self._send(200)
 
     def _send(self, status: int, value: dict[str, Any] | None = None, text: str = "") -> None:
         content = text.encode() if value is None else json.dumps(value).encode()

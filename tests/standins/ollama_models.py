@@ -1,0 +1,143 @@
+"""The STAND-IN's model directory: manifests and blobs as Ollama lays them out, written and read independently."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+
+MEDIA = "application/vnd.ollama.image."
+FIRST = r"[A-Za-z0-9_]"
+NAME = re.compile(
+    rf"(?:(?:(?P<host>{FIRST}[A-Za-z0-9_.:-]{{0,349}})/)?(?P<namespace>{FIRST}[A-Za-z0-9_-]{{0,79}})/)?"
+    rf"(?P<model>{FIRST}[A-Za-z0-9_.-]{{0,79}})(?::(?P<tag>{FIRST}[A-Za-z0-9_.-]{{0,79}}))?"
+)
+DEFAULTS = {"host": "registry.ollama.ai", "namespace": "library", "model": "", "tag": "latest"}
+FILE_TYPES = {0: "unknown", 1: "F16", 7: "Q8_0", 15: "Q4_K_M", 32: "BF16"}
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """What OLLAMA_MODELS names."""
+
+    root: Path
+
+    def blob(self, digest: str) -> Path:
+        return self.root / "blobs" / digest.replace(":", "-")
+
+    def manifest(self, name: str) -> Path | None:
+        """Where the manifest of a model belongs, known spellings adopted; none if the name is invalid."""
+        match = NAME.fullmatch(name)
+        if match is None:
+            return None
+        path = self.root / "manifests"
+        for part in [match[key] or default for key, default in DEFAULTS.items()]:
+            known = {entry.name.lower(): entry.name for entry in path.iterdir()} if path.is_dir() else {}
+            path /= known.get(part.lower(), part)
+        return path
+
+    def manifests(self) -> dict[Path, dict[str, Any]]:
+        """All manifests, newest first."""
+        paths = [path for path in (self.root / "manifests").rglob("*") if path.is_file()]
+        return {path: json.loads(path.read_bytes()) for path in sorted(paths, key=lambda p: -p.stat().st_mtime_ns)}
+
+    def add_blob(self, content: bytes) -> tuple[str, bool]:
+        """Keep a blob; say whether it is new."""
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        path = self.blob(digest)
+        if path.is_file():
+            return digest, False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return digest, True
+
+    def put_manifest(self, path: Path, manifest: dict[str, Any] | None) -> None:
+        """Replace or delete a manifest, and the blobs that none names any more."""
+        before = blobs_of(json.loads(path.read_bytes())) if path.is_file() else set()
+        if manifest is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(json.dumps(manifest).encode())
+        for digest in before.difference(*map(blobs_of, self.manifests().values())):
+            self.blob(digest).unlink(missing_ok=True)
+
+    def listed(self, path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+        """A model as `tags` lists it."""
+        config = json.loads(self.blob(manifest["config"]["digest"]).read_bytes())
+        return {
+            "name": shown_name(path),
+            "model": shown_name(path),
+            "modified_at": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(),
+            "size": manifest["config"]["size"] + sum(layer["size"] for layer in manifest["layers"]),
+            "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "details": {
+                "format": config["model_format"],
+                "family": config["model_family"],
+                "parameter_size": config["model_type"],
+                "quantization_level": config["file_type"],
+            },
+        }
+
+    def shown(self, path: Path) -> dict[str, Any]:
+        """A model as `show` shows it; texts that are empty are left out."""
+        manifest = json.loads(path.read_bytes())
+        blobs = {layer["mediaType"].removeprefix(MEDIA): self.blob(layer["digest"]) for layer in manifest["layers"]}
+        reader = GGUFReader(blobs.pop("model"))
+        texts = {kind: blob.read_text(encoding="utf-8") for kind, blob in blobs.items()}
+        lines = []
+        for key, value in json.loads(texts.pop("params", "{}")).items():
+            for one in value if isinstance(value, list) else [value]:
+                lines.append(f"{key:<30} {json.dumps(one)}")
+        if lines:
+            texts["parameters"] = "\n".join(lines)
+        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        hidden = ("general.name", "tokenizer.chat_template")
+        info = {key: None if isinstance(value, list) else value for key, value in fields.items() if key not in hidden}
+        listed = self.listed(path, manifest)
+        more = {key: listed[key] for key in ("details", "modified_at")}
+        return {**texts, **more, "model_info": info | {"general.parameter_count": parameters_in(reader)}}
+
+
+def blobs_of(manifest: dict[str, Any]) -> set[str]:
+    return {layer["digest"] for layer in [manifest["config"], *manifest["layers"]]}
+
+
+def shown_name(path: Path) -> str:
+    host, namespace, model, tag = path.parts[-4:]
+    parts = [host, namespace, f"{model}:{tag}"]
+    if host == DEFAULTS["host"]:
+        parts = parts[2:] if namespace == DEFAULTS["namespace"] else parts[1:]
+    return "/".join(parts)
+
+
+def parameters_in(reader: GGUFReader) -> int:
+    return sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def decimal_units(count: int) -> str:
+    for unit, letter, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)):
+        if count >= unit:
+            return f"{count / unit:.{0 if count % unit == 0 else digits}f}{letter}"
+    return str(count)
+
+
+def config_of(blob: Path) -> dict[str, Any]:
+    reader = GGUFReader(blob)
+    family = reader.fields["general.architecture"].contents()
+    file_type = reader.get_field("general.file_type")
+    return {
+        "model_format": "gguf",
+        "model_family": family,
+        "model_families": [family],
+        "model_type": decimal_units(parameters_in(reader)),
+        "file_type": FILE_TYPES.get(file_type.contents(), "unknown") if file_type else "unknown",
+        "architecture": "amd64",
+        "os": "linux",
+    }
