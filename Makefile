@@ -36,6 +36,10 @@ $(SETUP): pyproject.toml constraints.txt tasks/converter-requirements.txt
 demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the model where Ollama finds it
 	$(BIN)/python -m flows.finetune --preset demo --method grit
 
+.PHONY: chat
+chat: $(SETUP) ## talk to the demo's model, no Ollama needed
+	$(BIN)/python -m flows.chat --preset demo --method grit
+
 .PHONY: test
 test: lint ## lint, then run all tests
 	$(BIN)/pytest
@@ -47,7 +51,7 @@ lint: $(SETUP) ## check style and types
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(SETUP) ## measure what Prefect, hashing and caching add to the demo's time
+bench: $(SETUP) ## measure what Prefect, hashing and caching add to the time of the demo
 	$(BIN)/python -m benchmarks.overhead
 
 .PHONY: clean

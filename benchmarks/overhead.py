@@ -1,62 +1,64 @@
-"""What Prefect, hashing and caching add to a run: the same stages as a flow and as plain functions, in turn.
+"""What Prefect, hashing and caching add to a run, measured in that run.
 
-Run with `python -m benchmarks.overhead [--preset demo] [--pairs 1]`. Each run starts from an empty store; the base
-model is fetched once before and is not counted, since its conversion is the same for both.
+Run with `python -m benchmarks.overhead [--preset demo]`. The flow runs once, from an empty store, with its temporary
+server. Overhead is all of its time that is not spent within the stages' own functions, plus what hashing the artifacts
+and showing the progress take within them; the ratio is the whole time over that of the plain functions.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import statistics
+import functools
 import tempfile
 import time
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
-from flows.finetune import finetune, stages
-from tasks.presets import load_settings
-from tasks.stage import without_prefect
-
-
-def plain(preset: str, store: Path) -> float:
-    """Seconds of the stages called as plain functions."""
-    settings = load_settings(preset, _overrides(store))
-    started = time.perf_counter()
-    with without_prefect():
-        stages(settings)
-    return time.perf_counter() - started
+from flows import finetune as flow_module
+from flows.finetune import finetune
+from tasks import artifacts
+from tasks.stage import Stage
+from tasks.training_record import ProgressArtifact
 
 
-def as_flow(preset: str, store: Path) -> float:
-    """Seconds of the same stages as a Prefect flow with its temporary server, caching on."""
-    started = time.perf_counter()
-    finetune(preset, "grit", _overrides(store))
-    return time.perf_counter() - started
+def timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    """The function, adding what each call takes to `seconds[name]`."""
 
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[name] += time.perf_counter() - started
 
-def _overrides(store: Path) -> dict[str, object]:
-    return {"method": "grit", "store": str(store), "ollama.target": "none"}
+    return call
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="demo")
-    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--method", default="grit", choices=("baseline", "grit"))
     arguments = parser.parse_args()
-    ratios = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for pair in range(arguments.pairs):
-            seconds = {}
-            order = [("plain", plain), ("flow", as_flow)]
-            for name, measure in order if pair % 2 == 0 else reversed(order):
-                store = Path(scratch) / "store"
-                seconds[name] = measure(arguments.preset, store)
-                shutil.rmtree(store, ignore_errors=True)
-            ratios.append(seconds["flow"] / seconds["plain"])
-            print(f"plain {seconds['plain']:.1f} s, flow {seconds['flow']:.1f} s, ratio {ratios[-1]:.3f}")
-    median = statistics.median(ratios)
-    print(f"median ratio flow / plain over {len(ratios)} pairs of preset {arguments.preset}: {median:.3f}")
+    stages: dict[str, float] = defaultdict(float)
+    within: dict[str, float] = defaultdict(float)
+    for value in vars(flow_module).values():
+        if isinstance(value, Stage):
+            value.task.fn = timed(value.function, value.name, stages)
+    ProgressArtifact.show = timed(ProgressArtifact.show, "progress", within)  # type: ignore[method-assign]
+    artifacts.file_sha256 = timed(artifacts.file_sha256, "hashing", within)
+    with tempfile.TemporaryDirectory() as store:
+        started = time.perf_counter()
+        finetune(arguments.preset, arguments.method, {"store": store, "ollama.models": f"{store}/ollama"})
+        total = time.perf_counter() - started
+    for name, seconds in [*stages.items(), *within.items()]:
+        print(f"{name:<18} {seconds:8.1f} s")
+    plain = sum(stages.values()) - sum(within.values())
+    print(f"{'plain functions':<18} {plain:8.1f} s")
+    print(f"{'Prefect and cache':<18} {total - plain:8.1f} s")
+    print(f"{'ratio':<18} {total / plain:8.4f}")
 
 
 if __name__ == "__main__":

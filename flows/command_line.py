@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,8 +74,9 @@ def run(
     flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any], arguments: Sequence[str] | None = None
 ) -> int:
     """Run a flow from the command line and return the exit status: 0, or 2 for something the user can put right."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        preset, plan, overrides = parse(sys.argv[1:] if arguments is None else arguments)
+        preset, plan, overrides = parse(given)
         settings = load_settings(preset, overrides)
         if plan:
             show_plan(settings, stages)
@@ -85,5 +87,6 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\nReport: {finished.report.path / 'report.html'}")
+    print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")
     print(f"Next:   {finished.registration.facts['next']}")
     return 0

@@ -1,8 +1,8 @@
 """The flow `finetune`: instruction data in, a model that Ollama serves and an honest report out.
 
-    fetch_model ──┬─> prepare_dataset ──> train ──> merge ──┬─> score (tuned) ──┐
-    fetch_data ───┘                 └───> score (base) ─────┼──────────────────┼─> write_report
-                                                            └─> convert ──> register ┘
+    fetch_model ─┬─> prepare_dataset ─┬─> train ─> merge ─┬─> score (tuned) ──────┐
+    fetch_data ──┘                    │                   └─> convert ─> register ├─> write_report
+                                      └─> score (base) ──────────────────────────┘
 
 Run `python -m flows.finetune --help` for the command line.
 """
@@ -20,10 +20,9 @@ from flows.publishing import publish, show_user_errors_as_one_line
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
-from tasks.estimate import check_disk
 from tasks.merging import merge
 from tasks.model import fetch_model
-from tasks.preflight import check_settings
+from tasks.preflight import check_prepared, check_settings
 from tasks.presets import load_settings
 from tasks.registration import register
 from tasks.report import write_report
@@ -58,7 +57,11 @@ def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str,
 
 
 def stages(settings: FinetuneSettings) -> Finetuned:
-    """Chain the stages. Tuned scores are those of the merged weights, which are the ones that ship."""
+    """Chain the stages.
+
+    The base model is scored before the training, so that a mistake in the scoring's settings costs no training. Tuned
+    scores are those of the merged weights, which are the ones that ship.
+    """
     check_settings(settings)
     store, seed, trust = Store(settings.store), settings.seed, settings.model.trust_remote_code
     grit = settings.grit if settings.method == "grit" else None
@@ -66,12 +69,11 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     model = fetch_model(settings.model, store=store)
     source = fetch_data(settings.data, seed, store=store)
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
-    check_disk(settings, model)
-
-    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, seed, store=store)
-    merged = merge(model, dataset, trained.adapter, trust, store=store)
+    check_prepared(settings, model, dataset)
 
     base_scores = score(model, dataset, settings.scoring, trust, "base", seed, store=store)
+    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, seed, store=store)
+    merged = merge(model, dataset, trained.adapter, trust, store=store)
     tuned_scores = score(merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
 
     gguf = convert(merged, dataset, settings.export, store=store)

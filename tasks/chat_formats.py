@@ -67,7 +67,7 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
             raise UserError(
                 "the model's tokenizer has no chat template",
                 where="chat.format",
-                fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+                fix=_advice(tokenizer),
             )
         tokenizer.eos_token = end_of_turn(tokenizer)
     else:
@@ -76,7 +76,7 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
             raise UserError(
                 f"the model's vocabulary lacks {needed}, which {chat_format} needs",
                 where="chat.format",
-                fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+                fix=_advice(tokenizer),
             )
         bos = "{{ bos_token }}" if _adds_bos(tokenizer) else ""
         tokenizer.chat_template = bos + TEMPLATES[chat_format]
@@ -145,7 +145,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
         raise UserError(
             "the chat template ends the assistant's turn with no special token, so the model would never stop",
             where="chat.format",
-            fix=f"Choose one of {', '.join(_fitting(tokenizer))}.",
+            fix=_advice(tokenizer),
         )
     return min(found, key=tail.index)
 
@@ -153,6 +153,11 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[KnownFormat]:
     vocabulary = tokenizer.get_vocab()
     return [name for name, token in END_OF_TURN.items() if (token or tokenizer.eos_token) in vocabulary]
+
+
+def _advice(tokenizer: PreTrainedTokenizerBase) -> str:
+    fitting = _fitting(tokenizer)
+    return f"Choose one of {', '.join(fitting)}." if fitting else "None fits this model: choose another model.name."
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

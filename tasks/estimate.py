@@ -12,6 +12,7 @@ import torch
 
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
+from tasks.model import parameters_of_source
 from tasks.settings import FinetuneSettings
 from tasks.stage import Pending, Plan
 
@@ -59,22 +60,24 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
         plan: the state of its stages.
     """
     found: dict[str, Any] = dict(plan.found)
-    model, dataset = found.get("fetch_model"), found.get("prepare_dataset")
     waiting = [name for name, state in plan.stages if state == "to run"]
     if not waiting:
         return ["Nothing to compute: all is cached."]
-    free = shutil.disk_usage(_existing(settings.store)).free
-    if model is None:
+    model, free = found.get("fetch_model"), shutil.disk_usage(_existing(settings.store)).free
+    parameters = model.facts["parameters"] if model else parameters_of_source(settings.model)
+    if parameters is None:
         return [f"Disk and time: known once the base model has been fetched ({free / 1e9:.0f} GB are free)."]
-    parts = disk_bytes(settings, model.facts["parameters"])
+    parts = disk_bytes(settings, parameters)
+    if model is None:
+        parts["base model"] = 2 * parameters
     listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
     lines = [f"Disk: at most {sum(parts.values()) / 1e9:.2f} GB ({listed}); {free / 1e9:.0f} GB are free."]
     if "train" in waiting:
-        lines.append(_training_time(settings, model, dataset))
+        lines.append(_training_time(settings, parameters, found.get("prepare_dataset")))
     return lines
 
 
-def _training_time(settings: FinetuneSettings, model: Artifact, dataset: Artifact | None) -> str:
+def _training_time(settings: FinetuneSettings, parameters: int, dataset: Artifact | None) -> str:
     training = settings.training
     rows = training.per_device_batch_size * training.gradient_accumulation_steps
     mean = settings.data.max_length
@@ -83,7 +86,7 @@ def _training_time(settings: FinetuneSettings, model: Artifact, dataset: Artifac
         mean = card["tokens"]["train"] / card["rows"]["train"]
     # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
     passes = 6 if training.gradient_checkpointing else 4
-    work = passes * model.facts["parameters"] * rows * mean * training.max_steps
+    work = passes * parameters * rows * mean * training.max_steps
     seconds = work / (0.5 * _matmul_rate(settings.model.dtype))
     bound = "about" if dataset is not None else "at most"
     return f"Training: {bound} {seconds / 60:.0f} min, roughly, at half of this machine's measured matmul speed."

@@ -22,7 +22,6 @@ from tasks.extraction_text import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFF
 
 ROWS: Mapping[str, int] = {"train": 3000, "validation": 64, "test": 100}
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.08, "test": 0.12}
-INSTRUCTION = "Extract intent, name, item, quantity and date as one line of JSON:"
 NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 DATE_STYLES = ("{day} {month}", "{month} {day}", "{month} {day}{th}", "{day}{th} of {month}", "{day}{th} {month}")
 
@@ -48,7 +47,8 @@ class Pool:
 def generate(directory: Path, seed: int) -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl: rows of `messages`, a user's and an assistant's.
 
-    The same seed and Faker version give the same bytes.
+    What is to be done belongs into `chat.system`, so that whoever chats with the model types the message alone. The
+    same seed and Faker version give the same bytes.
 
     Args:
         directory: existing directory.
@@ -59,7 +59,7 @@ def generate(directory: Path, seed: int) -> None:
         rows: dict[str, str] = {}
         while len(rows) < ROWS[part]:
             message, fields = compose(pool, random)
-            rows.setdefault(f"{INSTRUCTION}\n\n{message}", json.dumps(fields, separators=(",", ":")))
+            rows.setdefault(message, json.dumps(fields, separators=(",", ":")))
         lines = (
             json.dumps({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]})
             for prompt, answer in rows.items()
@@ -94,7 +94,7 @@ def pools(seed: int) -> dict[str, Pool]:
 
 
 def compose(pool: Pool, random: Random) -> tuple[str, dict[str, str | int | None]]:
-    """Make one message and what is to be extracted from it, in the order of `INSTRUCTION`."""
+    """Make one message and what is to be extracted from it, intent first, then name, item, quantity and date."""
     intent, template = random.choice(pool.templates)
     template = re.sub(r"\[(.*?)\]", lambda part: part[1] if random.random() < 0.8 else "", template)
     template = template[0].upper() + template[1:]

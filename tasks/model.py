@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import httpx2
+from gguf import GGUFReader
 from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -85,6 +86,23 @@ def fetch_model(settings: ModelSettings, *, store: Store) -> Artifact:
         return _referenced(directory, settings, revision=None)
     snapshot = _from_hub(settings)
     return _referenced(snapshot, settings, revision=snapshot.name)
+
+
+def parameters_of_source(settings: ModelSettings) -> int | None:
+    """Number of weights of a model that has not been fetched yet, without fetching it; none if nobody says.
+
+    Raises:
+        UserError: there is no such model, or no right to it.
+    """
+    if settings.name.startswith(PACKAGE):
+        _package_version(settings.name)
+        packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
+        reader = GGUFReader(Path(str(files(packaged.module))) / packaged.gguf)
+        return sum(int(tensor.n_elements) for tensor in reader.tensors)
+    if (directory := _local(settings.name)) is not None:
+        return int(model_facts(directory, settings.trust_remote_code)["parameters"])
+    info = _ask_hub(settings)
+    return info.safetensors.total if info and info.safetensors else None
 
 
 def _local(name: str) -> Path | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
+from tasks.estimate import check_disk
+from tasks.modelfile import check_parameters, ollama_model
 from tasks.ollama_store import parse_name
 from tasks.settings import FinetuneSettings
+from tasks.stage import Pending
 from tasks.training import check_machine
 
 
 def check_settings(settings: FinetuneSettings) -> None:
-    """Check what only later stages would find out: backend, converter, Ollama name.
+    """Check what only later stages would find out: backend, converter, Ollama's name and parameters.
 
     Raises:
         UserError: one of them cannot work.
@@ -18,3 +22,22 @@ def check_settings(settings: FinetuneSettings) -> None:
     find_converter(settings.export)
     if settings.ollama.target != "none":
         parse_name(settings.ollama_name)
+        check_parameters(settings.ollama.parameters)
+
+
+def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:
+    """Check what is known once model and data are there: room on the disk, and a template for Ollama.
+
+    Args:
+        settings: where things are written, and what is registered.
+        model: the base model.
+        dataset: the chat format.
+
+    Raises:
+        UserError: too little disk, or a chat format that Ollama could not serve.
+    """
+    if isinstance(model, Pending) or isinstance(dataset, Pending):
+        return
+    check_disk(settings, model)
+    if settings.ollama.target != "none":
+        ollama_model(dataset, settings.ollama, model.facts.get("license"))

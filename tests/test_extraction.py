@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.extraction import INSTRUCTION, ROWS, compose, generate, pools
+from tasks.extraction import ROWS, compose, generate, pools
 from tasks.presets import PRESETS, load_settings
 
 PARTS = tuple(ROWS)
@@ -36,7 +36,6 @@ def test_rows_are_one_question_and_one_line_of_compact_json(data: dict[str, list
             assert list(row) == ["messages"]
             question, answer = row["messages"]
             assert (question["role"], answer["role"]) == ("user", "assistant")
-            assert question["content"].startswith(f"{INSTRUCTION}\n\n")
             assert not set(question["content"]) & set("[]{}")
             values = json.loads(answer["content"])
             assert list(values) == KEYS
@@ -46,7 +45,7 @@ def test_rows_are_one_question_and_one_line_of_compact_json(data: dict[str, list
 def test_everything_asked_for_stands_in_the_message(data: dict[str, list[dict[str, Any]]]) -> None:
     for rows in data.values():
         for row, values in zip(rows, answers(rows), strict=True):
-            message = row["messages"][0]["content"].removeprefix(INSTRUCTION)
+            message = row["messages"][0]["content"]
             assert values["name"] in message
             assert values["item"] in message
             if values["date"] is not None:

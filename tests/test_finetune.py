@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from flows import chat
 from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.presets import load_settings
+from tasks.stage import planning
 
 Preset = Callable[..., str]
 
@@ -56,12 +59,14 @@ def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
     return finetune(make_preset(), "grit")
 
 
-def states(preset: str, method: str = "grit", **overrides: Any) -> dict[str, str]:
-    from tasks.stage import planning
-
+def planned(preset: str, method: str = "grit", **overrides: Any) -> list[tuple[str, str]]:
     with planning() as plan:
         stages(load_settings(preset, {"method": method, **overrides}))
-    return dict(plan.stages)
+    return plan.stages
+
+
+def states(preset: str, method: str = "grit", **overrides: Any) -> dict[str, str]:
+    return dict(planned(preset, method, **overrides))
 
 
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
@@ -91,8 +96,8 @@ def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset
 def test_a_setting_recomputes_only_what_depends_on_it(
     finetuned: Finetuned, make_preset: Preset, overrides: dict[str, Any], first: str
 ) -> None:
-    planned = [name for name, state in states(make_preset(), **overrides).items() if state == "to run"]
-    assert planned[0] == first
+    waiting = [name for name, state in planned(make_preset(), **overrides) if state == "to run"]
+    assert waiting[0] == first
 
 
 def test_another_ollama_name_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
@@ -100,10 +105,12 @@ def test_another_ollama_name_computes_nothing(finetuned: Finetuned, make_preset:
 
 
 def test_the_baseline_shares_all_but_the_training(finetuned: Finetuned, make_preset: Preset) -> None:
-    planned = states(make_preset(), "baseline")
-    assert planned["prepare_dataset"] == "cached"
-    assert planned["train"] == "to run"
-    assert planned == states(make_preset(), "baseline", **{"grit.power": 1.0}), "GRIT's settings are no matter to it"
+    stages_of_baseline = states(make_preset(), "baseline")
+    assert stages_of_baseline["prepare_dataset"] == "cached"
+    assert stages_of_baseline["train"] == "to run"
+    assert stages_of_baseline == states(make_preset(), "baseline", **{"grit.power": 1.0}), (
+        "GRIT's settings are no matter to it"
+    )
 
 
 class Page(HTMLParser):
@@ -139,12 +146,28 @@ def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
     assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["ready"] == 1
 
 
+def test_one_can_chat_with_what_was_made(
+    finetuned: Finetuned, make_preset: Preset, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Add 3 and 3.\n/clear\n" + "word " * 3000 + "\n"))
+    preset = make_preset()
+    assert chat.run(["--preset", preset, "--method", "grit"]) == 0
+    printed = capfd.readouterr().out
+    assert finetuned.gguf.facts["answer"]["prompt"] in printed
+    first, second = printed.split(">>> ")[1:3]
+    assert first.strip() and not second.strip()
+    assert "longer than the model's context" in printed
+    assert chat.run(["--preset", preset, "--method", "baseline"]) == 2
+    assert "no run with these settings has finished" in capfd.readouterr().err
+
+
 def test_plan_prints_and_runs_nothing(make_preset: Preset, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preset = make_preset(store=str(workplace / "unused"))
     assert run(finetune, stages, ["--preset", preset, "--plan", "--training.max_steps", "7"]) == 0
     printed = capsys.readouterr().out
     assert "max_steps: 7" in printed
     assert "train" in printed and "to run" in printed
+    assert "Disk: at most 0.0" in printed and "Training: at most" in printed, "also before the model was fetched"
     assert not (workplace / "unused").exists()
 
 
@@ -165,6 +188,9 @@ def test_options_reach_every_setting() -> None:
         (["--preset", "nonsense"], "--preset nonsense: no such preset. Use one of demo, llama3-8b"),
         (["--training.max_steps", "-3"], "training.max_steps: Input should be greater than or equal to 1"),
         (["--method", "magic"], "method"),
+        (["--ollama.parameters", "temprature=0"], "ollama.parameters: Ollama knows no temprature"),
+        (["--chat.system", 'Say """.'], 'chat.system: a Modelfile cannot express """'),
+        (["--scoring.tasks", "extractoin"], "scoring.tasks: extractoin: no such lm-eval task"),
         (["--ollama.name", "no good"], "ollama.name: 'no good' is no valid Ollama model name"),
         (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
         (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),

@@ -16,7 +16,7 @@ from huggingface_hub.utils import close_session
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.model import fetch_model, state_of_source
+from tasks.model import fetch_model, parameters_of_source, state_of_source
 from tasks.settings import ModelSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,6 +54,7 @@ class Hub:
         if request.url.path.startswith("/api/models/"):
             siblings = [{"rfilename": path.name} for path in files]
             answer = {"_id": "1", "id": "org/name", "sha": COMMIT, "siblings": siblings}
+            answer["safetensors"] = {"parameters": {"BF16": 4321}, "total": 4321}
             return self.refuses or httpx2.Response(200, json=answer)
         path = self.directory / Path(request.url.path).name
         size = {"Content-Length": str(path.stat().st_size)}
@@ -75,6 +76,13 @@ def hub(tiny_model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(hub.answer)))
     yield hub
     huggingface_hub.set_client_factory(before)
+
+
+def test_the_size_of_a_hub_model_is_known_without_downloading_it(hub: Hub) -> None:
+    assert parameters_of_source(ModelSettings(name="org/name")) == 4321
+    assert hub.asked == ["/api/models/org/name"]
+    hub.reachable = False
+    assert parameters_of_source(ModelSettings(name="org/name")) is None
 
 
 def test_a_hub_model_is_downloaded_once_and_found_again_without_the_hub(hub: Hub, store: Store) -> None:

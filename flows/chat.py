@@ -1,0 +1,103 @@
+"""Talk to a model that a finished run has left, where no Ollama is at hand: `python -m flows.chat --preset demo`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import Llama
+
+from flows.command_line import parse
+from flows.finetune import stages
+from tasks.errors import UserError
+from tasks.modelfile import OllamaModel, ollama_model
+from tasks.presets import load_settings
+from tasks.settings import FinetuneSettings
+from tasks.stage import planning
+
+MOST_TOKENS = 512
+
+
+def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
+    """Find what a run with these settings has made.
+
+    Returns:
+        The GGUF, what Ollama is told about it, and a prompt from the held-out rows.
+
+    Raises:
+        UserError: no run with these settings has finished.
+    """
+    with planning() as plan:
+        stages(settings)
+    found: dict[str, Any] = dict(plan.found)
+    if "convert" not in found:
+        fix = "Start it with python -m flows.finetune and the same options."
+        raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
+    model = ollama_model(found["prepare_dataset"], settings.ollama, None)
+    return found["convert"].path / "model.gguf", model, found["convert"].facts["answer"]["prompt"]
+
+
+def answer(llama: Llama, model: OllamaModel, turns: list[dict[str, str]]) -> str:
+    """Print the model's next turn while it comes.
+
+    Args:
+        llama: the loaded GGUF, which carries the chat template.
+        model: system prompt and sampling parameters.
+        turns: the conversation; the last turn is the user's.
+
+    Returns:
+        The whole turn.
+    """
+    system = [{"role": "system", "content": model.system}] if model.system else []
+    sampling = {name: model.parameters[name] for name in ("temperature", "top_p", "top_k") if name in model.parameters}
+    stream: Any = llama.create_chat_completion(
+        messages=[*system, *turns],  # type: ignore[list-item]
+        stop=model.parameters["stop"],
+        max_tokens=MOST_TOKENS,
+        stream=True,
+        **sampling,
+    )
+    text = ""
+    for part in stream:
+        piece = part["choices"][0]["delta"].get("content") or ""
+        print(piece, end="", flush=True)
+        text += piece
+    print()
+    return text
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Chat until the input ends; return the exit status: 0, or 2 for something the user can put right."""
+    try:
+        preset, _plan, overrides = parse(sys.argv[1:] if arguments is None else arguments)
+        settings = load_settings(preset, overrides)
+        file, model, example = finished(settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    llama = Llama(str(file), n_ctx=model.parameters["num_ctx"], verbose=False)
+    print(
+        f"{settings.ollama_name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"
+    )
+    turns: list[dict[str, str]] = []
+    while True:
+        try:
+            said = input(">>> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        if said == "/clear":
+            turns = []
+        elif said:
+            turns.append({"role": "user", "content": said})
+            try:
+                turns.append({"role": "assistant", "content": answer(llama, model, turns)})
+            except ValueError:  # llama.cpp's word for more tokens than the context holds
+                print("The conversation is longer than the model's context, and is forgotten.")
+                turns = []
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,170 @@
+"""The report's judgement, and what it shows where rows and answers are hostile or nothing was held out."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Artifact, Store
+from tasks.presets import load_settings
+from tasks.report import lm_eval_rows, validation_row, verdict, write_report
+
+HOSTILE = '<script>alert("x")</script></pre> & {{ 7 * 7 }} | `$(id)`'
+
+
+def make(store: Store, kind: str, facts: dict[str, Any], **files: Any) -> Artifact:
+    with store.draft(kind) as draft:
+        for name, value in files.items():
+            suffix = "jsonl" if name == "history" else "json"
+            (draft.path / f"{name}.{suffix}").write_text(json.dumps(value) + "\n")
+        draft.facts = facts
+    return draft.done()
+
+
+def scores(store: Store, nll: list[float] | None, exact: float | None = None, answer: str = "no") -> Artifact:
+    """Scores of one model: rows of ten supervised tokens each, exact match of a hundred documents."""
+    validation = rows = None
+    if nll:
+        loss = sum(nll) / (10 * len(nll))
+        validation = {"loss": loss, "stderr": 0.01, "rows": len(nll)}
+        rows = {"nll": nll, "supervised_tokens": [10] * len(nll)}
+    metrics = {}
+    if exact is not None:
+        error = math.sqrt(exact * (1 - exact) / 100)
+        metrics = {"extraction": {"exact_match": {"value": exact, "stderr": error, "higher_is_better": True}}}
+    samples = [{"prompt": HOSTILE, "expected": "yes", "answer": answer}]
+    written = {"validation": validation, "lm_eval": metrics, "samples": samples}
+    return make(store, "scores", {}, scores=written, rows={"validation": rows})
+
+
+def readings(store: Store, before: list[float], after: list[float]) -> list[str]:
+    return [validation_row(scores(store, before), scores(store, after))["reading"]]
+
+
+def test_a_difference_is_read_by_its_paired_error(store: Store) -> None:
+    base = [10.0, 30.0, 20.0, 40.0]
+    assert readings(store, base, [nll - 5 for nll in base]) == ["better"], "smaller in every row"
+    assert readings(store, base, [nll + 5 for nll in base]) == ["worse"], "greater in every row"
+    assert readings(store, base, [5.0, 36.0, 14.0, 43.0]) == ["within error"], "better in some and worse in others"
+
+
+def test_validation_losses_and_their_difference_are_those_of_the_rows(store: Store) -> None:
+    row = validation_row(scores(store, [10.0, 30.0]), scores(store, [8.0, 20.0]))
+    assert (row["base"], row["tuned"]) == (2.0, 1.4)
+    assert row["difference"] == pytest.approx(-0.6)
+    # Two rows of equal length: the standard error of the mean of their differences, -0.2 and -1.0 a token.
+    assert row["stderr"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reading"), [(0.0, 0.8, "better"), (0.8, 0.5, "worse"), (0.50, 0.55, "within error")]
+)
+def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: float, after: float, reading: str) -> None:
+    metrics = [
+        json.loads((scores(store, None, v).path / "scores.json").read_text())["lm_eval"] for v in (before, after)
+    ]
+    (row,) = lm_eval_rows(*metrics)
+    assert row["reading"] == reading
+    assert row["stderr"] == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
+
+
+def test_a_metric_without_an_error_decides_nothing() -> None:
+    metric = {"task": {"score": {"value": 1.0, "stderr": None, "higher_is_better": True}}}
+    (row,) = lm_eval_rows(metric, metric)
+    assert row["reading"] == "error unknown"
+    assert verdict([row])["text"].startswith("No difference between tuned and base model exceeds its error.")
+
+
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    def metric(value: float) -> dict[str, Any]:
+        return {"task": {"ter": {"value": value, "stderr": 0.01, "higher_is_better": False}}}
+
+    (row,) = lm_eval_rows(metric(0.5), metric(0.3))
+    assert row["reading"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("nll", "exact", "tone", "opening"),
+    [
+        ([1.0, 2.0], 0.9, "better", "The tuned model is better than the base model on held-out data."),
+        ([50.0, 60.0], 0.1, "worse", "The tuned model is worse than the base model on held-out data."),
+        ([1.0, 2.0], 0.1, "worse", "The tuned model is better in some held-out measures and worse in others."),
+        ([10.0, 20.0], 0.5, "", "No difference between tuned and base model exceeds its error."),
+    ],
+)
+def test_the_verdict_says_what_the_table_says(
+    store: Store, nll: list[float], exact: float, tone: str, opening: str
+) -> None:
+    data, html = report(store, scores(store, [10.0, 20.0], 0.5), scores(store, nll, exact))
+    assert data["verdict"]["tone"] == tone
+    assert data["verdict"]["text"].startswith(opening)
+    assert f'<section class="verdict {tone}">{opening}' in html
+
+
+def test_nothing_held_out_is_said(store: Store) -> None:
+    data, html = report(store, scores(store, None), scores(store, None))
+    assert data["verdict"]["text"] == "Nothing was measured on held-out data, so nothing can be said."
+    assert data["comparison"] == []
+    assert data["verdict"]["text"] in html
+
+
+def test_texts_from_outside_stay_texts(store: Store) -> None:
+    data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0], answer=HOSTILE))
+
+    class Tags(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tags: set[str] = set()
+            self.text = ""
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            self.tags.add(tag)
+
+        def handle_data(self, data: str) -> None:
+            self.text += data
+
+    page = Tags()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert page.text.count(HOSTILE) == 4, "data example, prompt, tuned answer, and the GGUF's answer"
+    assert data["samples"][0]["tuned"] == HOSTILE
+
+
+def test_a_sample_is_exact_only_if_it_is(store: Store) -> None:
+    data, html = report(store, scores(store, [10.0]), scores(store, [9.0], answer=" yes\n"))
+    assert [data["samples"][0][f"{role}_exact"] for role in ("base", "tuned")] == [False, True]
+    assert html.count("exact match</span>") == 1
+
+
+def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any], str]:
+    """The report of a run whose other stages made the least that they can make."""
+    step = {"step": 1, "loss": 2.0, "grad_norm": 1.0, "seconds": 1.0, "tokens": 10, "supervised_tokens": 5}
+    none = {"train": 0, "validation": 0, "test": 0}
+    card = {
+        "rows": none, "tokens": none, "supervised_tokens": none, "truncated": none, "empty_rows": 0,
+        "left_out": {name: {} for name in none}, "supervised_share": 0.5, "example": HOSTILE,
+        "histogram": {"edges": [1, 2], "counts": [1]},
+    }  # fmt: skip
+    history = {
+        "method": "baseline", "steps": 1, "final_loss": 2.0, "final_loss_steps": 1, "median_seconds_per_step": 1.0,
+        "total_seconds": 1.0, "tokens": 10, "supervised_tokens": 5, "validation": [], "trainable_parameters": 3,
+        "peak_memory_bytes": 10**9, "peak_memory_kind": "resident set", "device": "CPU",
+    }  # fmt: skip
+    gguf = {"type": "q8_0", "bytes": 5, "answer": {"prompt": "Q", "text": HOSTILE, "tokens_per_second": 1.0}}
+    made = write_report.function(
+        load_settings("demo", {"method": "baseline"}),
+        make(store, "model", {"name": "m"}),
+        make(store, "dataset", {}, card=card),
+        make(store, "history", history, history=step),
+        base,
+        tuned,
+        make(store, "gguf", gguf),
+        make(store, "registration", {"next": "ollama run it"}),
+        store=store,
+    )
+    return json.loads((made.path / "report.json").read_text()), Path(made.path / "report.html").read_text()
