@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def run(
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    logging.getLogger("prefect").setLevel(logging.WARNING)  # what to do next is the last line, not "Stopping server"
     print(f"\nReport: {finished.report.path / 'report.html'}")
     print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")
     print(f"Next:   {finished.registration.facts['next']}")
