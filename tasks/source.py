@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
@@ -122,12 +122,15 @@ def _is_file(source: str) -> bool:
 
 
 def _download(source: str, settings: DataSettings, path: Path) -> None:
-    _commit(source, settings.revision)
+    commit = _commit(source, settings.revision)
     try:
-        rows = load_dataset(source, settings.subset, split=settings.split, revision=settings.revision)
-    except (DatasetNotFoundError, ValueError) as error:
-        message = " ".join(str(error).split())[:200]
+        rows = load_dataset(source, settings.subset, split=settings.split, revision=commit)
+    except (DatasetNotFoundError, DatasetGenerationError, ValueError, RuntimeError) as error:
+        # RuntimeError: the data set comes as a script, which datasets no longer runs.
+        message = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(message, where=source, fix="Check data.source, data.subset and data.split.") from None
+    except (OSError, HfHubHTTPError) as error:
+        raise _unreachable(source, error) from error
     rows.to_parquet(path)
 
 
@@ -144,7 +147,11 @@ def _commit(source: str, revision: str | None) -> str:
                 where=source,
                 fix="Check data.source; for gated data accept its terms and set HF_TOKEN.",
             ) from None
-        raise TemporaryError(f"{source}: the Hugging Face Hub cannot be reached ({type(error).__name__})") from error
+        raise _unreachable(source, error) from error
+
+
+def _unreachable(source: str, error: Exception) -> TemporaryError:
+    return TemporaryError(f"{source}: the Hugging Face Hub cannot be reached ({type(error).__name__})")
 
 
 def _json(text: str, name: object) -> list[Any]:

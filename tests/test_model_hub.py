@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
@@ -18,8 +16,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError, is_temporary
 from tasks.model import fetch_model, parameters_of_source, state_of_source
 from tasks.settings import ModelSettings
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.standins.hub import COMMIT, Hub
 
 
 def fetch(store: Store, revision: str | None = None) -> Artifact:
@@ -33,49 +30,12 @@ def refusal(store: Store, revision: str | None = None) -> str:
     return str(caught.value)
 
 
-class Hub:
-    """Answers what huggingface_hub asks, for one repository with the files of a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.refuses: httpx2.Response | None = None
-        self.refuses_files: httpx2.Response | None = None
-        self.reachable = True
-        self.asked: list[str] = []
-
-    def answer(self, request: httpx2.Request) -> httpx2.Response:
-        self.asked.append(request.url.path)
-        if not self.reachable:
-            raise httpx2.ConnectError("no route to host", request=request)
-        files = [path for path in sorted(self.directory.iterdir()) if path.is_file()]
-        if request.url.path.startswith("/api/models/org/name/tree/"):
-            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": self._oid(p)} for p in files]
-            return httpx2.Response(200, json=tree)
-        if request.url.path.startswith("/api/models/"):
-            siblings = [{"rfilename": path.name} for path in files]
-            answer = {"_id": "1", "id": "org/name", "sha": COMMIT, "siblings": siblings}
-            answer["safetensors"] = {"parameters": {"BF16": 4321}, "total": 4321}
-            return self.refuses or httpx2.Response(200, json=answer)
-        path = self.directory / Path(request.url.path).name
-        size = {"Content-Length": str(path.stat().st_size)}
-        headers = {"ETag": f'"{self._oid(path)}"', "X-Repo-Commit": COMMIT, **size}
-        content = b"" if request.method == "HEAD" else path.read_bytes()
-        return self.refuses_files or httpx2.Response(200, headers=headers, content=content)
-
-    def _oid(self, path: Path) -> str:
-        return hashlib.sha1(path.read_bytes()).hexdigest()  # noqa: S324 - Git's object names
-
-
 @pytest.fixture
 def hub(tiny_model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub(Path(shutil.copytree(tiny_model.path, tmp_path / "on-the-hub")))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = Hub("models", Path(shutil.copytree(tiny_model.path, tmp_path / "on-the-hub")))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    before = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
-    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(hub.answer)))
-    yield hub
-    huggingface_hub.set_client_factory(before)
+    with hub.asked_instead(monkeypatch):
+        yield hub
 
 
 def test_the_size_of_a_hub_model_is_known_without_downloading_it(hub: Hub) -> None:
