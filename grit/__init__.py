@@ -1,6 +1,7 @@
-"""GRIT: a K-FAC natural gradient in LoRA's rank space. Needs torch and peft, and TRL for the trainer.
+"""GRIT: a K-FAC natural gradient in LoRA's rank space. Needs torch and peft; transformers and TRL for the trainers.
 
-The mathematics is in `preconditioning`, the capture in `factors`, the timing in `manager`.
+`modules` finds the adapters, `factors` captures, `preconditioning` and `reprojection` hold the mathematics, `variants`
+and `preconditioner` apply it, `manager` says when; `basis` finds the first A; `export` saves adapters of smaller rank.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ from typing import Any
 _HOMES = {
     "GRITConfig": "grit.config",
     "GRITManager": "grit.manager",
-    "GritInactiveError": "grit.manager",
+    "GritCallback": "grit.callback",
+    "GritInactiveError": "grit.proof",
     "GritTrainer": "grit.trainer",
+    "save_adapter": "grit.export",
+    "set_gradient_basis": "grit.basis",
 }
-__all__ = ["GRITConfig", "GRITManager", "GritInactiveError", "GritTrainer"]
+__all__ = [
+    "GRITConfig",
+    "GRITManager",
+    "GritCallback",
+    "GritInactiveError",
+    "GritTrainer",
+    "save_adapter",
+    "set_gradient_basis",
+]
 
 
 def __getattr__(name: str) -> Any:

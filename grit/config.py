@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Variant = Literal["adamw", "kfac", "eigen_adam", "graft", "riemannian", "published"]
+Basis = Literal["initial", "gradient", "whitened_gradient"]
+Throttle = int | Callable[[int], int]
+"""A number, or a function from the optimizer step to it."""
 
 
 @dataclass(frozen=True)
 class GRITConfig:
-    """What the K-FAC preconditioner in LoRA's rank space does, and when.
+    """What GRIT does, and when.
 
     Raises:
         ValueError: a value that cannot work, naming the field.
     """
 
-    variant: Literal["kfac", "adamw"] = "kfac"
-    """`kfac` preconditions; `adamw` measures the same factors and leaves every gradient as it is."""
+    variant: Variant = "kfac"
+    """`adamw`: measures, and changes no gradient. `kfac`: rank-space K-FAC before the optimizer. `eigen_adam`: Adam in
+    the eigenbasis of the factors (SOAP, arXiv 2409.11321). `graft`: K-FAC on Adam's momentum, with the length of Adam's
+    step. `riemannian`: (B^T B)^-1 and (A A^T)^-1 in place of the factors (arXiv 2402.02347). `published`: the factors
+    swapped as in arXiv 2601.00231, kept for comparison."""
     power: float = 0.5
     """Exponent p of the inverse factors, in (0, 1]: 1 is K-FAC, 0.5 its square root."""
     norm_match: bool = True
     """Give each preconditioned gradient the Frobenius norm of the raw one."""
-    kfac_update_freq: int = 10
+    kfac_update_freq: Throttle = 10
     """Optimizer steps between two factorisations."""
-    cov_update_freq: int = 1
+    cov_update_freq: Throttle = 5
     """Optimizer steps between two updates of the factors."""
     kfac_damping: float = 0.03
     """Damping relative to the mean eigenvalue of each factor."""
@@ -30,20 +39,45 @@ class GRITConfig:
     """Real tokens that a module must have seen before its factors are used."""
     kfac_ema: float = 0.95
     """Decay of the moving average of the factors, in [0, 1)."""
-    ng_warmup_steps: int = 0
+    ng_warmup_steps: Throttle = 0
     """Optimizer steps before the preconditioner is switched on."""
+    basis: Basis = "initial"
+    """Where A starts. `initial`: as PEFT made it. `gradient`: the top right singular vectors of the mean gradient of W
+    over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance."""
+    basis_steps: int = 2
+    """Optimizer steps' worth of rows that the basis is computed from; each row is used three times."""
+    reprojection_freq: int = 0
+    """Optimizer steps between two reprojections of A and B onto the balanced basis of rank space; 0 for none."""
+    rank_adaptation_threshold: float = 1.0
+    """Share of the energy that a reprojection keeps, in (0, 1]; 1 keeps the rank."""
+    min_lora_rank: int = 1
+    """No module's rank falls below this."""
 
     def __post_init__(self) -> None:
         bounds = {
-            "variant": self.variant in ("kfac", "adamw"),
+            "variant": self.variant in get_args(Variant),
             "power": 0 < self.power <= 1,
-            "kfac_update_freq": self.kfac_update_freq >= 1,
-            "cov_update_freq": self.cov_update_freq >= 1,
+            "kfac_update_freq": callable(self.kfac_update_freq) or self.kfac_update_freq >= 1,
+            "cov_update_freq": callable(self.cov_update_freq) or self.cov_update_freq >= 1,
             "kfac_damping": self.kfac_damping > 0,
             "kfac_min_samples": self.kfac_min_samples >= 1,
             "kfac_ema": 0 <= self.kfac_ema < 1,
-            "ng_warmup_steps": self.ng_warmup_steps >= 0,
+            "ng_warmup_steps": callable(self.ng_warmup_steps) or self.ng_warmup_steps >= 0,
+            "basis": self.basis in get_args(Basis),
+            "basis_steps": self.basis_steps >= 1,
+            "reprojection_freq": self.reprojection_freq >= 0,
+            "rank_adaptation_threshold": 0 < self.rank_adaptation_threshold <= 1,
+            "min_lora_rank": self.min_lora_rank >= 1,
         }
         for name, holds in bounds.items():
             if not holds:
                 raise ValueError(f"GRITConfig.{name}: {getattr(self, name)!r} is out of bounds")
+        if self.rank_adaptation_threshold < 1 and not self.reprojection_freq:
+            raise ValueError("GRITConfig.rank_adaptation_threshold: needs reprojection_freq, 0 means never")
+        if self.reprojection_freq and self.variant == "eigen_adam":
+            raise ValueError("GRITConfig.reprojection_freq: eigen_adam has a basis of its own; choose one of the two")
+
+
+def at(value: Throttle, step: int) -> int:
+    """The value of a throttle at an optimizer step."""
+    return value(step) if callable(value) else value

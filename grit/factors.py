@@ -7,25 +7,14 @@ hook: it fires once per backward, also under gradient checkpointing, where the f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-STATE = ("mean_h", "mean_u", "weight", "samples")
+from grit.modules import LoraModule
 
-
-@dataclass(frozen=True)
-class LoraModule:
-    """One LoRA pair (A, B) of one adapter."""
-
-    name: str
-    """Path of the layer in the model, and the adapter's name."""
-    lora_a: nn.Linear
-    """Weight [r, d_in]."""
-    lora_b: nn.Linear
-    """Weight [d_out, r]."""
+STATE = ("mean_h", "mean_u", "weight", "samples", "ranks")
 
 
 class FactorGroup:
@@ -58,6 +47,8 @@ class FactorGroup:
         """Weight of the moving averages, 1 - ema^n after n updates, [M]."""
         self.samples = torch.zeros(count, device=device)
         """Real tokens seen by each module, [M]."""
+        self.ranks = torch.full((count,), rank, device=device)
+        """Directions of rank space that a reprojection has left, [M], int64."""
         self._tokens = torch.zeros(count, device=device)
         self._handles = [
             module.lora_a.register_forward_hook(self._forward_hook(index)) for index, module in enumerate(modules)
@@ -76,10 +67,14 @@ class FactorGroup:
     def update(self, gradient_scale: float | Tensor) -> None:
         """Move the sums of the finished step into the averages. A step with an overflow, or without tokens, is skipped.
 
+        With several processes the sums and counts of all of them are added first.
+
         Args:
             gradient_scale: factor by which the gradient of the summed loss was multiplied (loss scale over the loss's
                 denominator); the factors do not depend on it.
         """
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            self._add_up_over_processes()
         seen = self._tokens > 0
         tokens = self._tokens.clamp_min(1)[:, None, None]
         step_h, step_u = self._sum_h / tokens, self._sum_u / tokens / gradient_scale**2
@@ -92,6 +87,16 @@ class FactorGroup:
         self.weight.lerp_(torch.ones_like(self.weight), rate)
         self.samples += torch.where(used, self._tokens, 0)
         self.clear()
+
+    def change_basis(self, q: Tensor, inverse: Tensor) -> None:
+        """Follow the change (B, A) -> (B Q^-1, Q A), under which h -> Q h and u -> Q^-T u.
+
+        Args:
+            q: [M, r, r]; rows of zeros for directions that were dropped.
+            inverse: [M, r, r]; columns of zeros for those.
+        """
+        self.mean_h.copy_(q @ self.mean_h @ q.mT)
+        self.mean_u.copy_(inverse.mT @ self.mean_u @ inverse)
 
     def clear(self) -> None:
         """Forget what was captured since the last update."""
@@ -116,6 +121,13 @@ class FactorGroup:
         """Bytes of all tensors."""
         tensors = (self.mean_h, self.mean_u, self._sum_h, self._sum_u, self.weight, self.samples, self._tokens)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _add_up_over_processes(self) -> None:
+        sums = (self._sum_h, self._sum_u, self._tokens)
+        flat = torch.cat([one.flatten() for one in sums])
+        distributed.all_reduce(flat)
+        for one, total in zip(sums, flat.split([one.numel() for one in sums]), strict=True):
+            one.copy_(total.view_as(one))
 
     def _correction(self) -> Tensor:
         return self.weight.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]

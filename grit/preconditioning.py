@@ -1,4 +1,4 @@
-"""The mathematics: inverse powers of the factors, and their application to gradients. No state, no hooks.
+"""The mathematics: matrices from the factors, and their application to gradients. No state, no hooks.
 
 Rank-space K-FAC. For a LoRA layer y = W x + s B h, h = A x, with u = dL/dh, the Kronecker blocks of the Fisher matrix
 (Martens & Grosse 2015, arXiv 1503.05671) restricted to the r x r factors give
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Roots(NamedTuple):
-    """Inverse powers of a stack of factors."""
+    """What a stack of gradients is multiplied by: inverse powers of factors, or their eigenvectors."""
 
     matrices: Tensor
     """[M, r, r], float32; the identity where the factor is empty."""
@@ -33,19 +33,36 @@ def inverse_power(factors: Tensor, power: float, damping: float) -> Roots:
         power: exponent.
         damping: relative to the mean eigenvalue tr(S)/r.
     """
-    mean = factors.diagonal(dim1=-2, dim2=-1).mean(-1)  # [M]
-    filled = torch.isfinite(mean) & (mean > torch.finfo(factors.dtype).tiny)
-    identity = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
-    # Scaled to mean eigenvalue 1 before the decomposition: early factors are tiny, since B starts at zero.
-    scaled = torch.where(
-        filled[:, None, None], factors / mean.clamp_min(torch.finfo(factors.dtype).tiny)[:, None, None], identity
-    )
-    values, vectors = torch.linalg.eigh(scaled)
-    values = values.clamp_min(0) + damping  # [M, r]
+    values, vectors, mean, filled = _decompose(factors, damping)
     roots = (vectors * values.pow(-power).unsqueeze(-2)) @ vectors.mT
-    roots = roots * torch.where(filled, mean, torch.ones_like(mean)).pow(-power)[:, None, None]
-    matrices = torch.where(filled[:, None, None], roots, identity)
-    return Roots(matrices, torch.where(filled, values[:, -1] / values[:, 0], torch.ones_like(mean)))
+    roots = roots * mean.pow(-power)[:, None, None]
+    return Roots(torch.where(filled[:, None, None], roots, _identity(factors)), values[:, -1] / values[:, 0])
+
+
+def eigenbasis(factors: Tensor, damping: float) -> Roots:
+    """Orthonormal eigenvectors of a stack of factors, as columns, in ascending order of the eigenvalues.
+
+    Args:
+        factors: [M, r, r], float32, symmetric positive semi-definite.
+        damping: enters only the condition numbers.
+    """
+    values, vectors, _mean, filled = _decompose(factors, damping)
+    return Roots(torch.where(filled[:, None, None], vectors, _identity(factors)), values[:, -1] / values[:, 0])
+
+
+def _decompose(factors: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Damped eigenvalues relative to their mean, eigenvectors, the mean; and which factors are not empty."""
+    mean = factors.diagonal(dim1=-2, dim2=-1).mean(-1)  # [M]
+    tiny = torch.finfo(factors.dtype).tiny
+    filled = torch.isfinite(mean) & (mean > tiny)
+    # Scaled to mean eigenvalue 1 before the decomposition: early factors are tiny, since B starts at zero.
+    scaled = torch.where(filled[:, None, None], factors / mean.clamp_min(tiny)[:, None, None], _identity(factors))
+    values, vectors = torch.linalg.eigh(scaled)
+    return values.clamp_min(0) + damping, vectors, torch.where(filled, mean, torch.ones_like(mean)), filled
+
+
+def _identity(factors: Tensor) -> Tensor:
+    return torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
 
 
 class Preconditioned(NamedTuple):
@@ -64,6 +81,9 @@ class Preconditioned(NamedTuple):
 def apply(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> Preconditioned:
     """Multiply each gradient by its root.
 
+    Norms and inner products come from the r x r Gram matrices K of the gradients, which are far smaller: for A,
+    |P G|^2 = tr(P K P^T) with K = G G^T, and <G, P G> = tr(P K).
+
     Args:
         roots: [M, r, r], float32.
         gradients: [M, r, d_in] for A (`left`), [M, d_out, r] for B.
@@ -71,14 +91,15 @@ def apply(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> 
         norm_match: rescale each result to the Frobenius norm of its raw gradient.
     """
     raw = gradients.float()
-    result = torch.bmm(roots, raw) if left else torch.bmm(raw, roots)
-    raw_norms = torch.linalg.vector_norm(raw, dim=(1, 2))
+    gram = raw @ raw.mT if left else raw.mT @ raw
+    image = roots @ gram if left else gram @ roots
+    raw_squared, inner = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) for matrix in (gram, image))
+    squared = (image * roots).sum((-2, -1))
     if norm_match:
-        norms = torch.linalg.vector_norm(result, dim=(1, 2))
-        result = result * (raw_norms / norms.clamp_min(torch.finfo(raw.dtype).tiny))[:, None, None]
-    return Preconditioned(
-        result.to(gradients.dtype), raw_norms.square().sum(), result.square().sum(), (raw * result).sum()
-    )
+        scale = (raw_squared / squared.clamp_min(torch.finfo(raw.dtype).tiny)).sqrt()
+        roots, inner, squared = roots * scale[:, None, None], inner * scale, raw_squared
+    result = torch.bmm(roots, raw) if left else torch.bmm(raw, roots)
+    return Preconditioned(result.to(gradients.dtype), raw_squared.sum(), squared.sum(), inner.sum())
 
 
 def anisotropy(roots: Tensor) -> Tensor:

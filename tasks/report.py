@@ -224,6 +224,8 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
     yield f"final training loss (mean of the last {history['final_loss_steps']} steps)", figure(history["final_loss"])
     yield "median time of a step", f"{history['median_seconds_per_step']:.2f} s"
     yield "time of all steps", f"{history['total_seconds'] / 60:.1f} min"
+    if history["basis_seconds"]:
+        yield "time of finding the first basis", f"{history['basis_seconds'] / 60:.1f} min"
     yield "tokens", f"{history['tokens']:,} ({history['supervised_tokens']:,} supervised)"
     yield "tokens per second", f"{history['tokens'] / history['total_seconds']:.0f}"
     yield "trainable parameters", f"{history['trainable_parameters']:,}"
@@ -231,6 +233,7 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
     if "grit" in steps[-1]:
         last = steps[-1]["grit"]
         yield "modules with GRIT factors in use, last step", f"{last['ready']:.0%}"
+        yield "mean rank, last step", f"{last['rank']:.1f}"
         yield "largest condition number, last step", f"{last['condition_h']:.0f} (h), {last['condition_u']:.0f} (u)"
 
 

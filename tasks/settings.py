@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from grit.config import Basis, GRITConfig, Variant
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Method = Literal["baseline", "grit"]
@@ -154,26 +156,41 @@ class TrainingSettings(Section):
 
 
 class GritSettings(Section):
-    """The K-FAC preconditioner in LoRA's rank space; the fields of `grit.GRITConfig`."""
+    """GRIT; the fields of `grit.GRITConfig`, where they are explained."""
 
-    variant: Literal["kfac", "adamw"] = "kfac"
-    """`adamw` measures and leaves every gradient as it is."""
+    variant: Variant = "kfac"
+    """What is preconditioned, and how; `adamw` measures and leaves every gradient as it is."""
     power: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Exponent of the inverse factors: 1 is K-FAC, 0.5 its square root."""
     norm_match: bool = True
     """Give each preconditioned gradient the norm of the raw one."""
     kfac_update_freq: PositiveInt = 10
     """Optimizer steps between two factorisations."""
-    cov_update_freq: PositiveInt = 1
+    cov_update_freq: PositiveInt = 5
     """Optimizer steps between two updates of the factors."""
     kfac_damping: Annotated[float, Field(gt=0)] = 0.03
     """Damping relative to the mean eigenvalue of each factor."""
     kfac_min_samples: PositiveInt = 16
-    """Supervised tokens a module must have seen before its factors are used."""
+    """Real tokens a module must have seen before its factors are used."""
     kfac_ema: Fraction = 0.95
     """Decay of the moving average of the factors."""
     ng_warmup_steps: Count = 0
     """Optimizer steps before the preconditioner is switched on."""
+    basis: Basis = "initial"
+    """Where A starts: `initial` as PEFT made it, or from the gradient of the first rows."""
+    basis_steps: PositiveInt = 2
+    """Optimizer steps' worth of rows that the basis is computed from."""
+    reprojection_freq: Count = 0
+    """Optimizer steps between two reprojections onto the balanced basis of rank space; 0 for none."""
+    rank_adaptation_threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the energy that a reprojection keeps; 1 keeps the rank."""
+    min_lora_rank: PositiveInt = 1
+    """No module's rank falls below this."""
+
+    @model_validator(mode="after")
+    def _as_grit_wants_them(self) -> GritSettings:
+        GRITConfig(**self.model_dump())
+        return self
 
 
 class ScoringSettings(Section):

@@ -21,8 +21,11 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from grit.config import GRITConfig
+from grit.export import save_adapter as save_without_cut_directions
 from grit.manager import GRITManager
+from grit.proof import GritInactiveError
 from grit.trainer import GritTrainer
+from grit.variants import AFTER_OPTIMIZER
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.memory import peak_memory
@@ -92,12 +95,16 @@ def train(
             manager = GRITManager(network, GRITConfig(**grit.model_dump())) if grit else None
             with tempfile.TemporaryDirectory() as scratch:
                 trainer = make_trainer(network, dataset, tokenizer, base, training, manager, seed, recorder, scratch)
-                trainer.train()
+                try:
+                    trainer.train()
+                except GritInactiveError as error:
+                    raise UserError(str(error), where="grit", fix="Change grit.*, or train the baseline.") from None
             if manager:
                 manager.close()
             save_adapter(network, adapter.path)
         history.facts = recorder.summary() | {
             "method": "grit" if grit else "baseline",
+            "basis_seconds": round(manager.basis_seconds, 3) if manager else 0.0,
             "peak_memory_bytes": peak.bytes,
             "peak_memory_kind": peak.kind,
             "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
@@ -168,8 +175,16 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
     """Refuse what this machine or this method cannot do, before any time is spent.
 
     Raises:
-        UserError: Unsloth with GRIT, without CUDA or not installed; float16 without CUDA.
+        UserError: Unsloth with GRIT, without CUDA or not installed; float16 without CUDA; 8-bit Adam with a GRIT that
+            acts on Adam's moments.
     """
+    if grit and training.optimizer == "adamw_8bit" and (grit.variant in AFTER_OPTIMIZER or grit.reprojection_freq):
+        raise UserError(
+            f"GRIT's {grit.variant if grit.variant in AFTER_OPTIMIZER else 'reprojection'} acts on Adam's moments, "
+            "which 8-bit Adam keeps in blocks",
+            where="training.optimizer",
+            fix="Use `--training.optimizer adamw_torch`.",
+        )
     if base.dtype == "float16" and not torch.cuda.is_available():
         raise UserError("float16 training needs a CUDA GPU", where="model.dtype", fix="Use bfloat16 or float32.")
     if training.backend != "unsloth":
@@ -186,8 +201,8 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
 
 
 def save_adapter(network: PeftModel, directory: Path) -> None:
-    """Save the adapter as safetensors, with the same bytes for the same weights."""
-    network.save_pretrained(str(directory), safe_serialization=True)
+    """Save the adapter as safetensors, at the ranks that GRIT left, with the same bytes for the same weights."""
+    save_without_cut_directions(network, directory)
     (directory / "README.md").unlink(missing_ok=True)
     config = directory / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))

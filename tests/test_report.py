@@ -152,7 +152,8 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
     }  # fmt: skip
     history = {
         "method": "baseline", "steps": 1, "final_loss": 2.0, "final_loss_steps": 1, "median_seconds_per_step": 1.0,
-        "total_seconds": 1.0, "tokens": 10, "supervised_tokens": 5, "validation": [], "trainable_parameters": 3,
+        "total_seconds": 1.0, "basis_seconds": 30.0,
+        "tokens": 10, "supervised_tokens": 5, "validation": [], "trainable_parameters": 3,
         "peak_memory_bytes": 10**9, "peak_memory_kind": "resident set", "device": "CPU",
     }  # fmt: skip
     gguf = {"type": "q8_0", "bytes": 5, "answer": {"prompt": "Q", "text": HOSTILE, "tokens_per_second": 1.0}}

@@ -182,6 +182,23 @@ def test_eight_bit_adamw(tiny_model: Artifact, dataset: Artifact, store: Store) 
     assert made.adapter.digest != run(tiny_model, dataset, store).adapter.digest
 
 
+def test_grit_finds_a_basis_and_saves_the_ranks_that_it_leaves(
+    tiny_model: Artifact, dataset: Artifact, store: Store
+) -> None:
+    grit = GritSettings(
+        basis="gradient", basis_steps=1, reprojection_freq=5, rank_adaptation_threshold=0.5, cov_update_freq=1,
+        kfac_min_samples=1,
+    )  # fmt: skip
+    made = run(tiny_model, dataset, store, grit=grit, training=QUICK.model_copy(update={"max_steps": 6}))
+    assert made.history.facts["basis_seconds"] > 0
+    config = json.loads((made.adapter.path / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    mean = history(made)[-1]["grit"]["rank"]
+    assert mean < LORA.r
+    ranks = [len(tensor) for name, tensor in weights(made).items() if "lora_A" in name]
+    assert sum(ranks) / len(ranks) <= LORA.r
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -191,6 +208,17 @@ def test_eight_bit_adamw(tiny_model: Artifact, dataset: Artifact, store: Store) 
         (
             {"training": QUICK.model_copy(update={"backend": "unsloth"}), "grit": GritSettings()},
             "training.backend: Unsloth's fused kernels bypass the hooks",
+        ),
+        (
+            {
+                "training": QUICK.model_copy(update={"optimizer": "adamw_8bit"}),
+                "grit": GritSettings(variant="graft"),
+            },
+            "training.optimizer: GRIT's graft acts on Adam's moments",
+        ),
+        (
+            {"grit": GritSettings(kfac_min_samples=10**9, kfac_update_freq=1)},
+            "grit: after 2 steps no factor is ready",
         ),
         ({"base": BASE.model_copy(update={"dtype": "float16"})}, "model.dtype: float16 training needs a CUDA GPU"),
     ],

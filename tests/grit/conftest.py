@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,6 +42,12 @@ def batch() -> dict[str, Tensor]:
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :3] = -100
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask, "labels": labels}
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
+    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
 
 
 def backward(model: PeftModel, batch: dict[str, Tensor], denominator: float, scale: float = 1.0) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from grit import GRITConfig, GritInactiveError, GRITManager
 from tests.grit.conftest import MakeModel, backward
 
-QUICK = GRITConfig(kfac_update_freq=1, kfac_min_samples=1)
+QUICK = GRITConfig(kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
 
 
 def factors(manager: GRITManager) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def test_throttles(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
         backward(model, batch, 1)
         manager.step()
         seen.append(manager.last_diagnostics["tokens"])
-        roots.append(manager._roots)
+        roots.append(manager.preconditioners[0].root_a)
     assert seen == [41, 41, 82, 82, 123, 123]
     assert roots[0] is roots[2] and roots[3] is roots[5] and roots[2] is not roots[3]
 
@@ -259,7 +259,7 @@ def test_a_preconditioner_without_effect_is_an_error(
 ) -> None:
     model = make_model(r=rank)
     with pytest.raises(GritInactiveError, match=said):
-        train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, **config)), 9)
+        train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, cov_update_freq=1, **config)), 9)
 
 
 @pytest.mark.parametrize("name", ["power", "kfac_update_freq", "cov_update_freq", "kfac_damping", "kfac_min_samples"])

@@ -29,25 +29,20 @@ class Seen(TrainerCallback):
             self.reported.append(logs["grad_norm"])
 
 
-def network(vocabulary: int) -> PeftModel:
+def network(vocabulary: int, **lora: Any) -> PeftModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
-    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **lora))
 
 
 def arguments(directory: Path, **changes: Any) -> SFTConfig:
-    settings = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, **changes}
-    return SFTConfig(
-        str(directory), use_cpu=True, bf16=False, report_to="none", save_strategy="no", max_length=None, **settings
-    )
-
-
-@pytest.fixture
-def rows() -> Dataset:
-    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
+    settings = {
+        "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2,
+        "save_strategy": "no", **changes,
+    }  # fmt: skip
+    return SFTConfig(str(directory), use_cpu=True, bf16=False, report_to="none", max_length=None, **settings)
 
 
 def test_clipping_applies_to_the_preconditioned_gradient(
@@ -55,7 +50,9 @@ def test_clipping_applies_to_the_preconditioned_gradient(
 ) -> None:
     """Without norm matching K-FAC's step is far longer than the gradient; what reaches the optimizer is clipped."""
     model, seen = network(len(smollm2_tokenizer)), Seen()
-    manager = GRITManager(model, GRITConfig(power=1.0, norm_match=False, kfac_update_freq=1, kfac_min_samples=1))
+    manager = GRITManager(
+        model, GRITConfig(power=1.0, norm_match=False, kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
+    )
     trainer = GritTrainer(
         model=model, grit_manager=manager, args=arguments(tmp_path, max_grad_norm=0.25), train_dataset=rows,
         processing_class=smollm2_tokenizer, callbacks=[seen],

@@ -1,0 +1,149 @@
+"""The methods that `grit_convergence` compares: an adapter, an optimizer and, for GRIT's, a manager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    LoraGAConfig,
+    PeftModel,
+    get_peft_model,
+    initialize_lora_eva_weights,
+)
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, create_riemannian_optimizer
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from benchmarks.workload import TARGETS, Workload, summed_loss
+from grit import GRITConfig, GRITManager, set_gradient_basis
+
+RANK = 16
+BASIS_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method differs from LoRA with AdamW."""
+
+    optimizer: str = "adamw"
+    """`adamw`, or one of PEFT's: `loraplus`, `lorafa`, `riemannian`."""
+    grit: GRITConfig | None = None
+    """GRIT's settings, without the basis."""
+    start: str = "default"
+    """Where A starts: `default`, GRIT's `gradient` or `whitened_gradient`, or one of PEFT's: `pissa`, `lora_ga`, `eva`,
+    `corda`."""
+    rate_factor: float = 1.0
+    """Its learning rates are these of the others, times this."""
+
+
+METHODS = {
+    "AdamW": Method(),
+    "LoRA+ (PEFT)": Method("loraplus", rate_factor=0.1),
+    "LoRA-FA (PEFT)": Method("lorafa"),
+    "Riemannian AdamW (PEFT)": Method("riemannian"),
+    "published": Method(grit=GRITConfig(variant="published", power=1.0, norm_match=False)),
+    "kfac": Method(grit=GRITConfig(power=1.0)),
+    "kfac^1/2": Method(grit=GRITConfig(power=0.5)),
+    "eigen_adam": Method(grit=GRITConfig(variant="eigen_adam")),
+    "graft": Method(grit=GRITConfig(variant="graft", power=0.5)),
+    "AdamW, gradient basis": Method(start="gradient"),
+    "AdamW, whitened basis": Method(start="whitened_gradient"),
+    "AdamW, PiSSA (PEFT)": Method(start="pissa"),
+    "AdamW, LoRA-GA (PEFT)": Method(start="lora_ga"),
+    "AdamW, EVA (PEFT)": Method(start="eva"),
+    "AdamW, CorDA (PEFT)": Method(start="corda"),
+}
+for _name in ("kfac^1/2", "eigen_adam", "graft"):
+    METHODS[f"{_name}, gradient basis"] = replace(METHODS[_name], start="gradient")
+
+
+@dataclass
+class Contender:
+    """A method made ready to train."""
+
+    network: PeftModel
+    optimizer: Optimizer
+    manager: GRITManager | None
+    seconds: float
+    """What the start cost beyond PEFT's default."""
+
+
+def make(method: Method, workload: Workload, rate: float, seed: int) -> Contender:
+    """Build model, optimizer and manager.
+
+    Args:
+        method: which.
+        workload: model and rows; the first batches serve the data-driven starts.
+        rate: learning rate.
+        seed: rules the adapter.
+    """
+    batches = [batch for _, step in zip(range(BASIS_BATCHES), workload.steps(seed), strict=False) for batch in step]
+    started = time.perf_counter()
+    network = _network(method.start, workload, batches, seed)
+    if method.start in ("gradient", "whitened_gradient"):
+        whitened = method.start == "whitened_gradient"
+        set_gradient_basis(network, batches, lambda batch: summed_loss(network, batch), whitened=whitened, seed=seed)
+    seconds = time.perf_counter() - started if method.start != "default" else 0.0
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer: Optimizer
+    if method.optimizer == "loraplus":
+        optimizer = create_loraplus_optimizer(network, AdamW, lr=rate, loraplus_lr_ratio=16.0, weight_decay=0.01)
+    elif method.optimizer == "lorafa":
+        optimizer = create_lorafa_optimizer(network, RANK, RANK, lr=rate, weight_decay=0.01)
+    elif method.optimizer == "riemannian":
+        optimizer = create_riemannian_optimizer(network, AdamW, lr=rate, weight_decay=0.01)
+    else:
+        optimizer = AdamW(weights, lr=rate, weight_decay=0.01)
+    manager = GRITManager(network, method.grit) if method.grit else None
+    if manager:
+        manager.attach(optimizer)
+    return Contender(network, optimizer, manager, seconds)
+
+
+def _network(start: str, workload: Workload, batches: list[dict[str, Tensor]], seed: int) -> PeftModel:
+    """The model with the adapter that PEFT makes; the data-driven starts see the same batches as GRIT's."""
+    base = workload.base()
+    starts: dict[str, dict[str, Any]] = {
+        "default": {},
+        "gradient": {},
+        "whitened_gradient": {},
+        "pissa": {"init_lora_weights": "pissa_niter_4"},
+        "lora_ga": {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()},
+        "eva": {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)},
+        "corda": {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="ipm")},
+    }
+    torch.manual_seed(seed)
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, task_type="CAUSAL_LM", **starts[start])
+    if start == "lora_ga":
+        preprocess_loraga(base, config, lambda: _each(batches, lambda batch: summed_loss(base, batch).backward()))
+    elif start == "corda":
+        with torch.no_grad():
+            preprocess_corda(base, config, lambda: _each(_rows(batches), base))
+    network = get_peft_model(base, config)
+    if start == "eva":
+        initialize_lora_eva_weights(network, batches, show_progress_bar=False)
+    return network.train()
+
+
+def _each(items: Iterable[Any], function: Callable[[Any], Any]) -> None:
+    for item in items:
+        function(item)
+
+
+def _rows(batches: list[dict[str, Tensor]]) -> Iterator[Tensor]:
+    """Each row alone and without padding, as CorDA wants it: [1, length]."""
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            yield ids[mask.bool()].unsqueeze(0)

@@ -1,0 +1,121 @@
+"""Which method lowers the validation loss fastest, each at its own best learning rate.
+
+Run with `python -m benchmarks.grit_convergence --data generated:extraction --results FILE`. Every method trains at each
+learning rate with seed 0, in turns; at the rate with the lowest final validation loss it trains again with the other
+seeds, which alone enter the table. A seed rules the adapter and the order of the rows, the same for all methods. Each
+finished training is a line of the results file; a second call goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from benchmarks.contenders import METHODS, make
+from benchmarks.workload import EXTRACTION, Workload, optimizer_step
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def main() -> None:
+    """Train what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=EXTRACTION, help="generated:extraction, or a file of instructions")
+    parser.add_argument("--results", type=Path, required=True, help="JSON Lines, appended to")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3], help="at the best rate; 0 serves the choice")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rows-per-step", type=int, default=4)
+    parser.add_argument("--max-length", type=int, default=160)
+    parser.add_argument("--validation-rows", type=int, default=24)
+    parser.add_argument("--store", type=Path, default=Path(".artifacts"))
+    arguments = parser.parse_args()
+    setup = {name: getattr(arguments, name) for name in ("data", "steps", "rows_per_step", "max_length")}
+    setup |= {"validation_rows": arguments.validation_rows}
+    workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
+    tuning = [
+        (method, rate * METHODS[method].rate_factor, 0) for rate in arguments.rates for method in arguments.methods
+    ]
+    run(tuning, workload, setup, arguments.results)
+    best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
+    final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]
+    run(final, workload, setup, arguments.results)
+
+
+def run(jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str, Any], results: Path) -> None:
+    """Train those jobs that the results file does not hold, one process to a core."""
+    done = {(one["method"], one["rate"], one["seed"]) for one in read(results) if matches(one, setup)}
+    missing = [job for job in jobs if job not in done]
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes to come; one bar is enough
+    # One thread to a process: two trainings side by side disturb each other less than two threads of each would.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(train, *job, workload, setup) for job in missing]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(future.result()) + "\n")
+
+
+def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str, Any]) -> dict[str, Any]:
+    """One training. Returns the setup, the training losses, and validation losses and seconds by step."""
+    contender = make(METHODS[name], workload, rate, seed)
+    optimizer, steps = contender.optimizer, setup["steps"]
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=3, num_training_steps=steps)
+    every = max(1, steps // 3)
+    result: dict[str, Any] = {**setup, "method": name, "rate": rate, "seed": seed, "start_seconds": contender.seconds}
+    validation = {}
+    losses, seconds = [], [0.0]
+    for step, batches in zip(range(1, steps + 1), workload.steps(seed), strict=False):
+        started = time.perf_counter()
+        losses.append(optimizer_step(contender.network, batches, optimizer, contender.manager))
+        schedule.step()
+        seconds.append(time.perf_counter() - started)
+        if not math.isfinite(losses[-1]):
+            break
+        if step % every == 0:
+            validation[step] = workload.validate(contender.network, setup["validation_rows"])
+    return result | {"losses": losses, "validation": validation, "seconds": seconds}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All finished trainings; validation losses by step."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    results = [json.loads(line) for line in lines]
+    for one in results:
+        one["validation"] = {int(step): loss for step, loss in one["validation"].items()}
+    return results
+
+
+def matches(one: dict[str, Any], setup: dict[str, Any]) -> bool:
+    """Whether a training belongs to this comparison."""
+    return all(one[name] == value for name, value in setup.items())
+
+
+def final_loss(one: dict[str, Any]) -> float:
+    """Validation loss after the last step; infinite where training diverged."""
+    return float(one["validation"].get(one["steps"], math.inf))
+
+
+def best_rates(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each method with the lowest final validation loss with seed 0."""
+    tuned: dict[str, dict[str, Any]] = {}
+    for one in results:
+        if one["seed"] == 0 and (one["method"] not in tuned or final_loss(one) < final_loss(tuned[one["method"]])):
+            tuned[one["method"]] = one
+    return {method: one["rate"] for method, one in tuned.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A first basis for A from the gradient of W, found through LoRA's own gradients.
+
+With B = 0 the first steps of LoRA can change W only within the row space of A, which PEFT draws at random. The best row
+space of rank r for the mean gradient G [d_out, d_in] of W is that of its top r right singular vectors (the idea of
+LoRA-GA, Wang et al. 2024, arXiv 2407.05000). LoRA's own gradients multiply by G, whatever the base is stored in and
+without ever forming it: where B A = 0 the model is the base model, and
+
+    A = 0:  dA = s B^T G        B = 0:  dB = s G A^T
+
+so that alternating the two is subspace iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
+`whitened` iterates on diag(S_g)^(-1/2) G diag(S_x)^(-1/2) instead, the gradient in coordinates in which inputs x and
+output gradients g have unit variance: the diagonal of K-FAC's full-space factors.
+
+W is left as it is and B is zero afterwards, so that merging, and the adapter's file, are those of plain LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from grit.modules import LoraModule, lora_modules
+
+HALVES = 3
+"""Products with G: into the row space, out of it, and into it again."""
+
+
+def set_gradient_basis(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss: Callable[[Any], Tensor],
+    *,
+    whitened: bool = False,
+    seed: int = 0,
+) -> None:
+    """Turn the rows of each A into the top right singular vectors of the mean gradient of its W, in descending order.
+
+    Each row gets the root mean square norm of A's rows before; B stays zero.
+
+    Args:
+        model: a PEFT model whose adapter has not been trained.
+        batches: what the gradient is taken over; each is used three times.
+        loss: the loss of a batch, summed over its tokens, as a scalar with a graph.
+        whitened: scale inputs and output gradients to unit variance.
+        seed: rules the start of the iteration.
+
+    Raises:
+        ValueError: no batches, an adapter that has been trained, or one without gradients.
+    """
+    modules = lora_modules(model)
+    if not batches:
+        raise ValueError("a basis from the gradient needs at least one batch")
+    if any(bool(module.lora_b.weight.any()) for module in modules):
+        raise ValueError("the basis can be set only before training, while every B is zero")
+    norms = [module.lora_a.weight.detach().norm() / math.sqrt(len(module.lora_a.weight)) for module in modules]
+    starts = [module.lora_a.weight.detach().float().clone() for module in modules]
+    scales = [_Scales(module) for module in modules]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in modules:
+            b = module.lora_b.weight
+            b.copy_(torch.randn(b.shape, generator=generator).to(b))
+            _orthonormalise(b)
+            module.lora_a.weight.zero_()
+    for half in range(HALVES):
+        with _watching(scales, whitened and half == 0):
+            _differentiate(model, modules, batches, loss)
+        for module, scale in zip(modules, scales, strict=True):
+            if half < HALVES - 1:
+                _turn(module, scale, into_rows=half % 2 == 0)
+    with torch.no_grad():
+        for module, scale, norm, start in zip(modules, scales, norms, starts, strict=True):
+            gradient = _gradient(module.lora_a.weight)
+            vectors = torch.linalg.svd(gradient * scale.x, full_matrices=False).Vh * scale.x  # [k, d_in]
+            vectors = torch.linalg.qr(torch.cat([vectors, start])[: len(start)].mT).Q.mT
+            module.lora_a.weight.copy_(norm * vectors)
+            module.lora_b.weight.zero_()
+    model.zero_grad(set_to_none=True)
+
+
+class _Scales:
+    """diag(S_x)^(-1/2) and diag(S_g)^(-1/2) of one layer, damped; ones until they are watched."""
+
+    def __init__(self, module: LoraModule) -> None:
+        self.layer: Any = module.layer
+        self.x: Tensor = torch.ones((), device=module.lora_a.weight.device)
+        """[d_in] or a scalar."""
+        self.g: Tensor = torch.ones((), device=module.lora_a.weight.device)
+        """[d_out] or a scalar."""
+        self._sums: list[Tensor] = []
+
+    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach()
+        if output.requires_grad:
+            output.register_hook(lambda g: self._add(x, g))
+
+    def finish(self, damping: float = 0.01) -> None:
+        self.x, self.g = ((square / square.mean() + damping).rsqrt() for square in self._sums)
+
+    def _add(self, x: Tensor, g: Tensor) -> None:
+        squares = [one.flatten(0, -2).float().square().sum(0) for one in (x, g)]
+        self._sums = [one + two for one, two in zip(self._sums, squares, strict=True)] if self._sums else squares
+
+
+@contextmanager
+def _watching(scales: list[_Scales], wanted: bool) -> Any:
+    handles = [scale.layer.register_forward_hook(scale.hook) for scale in scales] if wanted else []
+    yield
+    for handle in handles:
+        handle.remove()
+    if wanted:
+        for scale in scales:
+            for one in scale._sums:
+                _add_up_over_processes(one)
+            scale.finish()
+
+
+def _differentiate(
+    model: nn.Module, modules: list[LoraModule], batches: Sequence[Any], loss: Callable[[Any], Tensor]
+) -> None:
+    """Leave the gradient of the summed loss in A and B."""
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        loss(batch).backward()
+    for module in modules:
+        for left in (True, False):
+            gradient = module.weight(left=left).grad
+            if gradient is None:
+                raise ValueError(f"{module.name}: no gradient reached the adapter")
+            _add_up_over_processes(gradient)
+
+
+@torch.no_grad()
+def _turn(module: LoraModule, scale: _Scales, *, into_rows: bool) -> None:
+    """After dA was found: put its row space into A, and zero into B; after dB: the other way round."""
+    a, b = module.lora_a.weight, module.lora_b.weight
+    if into_rows:
+        a.copy_(_gradient(a) * scale.x)
+        _orthonormalise(a.T)
+        a.mul_(scale.x)
+        b.zero_()
+    else:
+        b.copy_(_gradient(b) * _column(scale.g))
+        _orthonormalise(b)
+        b.mul_(_column(scale.g))
+        a.zero_()
+
+
+def _column(scale: Tensor) -> Tensor:
+    return scale[:, None] if scale.dim() else scale
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """The gradient, float32, scaled so that products of several do not overflow."""
+    gradient = weight.grad.float()  # type: ignore[union-attr]
+    return gradient / gradient.abs().max().clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _orthonormalise(columns: Tensor) -> None:
+    """In place; a matrix with more columns than rows gets zeros behind."""
+    q = torch.linalg.qr(columns.float()).Q
+    columns.zero_()[:, : q.shape[1]] = q.to(columns.dtype)
+
+
+def _add_up_over_processes(tensor: Tensor) -> None:
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(tensor)

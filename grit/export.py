@@ -1,0 +1,64 @@
+"""Adapters whose modules have different ranks, as plain PEFT adapters of just that size."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from grit.modules import LoraModule, lora_modules
+
+
+def save_adapter(model: PeftModel, directory: Path) -> dict[str, int]:
+    """Save the active adapter as safetensors, without the directions of rank space that a reprojection has cut.
+
+    Each module's rank goes into PEFT's `rank_pattern`, and into `alpha_pattern` what keeps its scale s.
+
+    Args:
+        model: the trained model.
+        directory: where PEFT writes.
+
+    Returns:
+        The saved rank of each module, by its path.
+    """
+    modules = lora_modules(model)
+    adapter = model.active_adapter
+    config: Any = model.peft_config[adapter]
+    kept = {module.path: _live(module) for module in modules if module.adapter == adapter}
+    smaller = {module.path: module for module in modules if not bool(kept[module.path].all())}
+    if not smaller:
+        model.save_pretrained(str(directory), safe_serialization=True, selected_adapters=[adapter])
+        return {path: int(live.sum()) for path, live in kept.items()}
+    prefix = "base_model.model."
+    shrunk = deepcopy(config)
+    shrunk.rank_pattern = dict(config.rank_pattern or {})
+    shrunk.alpha_pattern = dict(config.alpha_pattern or {})
+    state = dict(model.state_dict())
+    for path, module in smaller.items():
+        live = kept[path]
+        rank = int(live.sum())
+        name = path.removeprefix(prefix)
+        alpha = module.scaling * (rank**0.5 if config.use_rslora else rank)
+        shrunk.rank_pattern[name] = rank
+        shrunk.alpha_pattern[name] = int(alpha) if alpha == int(alpha) else alpha
+        for side, matrix in (("lora_A", module.lora_a.weight[live]), ("lora_B", module.lora_b.weight[:, live])):
+            state[f"{path}.{side}.{adapter}.weight"] = matrix.detach().contiguous()
+    model.peft_config[adapter] = shrunk
+    try:
+        model.save_pretrained(str(directory), safe_serialization=True, state_dict=state, selected_adapters=[adapter])
+    finally:
+        model.peft_config[adapter] = config
+    return {path: int(live.sum()) for path, live in kept.items()}
+
+
+def _live(module: LoraModule) -> Tensor:
+    """Directions that are not zero in both A and B, [r], of bool; at least one, since PEFT knows no rank 0."""
+    with torch.no_grad():
+        live = module.lora_a.weight.any(1) | module.lora_b.weight.any(0)
+    if not bool(live.any()):
+        live[0] = True
+    return live

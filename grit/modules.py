@@ -1,0 +1,80 @@
+"""The LoRA modules of a PEFT model, and what of them GRIT does not handle."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One LoRA pair (A, B) of one adapter: y = W x + s B A x."""
+
+    name: str
+    """Path of the layer in the model, and the adapter's name."""
+    path: str
+    """Path of the layer in the model."""
+    adapter: str
+    """The adapter's name."""
+    layer: LoraLayer
+    """PEFT's layer, which holds W, A and B."""
+    lora_a: nn.Linear
+    """Weight [r, d_in]."""
+    lora_b: nn.Linear
+    """Weight [d_out, r]."""
+
+    @property
+    def scaling(self) -> float:
+        """s: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return float(self.layer.scaling[self.adapter])
+
+    def weight(self, *, left: bool) -> Tensor:
+        """A (`left`: rank space is multiplied from the left) or B."""
+        return (self.lora_a if left else self.lora_b).weight
+
+
+def lora_modules(model: nn.Module) -> list[LoraModule]:
+    """All trainable LoRA pairs of the active adapters.
+
+    Args:
+        model: a PEFT model.
+
+    Raises:
+        ValueError: none; DoRA; LoRA on embeddings, convolutions or bare parameters; sharded weights.
+    """
+    found = []
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for adapter in layer.active_adapters:
+            lora_a = layer.lora_A[adapter] if adapter in layer.lora_A else None  # noqa: SIM401, ModuleDict has no get
+            lora_b = layer.lora_B[adapter] if adapter in layer.lora_B else None  # noqa: SIM401
+            if lora_a is None and lora_b is None and adapter not in layer.lora_embedding_A:
+                continue  # another adapter of the model targets this layer
+            if not (isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)):
+                raise ValueError(f"{path}: GRIT handles LoRA on linear layers only")
+            if layer.use_dora.get(adapter):
+                raise ValueError(f"{path}: GRIT does not handle DoRA, whose magnitude also depends on A and B")
+            if hasattr(lora_a.weight, "full_tensor"):
+                raise ValueError(f"{path}: GRIT does not handle sharded weights (FSDP, tensor parallelism)")
+            if lora_a.weight.requires_grad:
+                found.append(LoraModule(f"{path}[{adapter}]", path, adapter, layer, lora_a, lora_b))
+    if not found:
+        raise ValueError("the model has no trainable LoRA module with an active adapter")
+    return found
+
+
+def by_shape(modules: Sequence[LoraModule], *, left: bool) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Indices and weights of the modules whose A (`left`) or B have one shape and dtype and a gradient."""
+    members: dict[tuple[torch.Size, torch.dtype], list[int]] = defaultdict(list)
+    for index, module in enumerate(modules):
+        weight = module.weight(left=left)
+        if weight.grad is not None:
+            members[weight.shape, weight.grad.dtype].append(index)
+    for indices in members.values():
+        yield indices, [modules[index].weight(left=left) for index in indices]

@@ -1,0 +1,118 @@
+"""The preconditioner of all modules of one rank: its matrices, kept between factorisations, and their application."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grit.config import GRITConfig
+from grit.factors import FactorGroup
+from grit.modules import by_shape
+from grit.optimizer import AttachedOptimizer, rewrite
+from grit.preconditioning import Preconditioned, Roots, apply
+from grit.variants import multipliers
+
+STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "used_a", "used_b")
+
+
+class Preconditioner:
+    """Multiplies gradients, or the optimizer's updates, of M modules of rank r.
+
+    Args:
+        factors: of the same modules.
+        config: the settings.
+    """
+
+    def __init__(self, factors: FactorGroup, config: GRITConfig) -> None:
+        self.factors, self.config = factors, config
+        identity = torch.eye(factors.mean_h.shape[-1], device=factors.mean_h.device).expand_as(factors.mean_h)
+        ones = torch.ones(len(factors.modules), device=identity.device)
+        self.root_a, self.root_b = identity.clone(), identity.clone()
+        """What A's gradient is multiplied by from the left and B's from the right, [M, r, r], float32."""
+        self.condition_a, self.condition_b = ones, ones.clone()
+        """Condition numbers of the damped factors behind them, [M]."""
+        self.ready = torch.zeros_like(ones, dtype=torch.bool)
+        """Modules that had seen enough tokens at the last factorisation, [M]."""
+        self.used_a, self.used_b = identity.clone(), identity.clone()
+        """As `root_a` and `root_b`, and the identity where they are not in use."""
+
+    @property
+    def roots(self) -> tuple[Roots, Roots]:
+        """For A and for B."""
+        return Roots(self.root_a, self.condition_a), Roots(self.root_b, self.condition_b)
+
+    def renew(self) -> None:
+        """Compute the matrices anew from the factors."""
+        for_a, for_b = multipliers(self.factors, self.config)
+        # Contiguous as they are after a checkpoint: the layout decides the last bits of a product.
+        self.root_a, self.root_b = for_a.matrices.contiguous(), for_b.matrices.contiguous()
+        self.condition_a, self.condition_b = for_a.conditions, for_b.conditions
+        self.ready = self.factors.samples >= self.config.kfac_min_samples
+
+    def use(self, on: bool, attached: AttachedOptimizer | None) -> None:
+        """Put the matrices in use where the modules are ready, after `renew` or when GRIT is switched on.
+
+        Args:
+            on: use them at all.
+            attached: the optimizer, whose moments are in the eigenbasis with `eigen_adam` and must follow it.
+        """
+        identity = torch.eye(self.root_a.shape[-1], device=self.root_a.device)
+        chosen = (self.ready & on)[:, None, None]
+        new_a, new_b = (torch.where(chosen, root, identity).contiguous() for root in (self.root_a, self.root_b))
+        if self.config.variant == "eigen_adam" and attached:
+            turns = (new_a @ self.used_a.mT, self.used_b.mT @ new_b)
+            for index, module in enumerate(self.factors.modules):
+                attached.change_basis(module.lora_a.weight, turns[0][index], left=True)
+                attached.change_basis(module.lora_b.weight, turns[1][index], left=False)
+        self.used_a, self.used_b = new_a, new_b
+
+    def precondition(self, write: bool) -> list[Preconditioned]:
+        """Multiply the gradients, with one batched product for all modules of a shape.
+
+        Args:
+            write: change the gradients, rather than only measure.
+        """
+        results = []
+        for left, used in ((True, self.used_a), (False, self.used_b)):
+            for indices, parameters in by_shape(self.factors.modules, left=left):
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                chosen = used if len(indices) == len(used) else used[indices]
+                norm_match = self.config.norm_match and self.config.variant != "eigen_adam"
+                result = apply(chosen, torch.stack(gradients), left=left, norm_match=norm_match)
+                if write:
+                    torch._foreach_copy_(gradients, list(result.gradients.unbind()))
+                results.append(result)
+        return results
+
+    def rewrite_updates(self, attached: AttachedOptimizer) -> None:
+        """After the optimizer's step: `eigen_adam` turns its update back, `graft` gives it K-FAC's direction."""
+        for left, used in ((True, self.used_a), (False, self.used_b)):
+            for indices, parameters in by_shape(self.factors.modules, left=left):
+                chosen = used[indices]
+
+                def turn_back(updates: Tensor, _momenta: Tensor, p: Tensor = chosen, left: bool = left) -> Tensor:
+                    return p.mT @ updates if left else updates @ p.mT
+
+                def graft(updates: Tensor, momenta: Tensor, p: Tensor = chosen, left: bool = left) -> Tensor:
+                    direction = p @ momenta if left else momenta @ p
+                    lengths, wanted = (torch.linalg.vector_norm(x, dim=(1, 2)) for x in (direction, updates))
+                    ratios = wanted / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+                    unchanged = (p == torch.eye(p.shape[-1], device=p.device)).all(-1).all(-1)[:, None, None]
+                    return torch.where(unchanged, updates, -direction * ratios[:, None, None])
+
+                rewrite(attached, parameters, turn_back if self.config.variant == "eigen_adam" else graft)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The matrices and those of the factors."""
+        return self.factors.state_dict() | {name: getattr(self, name).clone() for name in STATE}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave for the same modules."""
+        self.factors.load_state_dict(state)
+        for name in STATE:
+            setattr(self, name, state[name].to(self.root_a.device, copy=True))
+
+    def memory_bytes(self) -> int:
+        """Bytes of all tensors."""
+        own = (getattr(self, name) for name in STATE)
+        return self.factors.memory_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in own)

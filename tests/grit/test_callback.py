@@ -1,0 +1,188 @@
+"""GRIT in the trainers: order, checkpoints, other processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from grit import GritCallback, GRITConfig, GRITManager, GritTrainer
+from grit.callback import STATE_FILE
+from tests.grit.test_trainer import arguments, network
+
+QUICK = {"kfac_update_freq": 2, "cov_update_freq": 1, "kfac_min_samples": 1}
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def trained(
+    kind: str, tokenizer: PreTrainedTokenizerFast, rows: Dataset, directory: Path, config: GRITConfig, **changes: Any
+) -> dict[str, Tensor]:
+    """Adapter weights after some steps with `GritTrainer`, with TRL's and a callback, or with Transformers' and one."""
+    model = network(len(tokenizer))
+    settings = arguments(directory, max_steps=5, gradient_accumulation_steps=2, **changes)
+    manager = GRITManager(model, config)
+    if kind == "GritTrainer":
+        trainer: Trainer = GritTrainer(
+            model=model, grit_manager=manager, args=settings, train_dataset=rows, processing_class=tokenizer
+        )
+    elif kind == "SFTTrainer":
+        trainer = SFTTrainer(
+            model=model, args=settings, train_dataset=rows, processing_class=tokenizer,
+            callbacks=[GritCallback(manager)],
+        )  # fmt: skip
+    else:
+        names = ("max_steps", "gradient_accumulation_steps", "per_device_train_batch_size", "learning_rate")
+        plain = TrainingArguments(
+            str(directory), use_cpu=True, report_to="none", save_strategy="no", bf16=False, lr_scheduler_type="linear",
+            **{name: getattr(settings, name) for name in names},
+        )  # fmt: skip
+        collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
+        trainer = Trainer(model, plain, collator, rows, callbacks=[GritCallback(manager)])
+    trainer.train()
+    assert manager.steps == 5
+    manager.close()
+    return weights(model)
+
+
+@pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
+def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, variant: str
+) -> None:
+    config = GRITConfig(variant=variant, **QUICK)
+    ours, sft, plain = (
+        trained(kind, smollm2_tokenizer, rows, tmp_path, config) for kind in ("GritTrainer", "SFTTrainer", "Trainer")
+    )
+    for name, weight in ours.items():
+        torch.testing.assert_close(sft[name], weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(plain[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_without_norm_matching_the_callback_clips_what_results(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+) -> None:
+    norms: list[float] = []
+
+    class After(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()))
+
+    model = network(len(smollm2_tokenizer))
+    manager = GRITManager(model, GRITConfig(power=1.0, norm_match=False, **QUICK))
+    trainer = SFTTrainer(
+        model=model, args=arguments(tmp_path, max_grad_norm=0.25), train_dataset=rows,
+        processing_class=smollm2_tokenizer, callbacks=[GritCallback(manager), After()],
+    )  # fmt: skip
+    trainer.train()
+    assert manager.last_diagnostics["norm_ratio"] > 10
+    assert max(norms) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_the_measuring_variant_changes_no_bit_of_the_training(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+) -> None:
+    model = network(len(smollm2_tokenizer))
+    trainer = SFTTrainer(
+        model=model, args=arguments(tmp_path, max_steps=5, gradient_accumulation_steps=2), train_dataset=rows,
+        processing_class=smollm2_tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    measured = trained("GritTrainer", smollm2_tokenizer, rows, tmp_path, GRITConfig(variant="adamw", **QUICK))
+    for name, weight in weights(model).items():
+        assert torch.equal(measured[name], weight)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from tests.grit.test_callback import resumable
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+resumable(AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2]), Path(sys.argv[3]),
+          sys.argv[4], [Kill()]).train()
+"""
+
+
+def resumable(
+    tokenizer: PreTrainedTokenizerFast, rows: Dataset, directory: Path, variant: str, callbacks: list[TrainerCallback]
+) -> GritTrainer:
+    """Eight steps with dropout, a checkpoint after every third."""
+    model = network(len(tokenizer), lora_dropout=0.1)
+    reprojection = 2 if variant == "kfac" else 0
+    config = GRITConfig(variant=variant, reprojection_freq=reprojection, **{**QUICK, "kfac_update_freq": 5})
+    settings = arguments(directory, max_steps=8, save_strategy="steps", save_steps=3)
+    return GritTrainer(
+        model=model, grit_manager=GRITManager(model, config), args=settings, train_dataset=rows,
+        processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["kfac", "eigen_adam"])
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, variant: str
+) -> None:
+    smollm2_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows.save_to_disk(tmp_path / "rows")
+    command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed", variant]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
+
+    whole = resumable(smollm2_tokenizer, rows, tmp_path / "whole", variant, [])
+    whole.train()
+    resumed = resumable(smollm2_tokenizer, rows, tmp_path / "killed", variant, [])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
+    expected = weights(whole.model)
+    for name, weight in weights(resumed.model).items():
+        assert torch.equal(weight, expected[name])
+    one, other = (trainer.grit_manager.state_dict() for trainer in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_without_grits_state_is_refused(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+) -> None:
+    trainer = resumable(smollm2_tokenizer, rows, tmp_path, "kfac", [])
+    trainer.train()
+    state = tmp_path / "checkpoint-3" / STATE_FILE
+    assert load_file(state)["steps"] == 3
+    state.unlink()
+    with pytest.raises(FileNotFoundError, match="the checkpoint was made without GRIT"):
+        resumable(smollm2_tokenizer, rows, tmp_path, "kfac", []).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+        )
+
+
+def test_what_a_callback_cannot_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(64)
+    settings = arguments(tmp_path)
+    monkeypatch.setattr(settings, "fp16", True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="use GritTrainer"):
+        GritCallback(GRITManager(model)).on_train_begin(settings, None, None, optimizer=optimizer)  # type: ignore[arg-type]

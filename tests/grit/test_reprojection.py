@@ -1,0 +1,163 @@
+"""Reprojection, dynamic rank, and the export of what is left."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grit import GRITConfig, GRITManager, save_adapter
+from grit.modules import lora_modules
+from grit.reprojection import balanced_basis, effective_ranks
+from tests.grit.conftest import MakeModel, backward
+from tests.grit.test_preconditioning import covariance
+
+REPROJECTING = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, "reprojection_freq": 3}
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 4), rank=st.integers(1, 8), seed=st.integers(0, 99))
+def test_both_factors_are_diagonal_in_the_balanced_basis(count: int, rank: int, seed: int) -> None:
+    h, u = covariance(count, rank, seed), covariance(count, rank, seed + 1000)
+    q, inverse, energies = balanced_basis(h, u, 1e-6)
+    torch.testing.assert_close(q @ inverse, torch.eye(rank).expand_as(q), rtol=1e-3, atol=1e-3)
+    new_h, new_u = q @ h @ q.mT, inverse.mT @ u @ inverse
+    for factor in (new_h, new_u):
+        diagonal = torch.diag_embed(factor.diagonal(dim1=1, dim2=2))
+        torch.testing.assert_close(factor, diagonal, rtol=0, atol=2e-3 * float(factor.abs().max()))
+    product = (new_h * new_u).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(product / product.sum(-1, True), energies, rtol=1e-2, atol=1e-3)
+    assert bool((energies.diff(dim=-1) <= 1e-6).all())
+
+
+def test_energies_do_not_depend_on_the_basis() -> None:
+    h, u = covariance(2, 5, 0), covariance(2, 5, 1)
+    q = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)) + 2 * torch.eye(5)
+    other = torch.linalg.inv(q)
+    changed = balanced_basis(q @ h @ q.T, other.T @ u @ other, 1e-9)[2]
+    torch.testing.assert_close(changed, balanced_basis(h, u, 1e-9)[2], rtol=1e-3, atol=1e-4)
+
+
+def test_an_empty_factor_changes_nothing() -> None:
+    q, inverse, _ = balanced_basis(covariance(1, 3, 0), torch.zeros(1, 3, 3), 0.03)
+    assert torch.equal(q[0], torch.eye(3)) and torch.equal(inverse[0], torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "least", "wanted"),
+    [(1.0, 1, [4, 4]), (0.5, 1, [1, 2]), (0.9, 1, [3, 4]), (0.5, 3, [3, 3]), (0.5, 9, [4, 4])],
+)
+def test_effective_ranks(threshold: float, least: int, wanted: list[int]) -> None:
+    energies = torch.tensor([[0.6, 0.2, 0.15, 0.05], [0.25, 0.25, 0.25, 0.25]])
+    assert effective_ranks(energies, threshold, least).tolist() == wanted
+
+
+def train(model: PeftModel, batch: dict[str, Tensor], steps: int, **config: Any) -> tuple[GRITManager, Any]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    manager = GRITManager(model, GRITConfig(**{**REPROJECTING, **config}))
+    manager.loss_denominator = 10
+    manager.attach(optimizer)
+    optimizer.register_step_pre_hook(lambda *_: manager.step())
+    for _ in range(steps):
+        backward(model, batch, 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return manager, optimizer
+
+
+def logits(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def test_without_a_cut_the_model_stays_as_it_was(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    plain, model = make_model(), make_model()
+    train(plain, batch, 3, reprojection_freq=0)
+    manager, _ = train(model, batch, 3)
+    torch.testing.assert_close(logits(model, batch), logits(plain, batch), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight, atol=1e-3)
+    assert set(manager.ranks.values()) == {4}
+    one, other = lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight
+    assert float(one.detach().norm()) == pytest.approx(float(other.detach().norm()), rel=1e-4)
+
+
+def test_factors_and_first_moments_are_those_of_the_new_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """The next gradient in the new basis is the old one changed as the moments were: Q^-T dA and dB Q^T."""
+    plain, model = make_model(), make_model()
+    _, old = train(plain, batch, 3, reprojection_freq=0)
+    manager, new = train(model, batch, 3)
+    for before, after in zip(lora_modules(plain), lora_modules(model), strict=True):
+        a, b = (module.lora_a.weight.detach() for module in (before, after))
+        inverse_t = torch.linalg.lstsq(b.T, a.T).solution  # a.T = b.T X, A = X^T A', Q^-1 = X^T
+        moment = old.state[before.lora_a.weight]["exp_avg"]
+        moved = new.state[after.lora_a.weight]["exp_avg"]
+        torch.testing.assert_close(moved, inverse_t @ moment, rtol=2e-2, atol=2e-3 * float(moment.abs().max()))
+    model.train()
+    fresh = GRITManager(model, GRITConfig(cov_update_freq=1, kfac_update_freq=1, kfac_min_samples=1, kfac_ema=0.0))
+    fresh.loss_denominator = 10
+    backward(model, batch, 10)
+    fresh.step()
+    for group, own in zip(manager._groups, fresh._groups, strict=True):
+        for name in ("sigma_h", "sigma_u"):
+            kept, seen = getattr(group, name), getattr(own, name)
+            cosine = (kept * seen).sum((1, 2)) / kept.norm(dim=(1, 2)) / seen.norm(dim=(1, 2))
+            assert float(cosine.min()) > 0.7, "an average of the last steps, in the same basis"
+
+
+def test_cut_directions_stay_zero_and_the_rank_only_falls(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager, _ = train(model, batch, 3, rank_adaptation_threshold=0.8, min_lora_rank=2)
+    first = manager.ranks
+    manager.close()
+    assert min(first.values()) >= 2 and min(first.values()) < 4
+    manager, _ = train(model.train(), batch, 4, rank_adaptation_threshold=0.8)
+    for module in lora_modules(model):
+        rank = int(module.lora_a.weight.any(1).sum())
+        assert rank <= first[module.name]
+        assert int(module.lora_b.weight.any(0).sum()) <= first[module.name]
+        assert bool(torch.isfinite(module.lora_a.weight).all())
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_exported_adapter_is_smaller_and_answers_the_same(
+    make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, use_rslora: bool
+) -> None:
+    model = make_model(use_rslora=use_rslora, lora_alpha=8)
+    train(model, batch, 4, rank_adaptation_threshold=0.8)
+    before = copy.deepcopy(model.peft_config["default"].to_dict())
+    ranks = save_adapter(model, tmp_path)
+    assert model.peft_config["default"].to_dict() == before
+    assert min(ranks.values()) < 4
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) < sum(
+        module.weight(left=left).numel() for module in lora_modules(model) for left in (True, False)
+    )
+    assert {len(t) for name, t in saved.items() if "lora_A" in name} == set(ranks.values())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["rank_pattern"]
+    base = make_model().unload()
+    loaded = PeftModel.from_pretrained(base, str(tmp_path))
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_of_full_rank_is_saved_as_peft_saves_it(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    save_adapter(model, tmp_path / "ours")
+    model.save_pretrained(str(tmp_path / "peft"))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes()
+
+
+def test_reprojection_needs_the_optimizer_and_its_settings_fit() -> None:
+    with pytest.raises(ValueError, match="rank_adaptation_threshold: needs reprojection_freq"):
+        GRITConfig(rank_adaptation_threshold=0.9)
+    with pytest.raises(ValueError, match="eigen_adam has a basis of its own"):
+        GRITConfig(variant="eigen_adam", reprojection_freq=5)

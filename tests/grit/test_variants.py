@@ -1,0 +1,203 @@
+"""Each variant against what its definition says, computed apart from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from grit import GRITConfig, GritInactiveError, GRITManager
+from grit.modules import LoraModule
+from tests.grit.conftest import MakeModel, backward
+
+LR, DECAY = 1e-2, 0.1
+
+
+def config(variant: str, **more: Any) -> GRITConfig:
+    settings = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, **more}
+    return GRITConfig(variant=variant, **settings)
+
+
+def raw_gradients(model: PeftModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    backward(model, batch, 10)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def gradients_and_manager(model: PeftModel, batch: dict[str, Tensor], settings: GRITConfig) -> GRITManager:
+    manager = GRITManager(model, settings)
+    manager.loss_denominator = 10
+    backward(model, batch, 10)
+    manager.step()
+    return manager
+
+
+def damped_power(factor: Tensor, power: float, damping: float = 0.03) -> Tensor:
+    values, vectors = torch.linalg.eigh(factor.double())
+    values = values.clamp_min(0) + damping * values.mean()
+    return (vectors @ torch.diag(values.pow(-power)) @ vectors.T).float()
+
+
+def name_of(module: LoraModule, side: str) -> str:
+    return f"{module.path}.lora_{side}.default.weight"
+
+
+@pytest.mark.parametrize("variant", ["kfac", "published", "riemannian"])
+def test_gradients_are_multiplied_by_the_right_factor(
+    make_model: MakeModel, batch: dict[str, Tensor], variant: str
+) -> None:
+    model = make_model()
+    raw = raw_gradients(model, batch)
+    manager = gradients_and_manager(model, batch, config(variant, power=0.5, norm_match=False))
+    (group,) = manager._groups
+    for index, module in enumerate(group.modules):
+        a, b = module.lora_a.weight, module.lora_b.weight
+        for_a, for_b = {
+            "kfac": (group.sigma_u[index], group.sigma_h[index]),
+            "published": (group.sigma_h[index], group.sigma_u[index]),
+            "riemannian": (b.T @ b, a @ a.T),
+        }[variant]
+        wanted_a = damped_power(for_a.detach(), 0.5) @ raw[name_of(module, "A")]
+        wanted_b = raw[name_of(module, "B")] @ damped_power(for_b.detach(), 0.5)
+        torch.testing.assert_close(a.grad, wanted_a, rtol=2e-3, atol=1e-4 * float(wanted_a.abs().max()))
+        torch.testing.assert_close(b.grad, wanted_b, rtol=2e-3, atol=1e-4 * float(wanted_b.abs().max()))
+
+
+def train(model: PeftModel, batch: dict[str, Tensor], settings: GRITConfig, steps: int) -> GRITManager:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=DECAY)
+    manager = GRITManager(model, settings)
+    manager.loss_denominator = 10
+    manager.attach(optimizer)
+    optimizer.register_step_pre_hook(lambda *_: manager.step())
+    for _ in range(steps):
+        backward(model, batch, 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return manager
+
+
+def test_eigen_adam_is_adam_on_the_rotated_gradient(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """Two steps by hand in a basis that stays: factorised once, so that Adam's moments need not follow."""
+    model, reference = make_model(), make_model()
+    manager = train(model, batch, config("eigen_adam", kfac_update_freq=100), 2)
+    (one,) = manager.preconditioners
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    for step in (1, 2):
+        raw = raw_gradients(reference, batch)
+        for index, module in enumerate(one.factors.modules):
+            for side, left, turn in (("A", True, one.used_a[index]), ("B", False, one.used_b[index])):
+                name = name_of(module, side)
+                weight = reference.get_parameter(name)
+                gradient = turn @ raw[name] if left else raw[name] @ turn
+                m, v = moments.get(name, (torch.zeros_like(gradient), torch.zeros_like(gradient)))
+                m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+                moments[name] = m, v
+                update = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                update = turn.T @ update if left else update @ turn.T
+                weight.data.copy_(weight * (1 - LR * DECAY) - LR * update)
+    for name, weight in reference.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), weight, rtol=1e-4, atol=2e-5)
+
+
+def test_eigen_adams_moments_follow_the_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """The first moment, turned back, is Adam's of the raw gradients: a linear average does not know the basis."""
+    model = make_model()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    manager = GRITManager(model, config("eigen_adam"))
+    manager.loss_denominator = 10
+    manager.attach(optimizer)
+    wanted: dict[str, Tensor] = {}
+    for _ in range(4):
+        for name, gradient in raw_gradients(model, batch).items():
+            wanted[name] = 0.9 * wanted.get(name, torch.zeros_like(gradient)) + 0.1 * gradient
+        backward(model, batch, 10)
+        manager.step()
+        optimizer.step()
+        optimizer.zero_grad()
+    (one,) = manager.preconditioners
+    for index, module in enumerate(one.factors.modules):
+        moment = one.used_a[index].T @ optimizer.state[module.lora_a.weight]["exp_avg"]
+        torch.testing.assert_close(moment, wanted[name_of(module, "A")], rtol=1e-3, atol=1e-6)
+        moment = optimizer.state[module.lora_b.weight]["exp_avg"] @ one.used_b[index].T
+        torch.testing.assert_close(moment, wanted[name_of(module, "B")], rtol=1e-3, atol=1e-6)
+
+
+def test_graft_has_adams_length_and_kfacs_direction(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    before, plain, model = (make_model() for _ in range(3))
+    train(plain, batch, config("adamw"), 1)
+    manager = train(model, batch, config("graft", power=1.0), 1)
+    raw = raw_gradients(before, batch)
+    (one,) = manager.preconditioners
+    for index, module in enumerate(one.factors.modules):
+        for side, left, root in (("A", True, one.root_a[index]), ("B", False, one.root_b[index])):
+            name = name_of(module, side)
+            start = before.get_parameter(name) * (1 - LR * DECAY)
+            adam, update = (m.get_parameter(name) - start for m in (plain, model))
+            assert float(update.detach().norm()) == pytest.approx(float(adam.detach().norm()), rel=1e-3)
+            wanted = -(root @ raw[name] if left else raw[name] @ root)
+            cosine = torch.nn.functional.cosine_similarity(update.flatten(), wanted.flatten(), dim=0)
+            assert float(cosine) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["eigen_adam", "graft"])
+def test_what_acts_on_the_optimizer_must_be_attached(
+    make_model: MakeModel, batch: dict[str, Tensor], variant: str
+) -> None:
+    with pytest.raises(GritInactiveError, match=r"call GRITManager.attach\(optimizer\)"):
+        gradients_and_manager(make_model(), batch, config(variant))
+
+
+@pytest.mark.parametrize("variant", ["eigen_adam", "graft"])
+def test_an_optimizer_without_moments_is_refused_by_name(
+    make_model: MakeModel, batch: dict[str, Tensor], variant: str
+) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
+    manager = GRITManager(model, config(variant))
+    manager.attach(optimizer)
+    backward(model, batch, 10)
+    manager.step()
+    with pytest.raises(ValueError, match="needs an optimizer with exp_avg.*SGD has none"):
+        optimizer.step()
+
+
+def test_an_optimizer_of_other_weights_is_refused(make_model: MakeModel) -> None:
+    manager = GRITManager(make_model(), config("graft"))
+    with pytest.raises(ValueError, match="not among the optimizer's parameters"):
+        manager.attach(torch.optim.AdamW(make_model().parameters()))
+
+
+def one_step_decrease(swapped: bool, seed: int) -> float:
+    """Decrease of a quadratic loss along the preconditioned gradient, at the best step length, in a small network.
+
+    The loss is |y - W* x|^2 / 2 over ill-conditioned inputs, y = B A x; everything is exact.
+    """
+    from grit.preconditioning import apply, inverse_power
+
+    generator = torch.Generator().manual_seed(seed)
+    rank, d_in, d_out, count = 4, 8, 6, 400
+    x = torch.randn(count, d_in, generator=generator) * torch.logspace(0, -1.5, d_in)
+    a, b = torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
+    target = x @ torch.randn(d_in, d_out, generator=generator)
+    h = x @ a.T
+    error = h @ b.T - target
+    u = error @ b
+    grads = u.T @ x / count, error.T @ h / count
+    factors = [s.T @ s / count for s in (u, h)]
+    if swapped:
+        factors.reverse()
+    roots = [inverse_power(factor.unsqueeze(0), 1.0, 1e-3).matrices for factor in factors]
+    step_a = apply(roots[0], grads[0].unsqueeze(0), left=True, norm_match=False).gradients[0]
+    step_b = apply(roots[1], grads[1].unsqueeze(0), left=False, norm_match=False).gradients[0]
+    change = x @ (step_b @ a + b @ step_a).T  # of y, to first order
+    return float((error * change).sum() ** 2 / change.square().sum() / error.square().sum())
+
+
+def test_the_published_pairing_is_worse_than_kfacs() -> None:
+    kfac, published = ([one_step_decrease(swapped, seed) for seed in range(12)] for swapped in (False, True))
+    assert sum(kfac) > 1.5 * sum(published)
+    assert sum(one > other for one, other in zip(kfac, published, strict=True)) >= 10
