@@ -10,7 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from grit import GRITConfig, GRITManager
+
 MakeModel = Callable[..., PeftModel]
+QUICK = GRITConfig(kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
 
 
 @pytest.fixture
@@ -56,3 +59,17 @@ def backward(model: PeftModel, batch: dict[str, Tensor], denominator: float, sca
     targets = batch["labels"][:, 1:]
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     (scale * nll / denominator).backward()
+
+
+def train(model: PeftModel, batch: dict[str, Tensor], manager: GRITManager | None, steps: int) -> list[Tensor]:
+    """A bare PyTorch loop; returns the trained weights."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    if manager is not None:
+        optimizer.register_step_pre_hook(lambda *_: manager.step())
+        manager.loss_denominator = 10
+    for _ in range(steps):
+        backward(model, batch, 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in weights]

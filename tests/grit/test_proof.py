@@ -1,0 +1,48 @@
+"""A GRIT that does nothing is an error, whatever the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from grit import GRITConfig, GritInactiveError, GRITManager
+from tests.grit.conftest import MakeModel, backward, train
+
+
+def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """As with fused kernels, which multiply with the weights and never call the modules."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = lambda x, m=module: nn.functional.linear(x, m.weight, m.bias)
+            module._forward_hooks.clear()
+    backward(model, batch, 1)
+    with pytest.raises(GritInactiveError, match="hooks saw no token"):
+        manager.step()
+
+
+def test_a_manager_that_is_never_called_is_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """What happened in the study: hooks in place, factors counted, nothing ever preconditioned."""
+    model = make_model()
+    GRITManager(model, GRITConfig(kfac_update_freq=2))
+    with pytest.raises(GritInactiveError, match=r"has stepped 4 times without GRITManager.step"):
+        train(model, batch, None, 9)
+
+
+@pytest.mark.parametrize(
+    ("rank", "config", "said"),
+    [
+        (4, {"kfac_min_samples": 10_000}, "no factor is ready: 123 tokens seen, kfac_min_samples is 10000"),
+        (1, {"kfac_min_samples": 1}, "multiple of the identity"),
+        (4, {"kfac_min_samples": 1, "kfac_damping": 1e9}, "multiple of the identity"),
+    ],
+)
+def test_a_preconditioner_without_effect_is_an_error(
+    make_model: MakeModel, batch: dict[str, Tensor], rank: int, config: dict[str, Any], said: str
+) -> None:
+    model = make_model(r=rank)
+    with pytest.raises(GritInactiveError, match=said):
+        train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, cov_update_freq=1, **config)), 9)
