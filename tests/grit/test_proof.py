@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 from grit import GRITConfig, GritInactiveError, GRITManager
-from tests.grit.conftest import MakeModel, backward, train
+from tests.grit.conftest import QUICK, MakeModel, backward, train
 
 
 def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
