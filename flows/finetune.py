@@ -46,7 +46,7 @@ def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str,
 
     Args:
         preset: a name in `presets/`, or the path of a YAML file.
-        method: `baseline` (AdamW) or `grit` (the same with the K-FAC preconditioner before it).
+        method: `baseline` (LoRA with AdamW) or `grit` (the same with GRIT).
         overrides: single settings over the preset's, e.g. `{"training.max_steps": 60}`.
     """
     show_user_errors_as_one_line()

@@ -15,7 +15,7 @@ from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
 from grit.optimizer import AttachedOptimizer
 from grit.preconditioner import Preconditioner
-from grit.preconditioning import Preconditioned
+from grit.preconditioning import Comparison
 from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps
 from grit.reprojection import reproject
 from grit.variants import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
@@ -204,7 +204,7 @@ class GRITManager:
                 preconditioner.renew()
                 preconditioner.use(self._on, None)
 
-    def _diagnose(self, results: list[Preconditioned]) -> None:
+    def _diagnose(self, results: list[Comparison]) -> None:
         """Reduce the figures of a step with a single transfer from the device."""
         if not results:
             return

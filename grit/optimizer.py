@@ -20,7 +20,7 @@ class AttachedOptimizer:
     Args:
         optimizer: the optimizer, or a wrapper that keeps it as `.optimizer` (as Accelerate's does).
         parameters: the parameters whose update is rewritten; none where nothing is.
-        after: called after each step with the rewriting `AttachedOptimizer`.
+        after: called after each step with this object.
 
     Raises:
         ValueError: a parameter is not the optimizer's.
@@ -34,16 +34,26 @@ class AttachedOptimizer:
         if any(id(parameter) not in self._groups for parameter in parameters):
             raise ValueError("a LoRA weight is not among the optimizer's parameters")
         self._parameters = parameters
-        self._before: dict[int, Tensor] = {}
+        self._starts: dict[int, Tensor] = {}
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._remember()),
-            optimizer.register_step_post_hook(lambda *_: after(self)),
+            optimizer.register_step_post_hook(lambda *_: self._finish(after)),
         ]
 
-    def start(self, parameter: Tensor) -> Tensor:
-        """The parameter before the step, with the decoupled weight decay applied."""
-        group = self._groups[id(parameter)]
-        return self._before[id(parameter)] * (1 - group["lr"] * group.get("weight_decay", 0.0))
+    def updates(self, parameters: list[Tensor]) -> list[Tensor]:
+        """What the step added to the parameters, decoupled weight decay apart."""
+        now = [parameter.detach() for parameter in parameters]
+        return list(torch._foreach_sub(now, self._starts_of(parameters)))
+
+    def replace_updates(self, parameters: list[Tensor], updates: list[Tensor]) -> None:
+        """Let the parameters be as if the step had added these."""
+        data = [parameter.data for parameter in parameters]
+        torch._foreach_copy_(data, self._starts_of(parameters))
+        torch._foreach_add_(data, updates)
+
+    def momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Adam's first moments of several parameters, see `momentum`."""
+        return [self.momentum(parameter) for parameter in parameters]
 
     def momentum(self, parameter: Tensor) -> Tensor:
         """Adam's first moment of the parameter.
@@ -82,23 +92,15 @@ class AttachedOptimizer:
             handle.remove()
 
     def _remember(self) -> None:
-        self._before = {id(p): p.detach().clone() for p in self._parameters}
+        """Keep the parameters as they are before the step, with its weight decay applied."""
+        self._starts = {}
+        for parameter in self._parameters:
+            group = self._groups[id(parameter)]
+            self._starts[id(parameter)] = parameter.detach() * (1 - group["lr"] * group.get("weight_decay", 0.0))
 
+    def _finish(self, after: Callable[[AttachedOptimizer], None]) -> None:
+        after(self)
+        self._starts = {}
 
-def rewrite(
-    attached: AttachedOptimizer,
-    parameters: list[Tensor],
-    change: Callable[[Tensor, Tensor], Tensor],
-) -> None:
-    """Replace the updates of parameters of one shape.
-
-    Args:
-        attached: the optimizer, after its step.
-        parameters: of one shape.
-        change: makes the new updates from the optimizer's and from its first moments, each [M, a, b].
-    """
-    starts = torch.stack([attached.start(parameter) for parameter in parameters])
-    updates = torch.stack([parameter.detach() for parameter in parameters]) - starts
-    momenta = torch.stack([attached.momentum(parameter) for parameter in parameters])
-    new = starts + change(updates, momenta)
-    torch._foreach_copy_([parameter.data for parameter in parameters], list(new.unbind()))
+    def _starts_of(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [self._starts[id(parameter)] for parameter in parameters]

@@ -8,8 +8,8 @@ from torch import Tensor
 from grit.config import GRITConfig
 from grit.factors import FactorGroup
 from grit.modules import by_shape
-from grit.optimizer import AttachedOptimizer, rewrite
-from grit.preconditioning import Preconditioned, Roots, apply
+from grit.optimizer import AttachedOptimizer
+from grit.preconditioning import Comparison, Roots, compare, multiply
 from grit.variants import multipliers
 
 STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "used_a", "used_b")
@@ -66,7 +66,7 @@ class Preconditioner:
                 attached.change_basis(module.lora_b.weight, turns[1][index], left=False)
         self.used_a, self.used_b = new_a, new_b
 
-    def precondition(self, write: bool) -> list[Preconditioned]:
+    def precondition(self, write: bool) -> list[Comparison]:
         """Multiply the gradients, with one batched product for all modules of a shape.
 
         Args:
@@ -78,9 +78,10 @@ class Preconditioner:
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 chosen = used if len(indices) == len(used) else used[indices]
                 norm_match = self.config.norm_match and self.config.variant != "eigen_adam"
-                result = apply(chosen, torch.stack(gradients), left=left, norm_match=norm_match)
+                stacked = torch.stack(gradients).float()
+                result = compare(chosen, stacked, left=left, norm_match=norm_match)
                 if write:
-                    torch._foreach_copy_(gradients, list(result.gradients.unbind()))
+                    torch._foreach_copy_(gradients, list(multiply(result.roots, stacked, left=left).unbind()))
                 results.append(result)
         return results
 
@@ -88,19 +89,19 @@ class Preconditioner:
         """After the optimizer's step: `eigen_adam` turns its update back, `graft` gives it K-FAC's direction."""
         for left, used in ((True, self.used_a), (False, self.used_b)):
             for indices, parameters in by_shape(self.factors.modules, left=left):
-                chosen = used[indices]
-
-                def turn_back(updates: Tensor, _momenta: Tensor, p: Tensor = chosen, left: bool = left) -> Tensor:
-                    return p.mT @ updates if left else updates @ p.mT
-
-                def graft(updates: Tensor, momenta: Tensor, p: Tensor = chosen, left: bool = left) -> Tensor:
-                    direction = p @ momenta if left else momenta @ p
-                    lengths, wanted = (torch.linalg.vector_norm(x, dim=(1, 2)) for x in (direction, updates))
-                    ratios = wanted / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-                    unchanged = (p == torch.eye(p.shape[-1], device=p.device)).all(-1).all(-1)[:, None, None]
-                    return torch.where(unchanged, updates, -direction * ratios[:, None, None])
-
-                rewrite(attached, parameters, turn_back if self.config.variant == "eigen_adam" else graft)
+                chosen, updates, momenta = used[indices], attached.updates(parameters), attached.momenta(parameters)
+                if self.config.variant == "eigen_adam":
+                    new = multiply(chosen.mT, torch.stack(updates), left=left)
+                else:
+                    new = multiply(chosen, torch.stack(momenta), left=left)
+                    lengths = torch.linalg.vector_norm(new, dim=(1, 2)).clamp_min(torch.finfo(new.dtype).tiny)
+                    wanted = torch.stack(torch._foreach_norm(updates))
+                    new *= -(wanted / lengths)[:, None, None]
+                    identity = torch.eye(chosen.shape[-1], device=chosen.device)
+                    unused = (chosen == identity).all(-1).all(-1) | (wanted == 0)
+                    for index in unused.nonzero().flatten().tolist():
+                        new[index] = updates[index]
+                attached.replace_updates(parameters, list(new.unbind()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The matrices and those of the factors."""

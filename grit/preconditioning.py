@@ -65,41 +65,43 @@ def _identity(factors: Tensor) -> Tensor:
     return torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device).expand_as(factors)
 
 
-class Preconditioned(NamedTuple):
-    """A stack of preconditioned gradients and how they compare with the raw ones."""
+class Comparison(NamedTuple):
+    """How a stack of gradients compares with what it is multiplied to."""
 
-    gradients: Tensor
-    """[M, a, b], in the dtype of the raw gradients."""
+    roots: Tensor
+    """[M, r, r], scaled so that norms match where that is wanted."""
     raw_squared: Tensor
     """Sum of squares of the raw gradients, float32 scalar."""
     squared: Tensor
-    """Sum of squares of the preconditioned gradients, float32 scalar."""
+    """Sum of squares of the products, float32 scalar."""
     inner: Tensor
-    """Inner product of raw and preconditioned gradients, float32 scalar."""
+    """Inner product of raw gradients and products, float32 scalar."""
 
 
-def apply(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> Preconditioned:
-    """Multiply each gradient by its root.
+def compare(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> Comparison:
+    """Find norms and inner products from the r x r Gram matrices K of the gradients, which are far smaller.
 
-    Norms and inner products come from the r x r Gram matrices K of the gradients, which are far smaller: for A,
-    |P G|^2 = tr(P K P^T) with K = G G^T, and <G, P G> = tr(P K).
+    For A, |P G|^2 = tr(P K P^T) with K = G G^T, and <G, P G> = tr(P K).
 
     Args:
-        roots: [M, r, r], float32.
-        gradients: [M, r, d_in] for A (`left`), [M, d_out, r] for B.
-        left: multiply from the left (A) or from the right (B).
-        norm_match: rescale each result to the Frobenius norm of its raw gradient.
+        roots: P, [M, r, r], float32.
+        gradients: G, [M, r, d_in] for A (`left`), [M, d_out, r] for B; float32.
+        left: P multiplies from the left (A) or from the right (B).
+        norm_match: scale each P so that P G has the Frobenius norm of G.
     """
-    raw = gradients.float()
-    gram = raw @ raw.mT if left else raw.mT @ raw
+    gram = gradients @ gradients.mT if left else gradients.mT @ gradients
     image = roots @ gram if left else gram @ roots
     raw_squared, inner = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) for matrix in (gram, image))
     squared = (image * roots).sum((-2, -1))
     if norm_match:
-        scale = (raw_squared / squared.clamp_min(torch.finfo(raw.dtype).tiny)).sqrt()
+        scale = (raw_squared / squared.clamp_min(torch.finfo(squared.dtype).tiny)).sqrt()
         roots, inner, squared = roots * scale[:, None, None], inner * scale, raw_squared
-    result = torch.bmm(roots, raw) if left else torch.bmm(raw, roots)
-    return Preconditioned(result.to(gradients.dtype), raw_squared.sum(), squared.sum(), inner.sum())
+    return Comparison(roots, raw_squared.sum(), squared.sum(), inner.sum())
+
+
+def multiply(roots: Tensor, gradients: Tensor, *, left: bool) -> Tensor:
+    """P G (`left`) or G P, for a stack of each."""
+    return torch.bmm(roots, gradients) if left else torch.bmm(gradients, roots)
 
 
 def anisotropy(roots: Tensor) -> Tensor:

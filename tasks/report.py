@@ -21,7 +21,6 @@ from tasks.stage import stage
 from tasks.validation_loss import ratio_stderr
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
-METHODS = {"baseline": "baseline (AdamW)", "grit": "GRIT (K-FAC in LoRA rank space, then AdamW)"}
 
 
 @stage(libraries=("matplotlib", "jinja2"))
@@ -60,7 +59,7 @@ def write_report(
     artifacts = (model, dataset, history, base, tuned, gguf, registration)
     data: dict[str, Any] = {
         "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
-        "method": METHODS[settings.method],
+        "method": method_name(settings),
         "verdict": verdict(comparison),
         "comparison": comparison,
         "history": history.facts,
@@ -204,6 +203,13 @@ def _compared(
         "higher_is_better": higher_is_better,
         "reading": reading,
     }
+
+
+def method_name(settings: FinetuneSettings) -> str:
+    """The method with what tells it from others, for the head of the report."""
+    if settings.method == "baseline":
+        return "baseline (AdamW)"
+    return f"GRIT (variant {settings.grit.variant}, basis {settings.grit.basis})"
 
 
 def _samples(base: list[dict[str, str]], tuned: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -240,7 +240,7 @@ class FinetuneSettings(Section):
     """All settings of one fine-tuning run."""
 
     method: Method = "grit"
-    """`baseline` is AdamW, `grit` the same with the K-FAC preconditioner before it."""
+    """`baseline` is LoRA with AdamW, `grit` the same with what the section `grit` says."""
     seed: Count = 3407
     """Rules the split, the data order and the initial adapter."""
     store: Path = Path(".artifacts")

@@ -74,7 +74,7 @@ def train(
         base: dtype and quantisation of the base while training.
         lora: the adapter.
         training: the optimisation.
-        grit: the preconditioner; none for the baseline.
+        grit: what GRIT changes; none for the baseline.
         seed: rules the initial adapter and the data order.
         store: where the artifacts go.
 

@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
 
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.modules import LoraModule
+from grit.preconditioning import inverse_power, multiply
 from tests.grit.conftest import MakeModel, backward
 
 LR, DECAY = 1e-2, 0.1
 
 
 def config(variant: str, **more: Any) -> GRITConfig:
-    settings = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, **more}
-    return GRITConfig(variant=variant, **settings)
+    return GRITConfig(variant=variant, **{"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, **more})
 
 
 def raw_gradients(model: PeftModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -28,8 +30,8 @@ def raw_gradients(model: PeftModel, batch: dict[str, Tensor]) -> dict[str, Tenso
     return found
 
 
-def gradients_and_manager(model: PeftModel, batch: dict[str, Tensor], settings: GRITConfig) -> GRITManager:
-    manager = GRITManager(model, settings)
+def gradients_and_manager(model: PeftModel, batch: dict[str, Tensor], chosen: GRITConfig) -> GRITManager:
+    manager = GRITManager(model, chosen)
     manager.loss_denominator = 10
     backward(model, batch, 10)
     manager.step()
@@ -67,9 +69,33 @@ def test_gradients_are_multiplied_by_the_right_factor(
         torch.testing.assert_close(b.grad, wanted_b, rtol=2e-3, atol=1e-4 * float(wanted_b.abs().max()))
 
 
-def train(model: PeftModel, batch: dict[str, Tensor], settings: GRITConfig, steps: int) -> GRITManager:
+@given(
+    rank=st.integers(2, 9),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    variant=st.sampled_from(["kfac", "riemannian", "published"]),
+    targets=st.sampled_from([["q_proj"], ["v_proj", "down_proj"], ["k_proj", "o_proj", "up_proj"]]),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_rank_and_dtype(
+    make_model: MakeModel, batch: dict[str, Tensor], rank: int, dtype: torch.dtype, variant: str, targets: list[str]
+) -> None:
+    """Each gradient keeps its dtype, shape and norm, and does not turn against itself."""
+    model = make_model(r=rank, target_modules=targets)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    raw = raw_gradients(model, batch)
+    gradients_and_manager(model, batch, config(variant))
+    for name, gradient in raw.items():
+        new = model.get_parameter(name).grad
+        assert new is not None and new.dtype == gradient.dtype == dtype and new.shape == gradient.shape
+        torch.testing.assert_close(new.norm(), gradient.norm(), rtol=2e-2, atol=1e-6)
+        assert float((new * gradient).sum()) > 0
+
+
+def train(model: PeftModel, batch: dict[str, Tensor], chosen: GRITConfig, steps: int) -> GRITManager:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=DECAY)
-    manager = GRITManager(model, settings)
+    manager = GRITManager(model, chosen)
     manager.loss_denominator = 10
     manager.attach(optimizer)
     optimizer.register_step_pre_hook(lambda *_: manager.step())
@@ -176,8 +202,6 @@ def one_step_decrease(swapped: bool, seed: int) -> float:
 
     The loss is |y - W* x|^2 / 2 over ill-conditioned inputs, y = B A x; everything is exact.
     """
-    from grit.preconditioning import apply, inverse_power
-
     generator = torch.Generator().manual_seed(seed)
     rank, d_in, d_out, count = 4, 8, 6, 400
     x = torch.randn(count, d_in, generator=generator) * torch.logspace(0, -1.5, d_in)
@@ -191,8 +215,8 @@ def one_step_decrease(swapped: bool, seed: int) -> float:
     if swapped:
         factors.reverse()
     roots = [inverse_power(factor.unsqueeze(0), 1.0, 1e-3).matrices for factor in factors]
-    step_a = apply(roots[0], grads[0].unsqueeze(0), left=True, norm_match=False).gradients[0]
-    step_b = apply(roots[1], grads[1].unsqueeze(0), left=False, norm_match=False).gradients[0]
+    step_a = multiply(roots[0], grads[0].unsqueeze(0), left=True)[0]
+    step_b = multiply(roots[1], grads[1].unsqueeze(0), left=False)[0]
     change = x @ (step_b @ a + b @ step_a).T  # of y, to first order
     return float((error * change).sum() ** 2 / change.square().sum() / error.square().sum())
 
