@@ -51,8 +51,11 @@ lint: $(SETUP) ## check style and types
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(SETUP) ## measure what Prefect, hashing and caching add to the time of the demo
+bench: $(SETUP) ## measure what Prefect and caching add, what GRIT costs, who converges fastest (2 hours)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.grit_overhead
+	$(BIN)/python -m benchmarks.grit_convergence --results .artifacts/convergence.jsonl
+	$(BIN)/python -m benchmarks.convergence_report .artifacts/convergence.jsonl --picture .artifacts/convergence.png
 
 .PHONY: clean
 clean: ## remove .venv (artifacts stay)

@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--validation-rows", type=int, default=24)
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
     arguments = parser.parse_args()
-    setup = {name: getattr(arguments, name) for name in ("data", "steps", "rows_per_step", "max_length")}
-    setup |= {"validation_rows": arguments.validation_rows}
+    names = ("steps", "rows_per_step", "max_length", "validation_rows")
+    setup = {"data": Path(arguments.data).name} | {name: getattr(arguments, name) for name in names}
     workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
     tuning = [
         (method, rate * METHODS[method].rate_factor, 0) for rate in arguments.rates for method in arguments.methods

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.artifacts import Artifact, Store, reference
+from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
 FEWEST_TESTS = 353
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
@@ -85,3 +87,30 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A directory with the lm-eval tasks of `tests.own_tasks`."""
+    path = tmp_path / "own_tasks"
+    path.mkdir()
+    (path / "city.yaml").write_text(GENERATION_TASK, encoding="utf-8")
+    (path / "city_choice.yaml").write_text(CHOICE_TASK, encoding="utf-8")
+    (path / "choices.py").write_text(CHOICES, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """No connection can be made; holds what was tried."""
+    tried: list[object] = []
+
+    def refuse(*arguments: object, **_named: object) -> None:
+        tried.append(arguments)
+        raise OSError("no network in this test")
+
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield tried

@@ -4,8 +4,6 @@ import json
 import math
 import random
 import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.artifacts import Artifact, Store, reference
-from tasks.errors import TemporaryError, UserError
-from tasks.lm_eval_tasks import load_tasks
 from tasks.scoring import score
 from tasks.settings import ScoringSettings
+from tests.own_tasks import CHOICES, GENERATION_TASK
 
 CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Accra", "Rome")
 LEARNED = 5
 SYSTEM = "Answer with JSON."
-GENERATION_TASK = """\
-task: city
-dataset_path: json
-dataset_kwargs: {data_files: {test: "${dataset}/test.jsonl"}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{completion}}"
-generation_kwargs: {until: [], do_sample: false, max_gen_toks: 12}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.5}
-"""
-CHOICE_TASK = """\
-task: city_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: "${dataset}/test.jsonl"}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{prompt}}"
-doc_to_choice: ["Paris", "Oslo"]
-doc_to_target: !function choices.right
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: {version: 2}
-"""
-CHOICES = "def right(doc):\n    return int('Oslo' in doc['completion'])\n"
 
 
 def conversation(city: str) -> dict[str, Any]:
@@ -115,31 +87,6 @@ def learned(
 @pytest.fixture(scope="module")
 def network(learned: Artifact) -> Any:
     return AutoModelForCausalLM.from_pretrained(learned.path, dtype=torch.bfloat16)
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    path = tmp_path / "own_tasks"
-    path.mkdir()
-    (path / "city.yaml").write_text(GENERATION_TASK, encoding="utf-8")
-    (path / "city_choice.yaml").write_text(CHOICE_TASK, encoding="utf-8")
-    (path / "choices.py").write_text(CHOICES, encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
-    tried: list[object] = []
-
-    def refuse(*arguments: object, **_named: object) -> None:
-        tried.append(arguments)
-        raise OSError("no network in this test")
-
-    for module in ("datasets.config", "huggingface_hub.constants"):
-        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield tried
 
 
 def answer_alone(network: Any, tokenizer: Any, messages: list[dict[str, str]], length: int) -> str:
@@ -280,42 +227,3 @@ def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: 
     assert changed != before
     (tasks / "choices.py").write_text(CHOICES + "# changed\n", encoding="utf-8")
     assert key() != changed
-
-
-def test_an_unknown_task_is_named_with_its_neighbours(tasks: Path, tmp_path: Path) -> None:
-    settings = ScoringSettings(tasks=("city", "hellaswg"), include_path=tasks)
-    with pytest.raises(UserError, match=r"scoring.tasks: hellaswg: no such lm-eval task\. Did you mean .*hellaswag"):
-        load_tasks(settings, tmp_path)
-
-
-def test_a_missing_task_directory_is_an_error(tmp_path: Path) -> None:
-    settings = ScoringSettings(tasks=("city",), include_path=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="scoring.include_path"):
-        load_tasks(settings, tmp_path)
-
-
-def test_a_task_whose_rows_are_missing_is_an_error(tasks: Path, tmp_path: Path) -> None:
-    settings = ScoringSettings(tasks=("city",), include_path=tasks)
-    with pytest.raises(UserError, match="scoring.tasks: city: the task's data is not there"):
-        load_tasks(settings, tmp_path / "dataset-without-test-rows")
-
-
-def test_an_unreachable_hub_is_a_temporary_error(
-    tasks: Path, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tasks / "hub.yaml").write_text(
-        GENERATION_TASK.replace("task: city", "task: hub").replace("dataset_path: json", "dataset_path: a/b"),
-        encoding="utf-8",
-    )
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
-    with pytest.raises(TemporaryError, match="scoring.tasks: hub: the Hub cannot be reached"):
-        load_tasks(ScoringSettings(tasks=("hub",), include_path=tasks), tmp_path)
-    assert no_network
-
-
-def test_a_relative_task_directory_is_looked_for_in_the_repository(
-    tasks: Path, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.lm_eval_tasks.REPOSITORY", tasks.parent)
-    settings = ScoringSettings(tasks=("city",), include_path=Path(tasks.name))
-    assert [task.config.task for task in load_tasks(settings, dataset.path)] == ["city"]

@@ -61,15 +61,18 @@ def backward(model: PeftModel, batch: dict[str, Tensor], denominator: float, sca
     (scale * nll / denominator).backward()
 
 
-def train(model: PeftModel, batch: dict[str, Tensor], manager: GRITManager | None, steps: int) -> list[Tensor]:
-    """A bare PyTorch loop; returns the trained weights."""
+def train(
+    model: PeftModel, batch: dict[str, Tensor], manager: GRITManager | None, steps: int, weight_decay: float = 0.01
+) -> torch.optim.AdamW:
+    """A bare PyTorch loop; returns the optimizer, with its moments."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=weight_decay)
     if manager is not None:
-        optimizer.register_step_pre_hook(lambda *_: manager.step())
         manager.loss_denominator = 10
+        manager.attach(optimizer)
+        optimizer.register_step_pre_hook(lambda *_: manager.step())
     for _ in range(steps):
         backward(model, batch, 10)
         optimizer.step()
         optimizer.zero_grad()
-    return [p.detach().clone() for p in weights]
+    return optimizer

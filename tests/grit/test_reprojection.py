@@ -18,7 +18,7 @@ from torch import Tensor
 from grit import GRITConfig, GRITManager, save_adapter
 from grit.modules import lora_modules
 from grit.reprojection import balanced_basis, effective_ranks
-from tests.grit.conftest import MakeModel, backward
+from tests.grit.conftest import MakeModel, backward, train
 from tests.grit.test_preconditioning import covariance
 
 REPROJECTING = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, "reprojection_freq": 3}
@@ -61,17 +61,8 @@ def test_effective_ranks(threshold: float, least: int, wanted: list[int]) -> Non
     assert effective_ranks(energies, threshold, least).tolist() == wanted
 
 
-def train(model: PeftModel, batch: dict[str, Tensor], steps: int, **config: Any) -> tuple[GRITManager, Any]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    manager = GRITManager(model, GRITConfig(**{**REPROJECTING, **config}))
-    manager.loss_denominator = 10
-    manager.attach(optimizer)
-    optimizer.register_step_pre_hook(lambda *_: manager.step())
-    for _ in range(steps):
-        backward(model, batch, 10)
-        optimizer.step()
-        optimizer.zero_grad()
-    return manager, optimizer
+def reprojecting(model: PeftModel, **config: Any) -> GRITManager:
+    return GRITManager(model, GRITConfig(**{**REPROJECTING, **config}))
 
 
 def logits(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
@@ -81,8 +72,9 @@ def logits(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
 
 def test_without_a_cut_the_model_stays_as_it_was(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     plain, model = make_model(), make_model()
-    train(plain, batch, 3, reprojection_freq=0)
-    manager, _ = train(model, batch, 3)
+    manager = reprojecting(model)
+    train(plain, batch, reprojecting(plain, reprojection_freq=0), 3)
+    train(model, batch, manager, 3)
     torch.testing.assert_close(logits(model, batch), logits(plain, batch), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight, atol=1e-3)
     assert set(manager.ranks.values()) == {4}
@@ -93,8 +85,9 @@ def test_without_a_cut_the_model_stays_as_it_was(make_model: MakeModel, batch: d
 def test_factors_and_first_moments_are_those_of_the_new_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """The next gradient in the new basis is the old one changed as the moments were: Q^-T dA and dB Q^T."""
     plain, model = make_model(), make_model()
-    _, old = train(plain, batch, 3, reprojection_freq=0)
-    manager, new = train(model, batch, 3)
+    manager = reprojecting(model)
+    old = train(plain, batch, reprojecting(plain, reprojection_freq=0), 3)
+    new = train(model, batch, manager, 3)
     for before, after in zip(lora_modules(plain), lora_modules(model), strict=True):
         a, b = (module.lora_a.weight.detach() for module in (before, after))
         inverse_t = torch.linalg.lstsq(b.T, a.T).solution  # a.T = b.T X, A = X^T A', Q^-1 = X^T
@@ -115,11 +108,12 @@ def test_factors_and_first_moments_are_those_of_the_new_basis(make_model: MakeMo
 
 def test_cut_directions_stay_zero_and_the_rank_only_falls(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = make_model()
-    manager, _ = train(model, batch, 3, rank_adaptation_threshold=0.8, min_lora_rank=2)
+    manager = reprojecting(model, rank_adaptation_threshold=0.8, min_lora_rank=2)
+    train(model, batch, manager, 3)
     first = manager.ranks
     manager.close()
     assert min(first.values()) >= 2 and min(first.values()) < 4
-    manager, _ = train(model.train(), batch, 4, rank_adaptation_threshold=0.8)
+    train(model, batch, reprojecting(model, rank_adaptation_threshold=0.8), 4)
     for module in lora_modules(model):
         rank = int(module.lora_a.weight.any(1).sum())
         assert rank <= first[module.name]
@@ -132,7 +126,7 @@ def test_the_exported_adapter_is_smaller_and_answers_the_same(
     make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, use_rslora: bool
 ) -> None:
     model = make_model(use_rslora=use_rslora, lora_alpha=8)
-    train(model, batch, 4, rank_adaptation_threshold=0.8)
+    train(model, batch, reprojecting(model, rank_adaptation_threshold=0.8), 4)
     before = copy.deepcopy(model.peft_config["default"].to_dict())
     ranks = save_adapter(model, tmp_path)
     assert model.peft_config["default"].to_dict() == before
