@@ -1,7 +1,7 @@
 """Tables and pictures from the results of `grit_convergence`.
 
 Run with `python -m benchmarks.convergence_report FILE.jsonl --picture OUT.png`. The first table is the tuning (seed 0,
-every learning rate), the second the trainings with the other seeds at the best rate, against AdamW with the same seed.
+every learning rate), the second the trainings with other seeds, each against AdamW with the same seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     best = best_rates(results)
     print(tuning_table(results, best))
     print()
-    print(seed_table(results, best))
+    print(seed_table(results))
     if arguments.picture:
         draw(results, best, arguments.picture)
 
@@ -48,34 +48,38 @@ def tuning_table(results: list[dict[str, Any]], best: dict[str, float]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def seed_table(results: list[dict[str, Any]], best: dict[str, float]) -> str:
-    """Means and standard errors over the seeds that had no part in the tuning."""
-    runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+def seed_table(results: list[dict[str, Any]]) -> str:
+    """Means and standard errors over the seeds that had no part in the tuning, against AdamW at its best rate there."""
+    runs: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for one in results:
-        if one["seed"] != 0 and one["rate"] == best[one["method"]]:
-            runs[one["method"]][one["seed"]] = one
-    if REFERENCE not in runs:
+        if one["seed"] != 0:
+            runs[one["method"], one["rate"]][one["seed"]] = one
+    ends = {key: statistics.fmean(map(final_loss, by_seed.values())) for key, by_seed in runs.items()}
+    references = [key for key in runs if key[0] == REFERENCE]
+    if not references:
         return "no trainings of AdamW with other seeds yet"
-    steps = sorted(next(iter(runs[REFERENCE].values()))["validation"])
+    reference = runs[min(references, key=lambda key: ends[key])]
+    steps = sorted(next(iter(reference.values()))["validation"])
     heads = ["method", "rate", *(f"loss at {step}" for step in steps), "less than AdamW's", "steps", "time", "seeds"]
     lines = [heads, ["---"] * len(heads)]
-    for method, by_seed in sorted(runs.items(), key=lambda item: statistics.fmean(map(final_loss, item[1].values()))):
-        pairs = [(one, runs[REFERENCE][seed]) for seed, one in by_seed.items() if seed in runs[REFERENCE]]
+    for (method, rate), by_seed in sorted(runs.items(), key=lambda item: ends[item[0]]):
+        pairs = [(one, reference[seed]) for seed, one in by_seed.items() if seed in reference]
         losses = [mean([one["validation"][step] for one, _ in pairs]) for step in steps]
         gain = mean([final_loss(other) - final_loss(one) for one, other in pairs])
-        reached = [steps_to(one, final_loss(other)) for one, other in pairs]
-        times = [
-            time_to(one, step) / time_to(other, other["steps"])
-            for (one, other), step in zip(pairs, reached, strict=True)
-            if step is not None
-        ]
-        shares = [step / one["steps"] for (one, _), step in zip(pairs, reached, strict=True) if step is not None]
-        whole = len(shares) == len(pairs)
-        lines.append(
-            [method, f"{best[method]:g}", *losses, gain, mean(shares) if whole else "not reached",
-             mean(times) if whole else "not reached", str(len(pairs))]
-        )  # fmt: skip
+        lines.append([method, f"{rate:g}", *losses, gain, *_shares(pairs), str(len(pairs))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[str, str]:
+    """Steps and seconds to the other's final validation loss, as shares of the other's."""
+    steps, times = [], []
+    for one, other in pairs:
+        reached = steps_to(one, final_loss(other))
+        if reached is None:
+            return "not reached", "not reached"
+        steps.append(reached / other["steps"])
+        times.append(time_to(one, reached) / time_to(other, other["steps"]))
+    return mean(steps), mean(times)
 
 
 def steps_to(one: dict[str, Any], target: float) -> float | None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from grit.basis import set_gradient_basis
 from grit.manager import GRITManager
 
 STATE_FILE = "grit_state.safetensors"
 
 
 class GritState(TrainerCallback):
-    """Attaches the manager to the optimizer, and keeps its state in the checkpoints. `GritTrainer` uses it.
+    """Attaches the manager to the optimizer, finds the first basis, and keeps the state in the checkpoints.
 
     Args:
         manager: the manager of the model's adapters.
@@ -31,7 +34,7 @@ class GritState(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach to the optimizer; in a resumed training load the state.
+        """Attach to the optimizer; find the first basis or, in a resumed training, load the state.
 
         Raises:
             FileNotFoundError: the checkpoint has no state of GRIT.
@@ -43,6 +46,33 @@ class GritState(TrainerCallback):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: the checkpoint was made without GRIT; start again or resume without")
             self.manager.load_state_dict(load_file(file))
+        elif self.manager.config.basis != "initial":
+            started = time.perf_counter()
+            cuda = [args.device] if args.device.type == "cuda" else []
+            # No random number that the training will draw is used up: the rows come in the same order with and without.
+            with self.manager.paused(), torch.random.fork_rng(devices=cuda):
+                self.find_basis(args, kwargs["model"], kwargs["train_dataloader"])
+            self.manager.basis_seconds = time.perf_counter() - started
+
+    def find_basis(self, args: TrainingArguments, model: Any, loader: Any) -> None:
+        """Find the first basis from the first rows of the data set."""
+        size = args.per_device_train_batch_size
+        count = min(self.manager.config.basis_steps * args.gradient_accumulation_steps * size, len(loader.dataset))
+        rows = [loader.dataset[index] for index in range(count)]
+        batches = [loader.collate_fn(rows[start : start + size]) for start in range(0, count, size)]
+
+        def summed_loss(batch: Any) -> Tensor:
+            inputs = {name: value.to(args.device) for name, value in batch.items()}
+            loss: Tensor = model(**inputs, num_items_in_batch=1).loss
+            return loss
+
+        self.set_basis(model, batches, summed_loss, args.seed)
+
+    def set_basis(self, model: Any, batches: list[Any], loss: Callable[[Any], Tensor], seed: int) -> None:
+        """Set the basis that the manager's settings ask for."""
+        model.train()
+        whitened = self.manager.config.basis == "whitened_gradient"
+        set_gradient_basis(model, batches, loss, whitened=whitened, seed=seed)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state beside the trainer's."""

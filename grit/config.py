@@ -41,7 +41,7 @@ class GRITConfig:
     """Decay of the moving average of the factors, in [0, 1)."""
     ng_warmup_steps: Throttle = 0
     """Optimizer steps before the preconditioner is switched on."""
-    basis: Basis = "initial"
+    basis: Basis = "gradient"
     """Where A starts. `initial`: as PEFT made it. `gradient`: the top right singular vectors of the mean gradient of W
     over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance."""
     basis_steps: int = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,31 @@ import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from grit.basis import set_gradient_basis
 from grit.callback import GritState
 from grit.manager import GRITManager
+
+
+class _State(GritState):
+    """As for any trainer, but with the loss and the shuffled rows of this one."""
+
+    def __init__(self, manager: GRITManager, trainer: GritTrainer) -> None:
+        super().__init__(manager)
+        self._trainer = trainer
+
+    def find_basis(self, args: Any, model: Any, loader: Any) -> None:
+        trainer = self._trainer
+        steps = self.manager.config.basis_steps * args.gradient_accumulation_steps
+        own = trainer.get_train_dataloader()
+        batches = [trainer._prepare_inputs(batch) for batch in islice(own, steps)]
+        if hasattr(own, "end"):
+            own.end()  # Accelerate's loaders tell a shared state when they begin, and only exhausted ones when they end
+
+        def summed_loss(batch: dict[str, Any]) -> Tensor:
+            with trainer.compute_loss_context_manager():
+                loss: Tensor = trainer.compute_loss(model, dict(batch), num_items_in_batch=1)
+            return loss
+
+        self.set_basis(model, batches, summed_loss, args.seed)
 
 
 class GritTrainer(SFTTrainer):
@@ -37,27 +58,13 @@ class GritTrainer(SFTTrainer):
         if not self.args.max_grad_norm > 0:
             raise ValueError("max_grad_norm must be above 0 with GRIT; float('inf') turns clipping off")
         self.grit_manager = grit_manager
-        self._grit_state = GritState(grit_manager)
+        self._grit_state = _State(grit_manager, self)
         self.add_callback(self._grit_state)
 
     @property
     def step_statistics(self) -> dict[str, float]:
         """Figures of the last optimizer step, see `GRITManager.precondition_gradients`."""
         return self.grit_manager.last_diagnostics
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Find the first basis, then train as before.
-
-        It changes no random number that the training draws: the rows come in the same order with and without.
-        """
-        resumed = kwargs.get("resume_from_checkpoint") or (args[0] if args else None)
-        if self.grit_manager.config.basis != "initial" and not resumed:
-            started = time.perf_counter()
-            cuda = [self.args.device] if self.args.device.type == "cuda" else []
-            with self.grit_manager.paused(), torch.random.fork_rng(devices=cuda):
-                self._set_basis()
-            self.grit_manager.basis_seconds = time.perf_counter() - started
-        return super().train(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -79,18 +86,3 @@ class GritTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._grit_state.resumed_from = Path(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _set_basis(self) -> None:
-        config = self.grit_manager.config
-        model: Any = self.model
-        steps = config.basis_steps * self.args.gradient_accumulation_steps
-        batches = [self._prepare_inputs(batch) for batch in islice(self.get_train_dataloader(), steps)]
-
-        def summed_loss(batch: dict[str, Any]) -> Tensor:
-            with self.compute_loss_context_manager():
-                loss: Tensor = self.compute_loss(model, dict(batch), num_items_in_batch=1)
-            return loss
-
-        model.train()
-        whitened = config.basis == "whitened_gradient"
-        set_gradient_basis(model, batches, summed_loss, whitened=whitened, seed=self.args.seed)

@@ -176,7 +176,7 @@ class GritSettings(Section):
     """Decay of the moving average of the factors."""
     ng_warmup_steps: Count = 0
     """Optimizer steps before the preconditioner is switched on."""
-    basis: Basis = "initial"
+    basis: Basis = "gradient"
     """Where A starts: `initial` as PEFT made it, or from the gradient of the first rows."""
     basis_steps: PositiveInt = 2
     """Optimizer steps' worth of rows that the basis is computed from."""

@@ -93,7 +93,7 @@ def test_accumulation_changes_nothing(
 
 def test_both_methods_see_the_same_rows_and_start(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
     baseline = run(tiny_model, dataset, store)
-    grit = run(tiny_model, dataset, store, grit=GritSettings(kfac_min_samples=1))
+    grit = run(tiny_model, dataset, store, grit=GritSettings(kfac_min_samples=1, basis="initial"))
     one, other = history(baseline), history(grit)
     assert [step["tokens"] for step in one] == [step["tokens"] for step in other]
     assert one[0]["loss"] == other[0]["loss"]
@@ -101,8 +101,12 @@ def test_both_methods_see_the_same_rows_and_start(tiny_model: Artifact, dataset:
     assert weights(baseline).keys() == weights(grit).keys()
     assert baseline.adapter.digest != grit.adapter.digest, "the preconditioner is on"
     assert all(step["grit"]["ready"] == 1 and step["grit"]["cosine"] < 0.9999 for step in other)
-    measuring = run(tiny_model, dataset, store, grit=GritSettings(variant="adamw"))
+    measuring = run(tiny_model, dataset, store, grit=GritSettings(variant="adamw", basis="initial"))
     assert measuring.adapter.digest == baseline.adapter.digest, "measuring changes no bit"
+    guided = history(run(tiny_model, dataset, store, grit=GritSettings(variant="adamw")))
+    assert [step["tokens"] for step in one] == [step["tokens"] for step in guided]
+    assert one[0]["loss"] == guided[0]["loss"], "the first basis leaves the model as it was"
+    assert one[-1]["loss"] != guided[-1]["loss"]
 
 
 def test_checkpointing_changes_nothing(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
