@@ -7,6 +7,7 @@ every learning rate), the second the trainings with other seeds, each against Ad
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -107,20 +108,23 @@ def mean(values: Sequence[float]) -> str:
 
 
 def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> None:
-    """Left: validation loss by step at the best rate, mean over the seeds. Right: final loss by learning rate."""
+    """Left: loss by step, mean over the other seeds, at the best rate. Right: final loss by learning rate, seed 0."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    seeds = [one for one in results if one["seed"] != 0]
     for index, method in enumerate(sorted(best)):
         style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "marker": "o", "label": method}
-        runs = [one for one in results if one["method"] == method and one["rate"] == best[method]]
-        runs = [one for one in runs if one["seed"] != 0] or runs
-        steps = sorted(runs[0]["validation"])
-        curve = [
-            statistics.fmean(one["validation"][step] for one in runs if step in one["validation"]) for step in steps
-        ]
-        left.semilogy(steps, curve, **style)
-        tuned = sorted(
-            (one["rate"], final_loss(one)) for one in results if one["method"] == method and one["seed"] == 0
-        )
+        by_rate = defaultdict(list)
+        for one in seeds:
+            if one["method"] == method:
+                by_rate[one["rate"]].append(one)
+        if by_rate:
+            runs = min(by_rate.values(), key=lambda runs: statistics.fmean(map(final_loss, runs)))
+            steps = sorted(runs[0]["validation"])
+            curve = [statistics.fmean(one["validation"].get(step, math.inf) for one in runs) for step in steps]
+            left.semilogy(steps, curve, **style)
+            left.set_xticks(steps)
+        seed_0 = (one for one in results if one["method"] == method and one["seed"] == 0)
+        tuned = sorted((one["rate"], final_loss(one)) for one in seed_0)
         right.loglog(*zip(*tuned, strict=True), **style)
     left.set(xlabel="optimizer step", ylabel="validation loss (nats per supervised token)", title="at the best rate")
     right.set(xlabel="learning rate", ylabel="final validation loss", title="by learning rate, seed 0")
