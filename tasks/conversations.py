@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import UserError
@@ -34,7 +36,18 @@ SPEAKERS = {
 }
 
 
-def to_conversations(rows: Iterable[Row], settings: DataSettings, where: object) -> tuple[list[Messages], int]:
+@dataclass
+class Conversations:
+    """What rows became."""
+
+    kept: list[Messages]
+    empty: int
+    """Rows left out because prompt or answer is empty."""
+    turns_left_out: Counter[str]
+    """Turns left out of rows that were kept, by reason."""
+
+
+def to_conversations(rows: Iterable[Row], settings: DataSettings, where: object) -> Conversations:
     """Turn rows into conversations.
 
     Args:
@@ -42,44 +55,45 @@ def to_conversations(rows: Iterable[Row], settings: DataSettings, where: object)
         settings: shape, column map, merge template.
         where: the file, for error messages.
 
-    Returns:
-        The conversations, and how many rows were left out because prompt or answer is empty.
-
     Raises:
         UserError: the columns fit no shape, a value has the wrong type, or all rows are empty.
     """
-    rows = list(rows)
+    rows, turns_left_out = list(rows), Counter[str]()
     columns = sorted({name for row in rows[:100] for name in row})
     if settings.merge_template is not None:
         convert = _merging(settings, columns, where)
     else:
         shape = _shape(settings, columns, where)
-        convert = _shaped(shape, settings.columns)
+        convert = _shaped(shape, settings.columns, turns_left_out)
     conversations = [convert(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
     kept = [messages for messages in conversations if messages]
     if not kept:
         raise UserError("every row is empty", where=where, fix="Check that the columns hold the data you mean.")
-    return kept, len(conversations) - len(kept)
+    return Conversations(kept, len(conversations) - len(kept), turns_left_out)
 
 
-def join_rows(conversations: list[Messages], count: int, seed: int) -> list[Messages]:
+def join_rows(conversations: list[Messages], count: int, seed: int) -> tuple[list[Messages], int]:
     """Join `count` conversations at a time, in an order shuffled by the seed, into multi-turn ones.
 
     Args:
         conversations: of one split, so that nothing crosses between splits.
         count: conversations to join; the last one may hold fewer.
         seed: rules the order.
+
+    Returns:
+        The joined conversations, and how many system prompts were left out because the first of theirs says otherwise.
     """
     if count == 1:
-        return conversations
+        return conversations, 0
     order = list(range(len(conversations)))
     random.Random(seed).shuffle(order)  # noqa: S311, no secret
-    joined = []
+    joined, other_systems = [], 0
     for start in range(0, len(order), count):
         messages = [message for index in order[start : start + count] for message in conversations[index]]
         first, rest = messages[:1], messages[1:]
+        other_systems += sum(message["role"] == "system" and message != first[0] for message in rest)
         joined.append(first + [message for message in rest if message["role"] != "system"])
-    return joined
+    return joined, other_systems
 
 
 def merge_columns(template: str, row: Row) -> str:
@@ -130,7 +144,7 @@ def _shape(settings: DataSettings, columns: list[str], where: object) -> str:
     )
 
 
-def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
+def _shaped(shape: str, columns: Mapping[str, str], turns_left_out: Counter[str]) -> Any:
     def column(role: str) -> str:
         return columns.get(role, role)
 
@@ -152,13 +166,7 @@ def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
                 )
             content = _text(turn.get("content", turn.get("value")), where)
             messages.append({"role": SPEAKERS[speaker], "content": content})
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()  # a question without an answer teaches nothing
-        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
-        answers = (
-            [message["content"] for message in messages[asked[0] :] if message["role"] == "assistant"] if asked else []
-        )
-        return messages if any(answer.strip() for answer in answers) else []
+        return _answered(messages, turns_left_out)
 
     def alpaca(row: Row, where: str) -> Messages:
         instruction, given, output = (
@@ -178,6 +186,12 @@ def _shaped(shape: str, columns: Mapping[str, str]) -> Any:
 
 def _merging(settings: DataSettings, columns: list[str], where: object) -> Any:
     template = settings.merge_template or ""
+    if unknown := sorted(set(settings.columns) - {"completion"}):
+        raise UserError(
+            f"unknown role {', '.join(unknown)}",
+            where="data.columns",
+            fix="With data.merge_template the one role is completion, the column of the answer.",
+        )
     answer = settings.columns.get("completion", "output")
     fields = set(FIELD.findall(template))
     if not fields:
@@ -195,9 +209,27 @@ def _merging(settings: DataSettings, columns: list[str], where: object) -> Any:
         for name in {*fields, answer}:
             if isinstance(row.get(name), list | dict):
                 raise _wrong_type(row[name], "text", f"{where}, column {name}")
+        if not any(_plain(row.get(name)).strip() for name in fields):
+            return []
         return _pair(merge_columns(template, row), _plain(row.get(answer)))
 
     return convert
+
+
+def _answered(messages: Messages, turns_left_out: Counter[str]) -> Messages:
+    """Cut a chat before its first empty turn and after its last answer; nothing where no question was answered."""
+    whole = len(messages)
+    empty = (i for i, message in enumerate(messages) if message["role"] != "system" and not message["content"].strip())
+    messages = messages[: next(empty, whole)]
+    cut = whole - len(messages)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()  # a question without an answer teaches nothing
+    first = next((index for index, message in enumerate(messages) if message["role"] == "user"), whole)
+    if not any(message["role"] == "assistant" for message in messages[first:]):
+        return []
+    turns_left_out["from an empty turn on"] += cut
+    turns_left_out["without an answer"] += whole - cut - len(messages)
+    return messages
 
 
 def _roles() -> list[str]:

@@ -34,6 +34,8 @@ class Split:
     tokens: list[Tokens] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows by reason."""
+    turns_left_out: Counter[str] = field(default_factory=Counter)
+    """Turns by reason, out of rows that were kept."""
     truncated: int = 0
     """Rows that were cut and kept."""
 
@@ -60,15 +62,16 @@ def prepare_dataset(
         UserError: rows that cannot be read, no chat format, or no training row left.
     """
     tokenizer = apply_chat_format(AutoTokenizer.from_pretrained(model.path), chat.format)
-    splits, empty = _splits(source, data, seed)
+    splits = _splits(source, data, chat, seed)
     for name, split in splits.items():
-        split.conversations = join_rows(split.conversations, data.rows_per_conversation, seed)
-        if chat.system is not None:
-            split.conversations = [_with_system(messages, chat.system) for messages in split.conversations]
+        split.conversations, other_systems = join_rows(split.conversations, data.rows_per_conversation, seed)
+        split.turns_left_out["another system prompt within a joined conversation"] += other_systems
         _fill(split, tokenizer, data, name)
     if not splits["train"].tokens:
+        left_out = _reasons(splits["train"].left_out)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(
-            f"no training row is left ({_reasons(splits['train'].left_out)})",
+            f"no training row is left ({reasons or 'none was there'})",
             where=data.source,
             fix="Look at data.max_length and data.validation_fraction, and at the rows themselves.",
         )
@@ -76,7 +79,7 @@ def prepare_dataset(
         for name, split in splits.items():
             _write(split, name, draft.path)
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        card = _card(splits, empty, tokenizer, source, data, chat)
+        card = _card(splits, tokenizer, source, data, chat)
         (draft.path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draft.facts = {
             **{key: card[key] for key in ("rows", "tokens", "supervised_tokens", "chat_format", "max_length")},
@@ -87,44 +90,61 @@ def prepare_dataset(
     return draft.done()
 
 
-def _splits(source: Artifact, data: DataSettings, seed: int) -> tuple[dict[str, Split], int]:
-    """Read, deduplicate and split the conversations; also the number of empty rows."""
-    read: dict[str, list[Messages]] = {}
-    empty = duplicates = 0
-    for name in SPLITS:
-        if (file := source.facts.get(name)) is None:
-            continue
+def _splits(source: Artifact, data: DataSettings, chat: ChatSettings, seed: int) -> dict[str, Split]:
+    """Read, deduplicate and split the conversations."""
+    splits = {name: Split([]) for name in SPLITS}
+    given = [name for name in SPLITS if name in source.facts]
+    for name in given:
         where = data.source if name == "train" else getattr(data, f"{name}_source") or data.source
-        rows = read_rows(source.path / str(file), where)
-        rows = rows[: data.max_rows] if name == "train" else rows
-        conversations, left_out = to_conversations(rows, data, where)
-        read[name] = list({json.dumps(messages): messages for messages in conversations}.values())
-        duplicates += len(conversations) - len(read[name])
-        empty += left_out
-    order = list(range(len(read["train"])))
+        rows = read_rows(source.path / str(source.facts[name]), where)
+        split = splits[name]
+        if name == "train" and data.max_rows is not None:
+            split.left_out["beyond data.max_rows"] = max(0, len(rows) - data.max_rows)
+            rows = rows[: data.max_rows]
+        found = to_conversations(rows, data, where)
+        split.left_out["empty"], split.turns_left_out = found.empty, found.turns_left_out
+        if chat.system is not None:
+            found.kept = [_with_system(messages, chat.system) for messages in found.kept]
+        split.conversations = list({json.dumps(messages): messages for messages in found.kept}.values())
+        split.left_out["duplicate"] = len(found.kept) - len(split.conversations)
+    rows_of_train = splits["train"].conversations
+    order = list(range(len(rows_of_train)))
     random.Random(seed).shuffle(order)  # noqa: S311, no secret
     taken = 0
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
-        if name not in read and fraction > 0:
+        if name not in given and fraction > 0:
             count = max(1, round(fraction * len(order)))
-            read[name] = [read["train"][index] for index in sorted(order[taken : taken + count])]
+            splits[name].conversations = [rows_of_train[index] for index in sorted(order[taken : taken + count])]
             taken += count
-    read["train"] = [read["train"][index] for index in sorted(order[taken:])]
-    splits = {name: Split(read.get(name, [])) for name in SPLITS}
-    splits["train"].left_out["duplicate"] = duplicates
-    held_out: set[str] = set()
-    for name in ("test", "validation", "train"):
-        _remove_leaks(splits[name], held_out)
-    return splits, empty
+    splits["train"].conversations = [rows_of_train[index] for index in sorted(order[taken:])]
+    _remove_leaks([splits[name] for name in ("test", "validation", "train")])
+    return splits
 
 
-def _remove_leaks(split: Split, held_out: set[str]) -> None:
-    """Leave out what has the prompt of a row already held out, then hold out this split's prompts."""
-    prompts = [json.dumps(messages[:-1]) for messages in split.conversations]
-    kept = [messages for messages, prompt in zip(split.conversations, prompts, strict=True) if prompt not in held_out]
-    split.left_out["prompt of a held-out row"] = len(split.conversations) - len(kept)
-    split.conversations = kept
-    held_out.update(prompts)
+def _remove_leaks(splits: list[Split]) -> None:
+    """Leave out what shares its prompt with a row of an earlier split.
+
+    Every answer of a conversation has a prompt, all before it. Two conversations share one where the last prompt of
+    either is among the other's: two long ones that merely begin alike do not.
+    """
+    last_prompts: set[str] = set()
+    all_prompts: set[str] = set()
+    for split in splits:
+        prompts = [_prompts(messages) for messages in split.conversations]
+        kept = [
+            messages
+            for messages, own in zip(split.conversations, prompts, strict=True)
+            if own[-1] not in all_prompts and last_prompts.isdisjoint(own)
+        ]
+        split.left_out["prompt of a held-out row"] = len(split.conversations) - len(kept)
+        split.conversations = kept
+        last_prompts.update(own[-1] for own in prompts)
+        all_prompts.update(prompt for own in prompts for prompt in own)
+
+
+def _prompts(messages: Messages) -> list[str]:
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return [json.dumps(messages[:index]) for index in answers]
 
 
 def _fill(split: Split, tokenizer: PreTrainedTokenizerBase, data: DataSettings, name: str) -> None:
@@ -171,7 +191,6 @@ def _write(split: Split, name: str, directory: Path) -> None:
 
 def _card(
     splits: dict[str, Split],
-    empty: int,
     tokenizer: PreTrainedTokenizerBase,
     source: Artifact,
     data: DataSettings,
@@ -189,8 +208,8 @@ def _card(
         "tokens": tokens,
         "supervised_tokens": supervised,
         "supervised_share": supervised["train"] / tokens["train"],
-        "empty_rows": empty,
-        "left_out": {name: {why: n for why, n in split.left_out.items() if n} for name, split in splits.items()},
+        "left_out": {name: _reasons(split.left_out) for name, split in splits.items()},
+        "turns_left_out": {name: _reasons(split.turns_left_out) for name, split in splits.items()},
         "truncated": {name: split.truncated for name, split in splits.items()},
         "length": {
             "min": lengths[0],
@@ -214,5 +233,5 @@ def _histogram(lengths: list[int]) -> dict[str, list[int]]:
     }
 
 
-def _reasons(left_out: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "none was there"
+def _reasons(left_out: Counter[str]) -> dict[str, int]:
+    return {reason: count for reason, count in left_out.items() if count}

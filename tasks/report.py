@@ -82,6 +82,7 @@ def write_report(
         "training": list(_training_table(history.facts, steps)),
         "flat_settings": list(_flat(settings)),
         "reasons": sorted({reason for left in data["card"]["left_out"].values() for reason in left}),
+        "turn_reasons": sorted({reason for left in data["card"]["turns_left_out"].values() for reason in left}),
         "figures": {
             "loss": loss_curve(steps, history.facts["validation"]),
             "gradient": gradient_curve(steps),

@@ -15,7 +15,8 @@ USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "conte
 
 
 def convert(*rows: dict[str, Any], **settings: Any) -> tuple[list[list[dict[str, str]]], int]:
-    return to_conversations(rows, DataSettings(**settings), "rows.json")
+    made = to_conversations(rows, DataSettings(**settings), "rows.json")
+    return made.kept, made.empty
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ def test_columns_and_shape_can_be_named() -> None:
         ([{"messages": [{"role": "user", "content": 3}]}], {}, "row 1, column messages: text is needed, found int"),
         ([{"a": "x", "output": "A"}], {"merge_template": "no field"}, "data.merge_template: no {column}"),
         ([{"a": "x", "output": "A"}], {"merge_template": "{b}"}, "no column b; the columns are a, output"),
+        ([{"a": "", "output": "A"}], {"merge_template": "Question: {a}"}, "every row is empty"),
+        ([{"a": "x", "output": "A"}], {"merge_template": "{a}", "columns": {"output": "a"}}, "unknown role output"),
         ([{"a": ["x"], "output": "A"}], {"merge_template": "{a}"}, "row 1, column a: text is needed, found list"),
     ],
 )  # fmt: skip
@@ -102,8 +105,8 @@ def test_values_are_never_read_as_template(row: dict[str, str | None]) -> None:
 def test_joining_keeps_every_turn_once(rows: int, count: int, seed: int) -> None:
     roles_of_all = ("system", "S"), ("user", "Q"), ("assistant", "A")
     conversations = [[{"role": role, "content": f"{text}{i}"} for role, text in roles_of_all] for i in range(rows)]
-    joined = join_rows(conversations, count, seed)
-    assert joined == join_rows(conversations, count, seed)
+    joined, _ = join_rows(conversations, count, seed)
+    assert joined == join_rows(conversations, count, seed)[0]
     assert len(joined) == -(-rows // count)
     contents = [message["content"] for messages in joined for message in messages if message["role"] != "system"]
     assert sorted(contents) == sorted(f"{letter}{i}" for i in range(rows) for letter in "QA")

@@ -86,6 +86,52 @@ def test_the_artifact(tiny_model: Artifact, store: Store, rows_file: Path) -> No
     assert again.digest == made.digest
 
 
+def chats(*turns: str) -> dict[str, object]:
+    """A chat of alternating turns; one beginning with `S:` has that system prompt."""
+    system = [{"role": "system", "content": turns[0][2:]}] if turns[0].startswith("S:") else []
+    rest = turns[bool(system) :]
+    return {"messages": system + [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(rest)]}
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "left_out"),
+    [
+        (chats("Q", "A", "Q2", "A2"), chats("Q", "B"), 1),
+        (chats("Q", "A"), chats("Q", "A", "Q2", "A2"), 1),
+        (chats("S:Be brief.", "Q", "A"), chats("Q", "B"), 1),
+        (chats("S:Be long.", "Q", "A"), chats("Q", "B"), 0),
+        (chats("Hello", "Hi", "Q", "A"), chats("Hello", "Hi", "Q2", "A2"), 0),
+    ],
+)
+def test_a_prompt_of_the_held_out_rows_is_found_in_any_turn(
+    tiny_model: Artifact, store: Store, tmp_path: Path, train: Any, held_out: Any, left_out: int
+) -> None:
+    files = [
+        write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("t", [train, chats("x", "y")]), ("v", [held_out]))
+    ]
+    chat = ChatSettings(format="chatml", system="Be brief.")
+    _, card = prepare(tiny_model, store, files[0], chat, validation_source=str(files[1]))
+    assert card["left_out"]["train"].get("prompt of a held-out row", 0) == left_out
+
+
+def test_no_turn_and_no_row_is_left_out_uncounted(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
+    items = [
+        chats("Q", "A", "unanswered"),
+        chats("Q1", "A1", "Q2", " ", "Q3", "A3"),
+        chats("Q4", "A4"),
+        chats("Q5", "A5"),
+    ]
+    _, card = prepare(tiny_model, store, write(tmp_path / "a.jsonl", items), max_rows=3, validation_fraction=0.0)
+    assert card["left_out"]["train"] == {"beyond data.max_rows": 1}
+    assert card["turns_left_out"]["train"] == {"without an answer": 2, "from an empty turn on": 3}
+    assert card["rows"]["train"] == 3
+    items = [chats("S:One.", "Q", "A"), chats("S:Two.", "Q2", "A2")]
+    _, card = prepare(
+        tiny_model, store, write(tmp_path / "b.jsonl", items), rows_per_conversation=2, validation_fraction=0.0
+    )
+    assert card["turns_left_out"]["train"] == {"another system prompt within a joined conversation": 1}
+
+
 def test_splits_do_not_share_a_row(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
     made, _ = prepare(tiny_model, store, rows_file, test_fraction=0.1)
     seen = [tuple(row["input_ids"]) for split in ("train", "validation", "test") for row in rows(made, split)]
@@ -94,13 +140,13 @@ def test_splits_do_not_share_a_row(tiny_model: Artifact, store: Store, rows_file
 
 def test_duplicates_and_leaks_are_counted(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
     train = [{"prompt": f"Question {i}", "completion": f"Answer {i}"} for i in range(10)]
-    held_out = [{"prompt": "Question 3", "completion": "Another answer"}]
+    held_out = [{"prompt": "Question 3", "completion": "Another answer"}] * 2
     made, card = prepare(
         tiny_model, store, write(tmp_path / "a.jsonl", [*train, train[0], {"prompt": "  ", "completion": "x"}]),
         validation_source=str(write(tmp_path / "b.jsonl", held_out)),
     )  # fmt: skip
-    assert card["left_out"]["train"] == {"duplicate": 1, "prompt of a held-out row": 1}
-    assert card["empty_rows"] == 1
+    assert card["left_out"]["train"] == {"empty": 1, "duplicate": 1, "prompt of a held-out row": 1}
+    assert card["left_out"]["validation"] == {"duplicate": 1}
     assert card["rows"] == {"train": 9, "validation": 1, "test": 0}
     assert not (made.path / "test.parquet").exists()
 

@@ -146,8 +146,9 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
     step = {"step": 1, "loss": 2.0, "grad_norm": 1.0, "seconds": 1.0, "tokens": 10, "supervised_tokens": 5}
     none = {"train": 0, "validation": 0, "test": 0}
     card = {
-        "rows": none, "tokens": none, "supervised_tokens": none, "truncated": none, "empty_rows": 0,
-        "left_out": {name: {} for name in none}, "supervised_share": 0.5, "example": HOSTILE,
+        "rows": none, "tokens": none, "supervised_tokens": none, "truncated": none,
+        "left_out": {name: {} for name in none}, "turns_left_out": {name: {"x": 1} for name in none},
+        "supervised_share": 0.5, "example": HOSTILE,
         "histogram": {"edges": [1, 2], "counts": [1]},
     }  # fmt: skip
     history = {
