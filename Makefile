@@ -54,8 +54,8 @@ lint: $(SETUP) ## check style and types
 bench: $(SETUP) ## measure what Prefect and caching add, what GRIT costs, who converges fastest (2 hours)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.grit_overhead
-	$(BIN)/python -m benchmarks.grit_convergence --results .artifacts/convergence.jsonl
-	$(BIN)/python -m benchmarks.convergence_report .artifacts/convergence.jsonl --picture .artifacts/convergence.png
+	$(BIN)/python -m benchmarks.grit_convergence --results benchmarks/results/extraction.jsonl
+	$(BIN)/python -m benchmarks.convergence_report benchmarks/results/extraction.jsonl --picture .artifacts/convergence.png
 
 .PHONY: clean
 clean: ## remove .venv (artifacts stay)

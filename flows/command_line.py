@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -87,8 +87,14 @@ def run(
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    logging.getLogger("prefect").setLevel(logging.WARNING)  # what to do next is the last line, not "Stopping server"
     print(f"\nReport: {finished.report.path / 'report.html'}")
     print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")
     print(f"Next:   {finished.registration.facts['next']}")
     return 0
+
+
+def main(flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any]) -> NoReturn:
+    """Run a flow from the command line and leave Python."""
+    status = run(flow, stages)
+    logging.disable()  # what to do next stays the last line, before Prefect's "Stopping temporary server"
+    sys.exit(status)

@@ -9,13 +9,12 @@ Run `python -m flows.finetune --help` for the command line.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.command_line import run
+from flows.command_line import main
 from flows.publishing import publish, show_user_errors_as_one_line
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
@@ -86,4 +85,4 @@ def stages(settings: FinetuneSettings) -> Finetuned:
 
 
 if __name__ == "__main__":
-    sys.exit(run(finetune, stages))
+    main(finetune, stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -16,11 +17,16 @@ def publish(report: Artifact) -> None:
     create_markdown_artifact(text, key="report", description=f"Full report: {report.path / 'report.html'}")
 
 
+ERROR_IN_A_STATE = re.compile(rf"\b({UserError.__name__}|{TemporaryError.__name__}):")
+
+
 class OneLine(logging.Filter):
     """Takes the traceback off a record about a `UserError` or `TemporaryError`: the one line says what to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record where needed; always let it pass."""
+        """Change the record where needed; drop a state's repetition of the error."""
+        if str(record.msg).startswith("Finished in state") and ERROR_IN_A_STATE.search(record.getMessage()):
+            return False
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, UserError | TemporaryError):
             record.msg, record.args = str(error), ()

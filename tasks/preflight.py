@@ -8,17 +8,19 @@ from tasks.estimate import check_disk
 from tasks.modelfile import check_parameters, ollama_model
 from tasks.ollama_store import parse_name
 from tasks.settings import FinetuneSettings
+from tasks.source import check_files
 from tasks.stage import Pending
 from tasks.training import check_machine
 
 
 def check_settings(settings: FinetuneSettings) -> None:
-    """Check what only later stages would find out: backend, converter, Ollama's name and parameters.
+    """Check what only later stages would find out: backend, data files, converter, Ollama's name and parameters.
 
     Raises:
         UserError: one of them cannot work.
     """
     check_machine(settings.model, settings.training, settings.grit if settings.method == "grit" else None)
+    check_files(settings.data)
     find_converter(settings.export)
     if settings.ollama.target != "none":
         parse_name(settings.ollama_name)

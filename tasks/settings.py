@@ -124,7 +124,7 @@ class TrainingSettings(Section):
     backend: Literal["transformers", "unsloth"] = "transformers"
     """Unsloth's kernels serve the baseline on a CUDA machine only."""
     per_device_batch_size: PositiveInt = 2
-    """Conversations in one forward pass."""
+    """Conversations in one forward pass; with packed batching rows of `data.max_length` tokens."""
     gradient_accumulation_steps: PositiveInt = 4
     """Forward passes to one optimizer step."""
     max_steps: PositiveInt = 200

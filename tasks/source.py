@@ -71,6 +71,17 @@ def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     return draft.done()
 
 
+def check_files(settings: DataSettings) -> None:
+    """Check that local files are there and of a kind that can be read, without reading them.
+
+    Raises:
+        UserError: one is not.
+    """
+    for source in (settings.source, settings.validation_source, settings.test_source):
+        if source is not None and source != GENERATED and _is_file(source):
+            _checked(source)
+
+
 def read_rows(path: Path, name: object) -> list[Mapping[str, Any]]:
     """Read the rows of a JSON, JSON Lines, CSV or Parquet file.
 
@@ -103,15 +114,20 @@ def _bring(source: str, split: str, settings: DataSettings, directory: Path) -> 
     if not _is_file(source):
         _download(source, settings, directory / f"{split}.parquet")
         return f"{split}.parquet"
+    path = _checked(source)
+    name = split + path.suffix
+    shutil.copyfile(path, directory / name)
+    read_rows(directory / name, path)
+    return name
+
+
+def _checked(source: str) -> Path:
     path = Path(source).expanduser()
     if path.suffix not in SUFFIXES:
         raise UserError("unsupported kind of file", where=path, fix=f"Use one of {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError("no such file", where=path, fix="Correct data.source.")
-    name = split + path.suffix
-    shutil.copyfile(path, directory / name)
-    read_rows(directory / name, path)
-    return name
+    return path
 
 
 def _is_file(source: str) -> bool:

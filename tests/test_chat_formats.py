@@ -21,16 +21,6 @@ GEMMA_LIKE = (
 )
 
 
-@pytest.fixture(scope="module")
-def llama3_tokenizer(smollm2_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """SmolLM2's with the special tokens of Llama 3, and a beginning-of-text token that it adds itself."""
-    tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]}
-    )
-    return tokenizer
-
-
 @pytest.mark.parametrize(
     ("chat_format", "text"),
     [

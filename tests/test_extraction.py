@@ -74,7 +74,8 @@ def test_no_name_item_or_date_of_the_test_occurs_in_training(data: dict[str, lis
 
 def test_the_data_are_varied(data: dict[str, list[dict[str, Any]]]) -> None:
     parts = pools(3407)
-    assert [len(parts[part].templates) for part in PARTS] >= [25, 8, 8]
+    for part, least in zip(PARTS, (25, 8, 8), strict=True):
+        assert len(parts[part].templates) >= least
     for part, rows in data.items():
         values = answers(rows)
         intents = [value["intent"] for value in values]

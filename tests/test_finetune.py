@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.artifacts import Artifact as PrefectArtifact
 
 from flows import chat
 from flows.command_line import parse, run
@@ -146,6 +149,13 @@ def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
     assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["ready"] == 1
 
 
+def test_prefects_pages_show_the_report_and_the_progress(finetuned: Finetuned) -> None:
+    report, training = (PrefectArtifact.get(key) for key in ("report", "training"))
+    assert report is not None and report.type == "markdown"
+    assert report.data == (finetuned.report.path / "report.md").read_text()
+    assert training is not None and training.type == "progress" and training.data == 100
+
+
 def test_one_can_chat_with_what_was_made(
     finetuned: Finetuned, make_preset: Preset, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +225,17 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(
     assert printed.strip().splitlines()[-1].startswith("error: ")
     assert not (store / "adapter").exists()
     shutil.rmtree(store, ignore_errors=True)
+
+
+def test_the_error_is_the_last_line_also_with_a_server_of_its_own(make_preset: Preset, workplace: Path) -> None:
+    preset = make_preset(store=str(workplace / "mistake"))
+    command = [sys.executable, "-m", "flows.finetune", "--preset", preset, "--data.source", "missing.jsonl"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    said = "missing.jsonl: no such file. Correct data.source."
+    assert done.stderr.strip().splitlines()[-1] == f"error: {said}"
+    assert done.stderr.count(said) == 2, "once in Prefect's log, once at the end"
+    assert not (workplace / "mistake" / "model").exists(), "found before the model was fetched"
 
 
 @pytest.mark.usefixtures("prefect_server")

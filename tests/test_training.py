@@ -96,6 +96,10 @@ def test_both_methods_see_the_same_rows_and_start(tiny_model: Artifact, dataset:
     grit = run(tiny_model, dataset, store, grit=GritSettings(kfac_min_samples=1, basis="initial"))
     one, other = history(baseline), history(grit)
     assert [step["tokens"] for step in one] == [step["tokens"] for step in other]
+    for step in (*one, *other):
+        assert step["seconds"] > 0 and step["supervised_tokens"] < step["tokens"]
+    assert [step["learning_rate"] for step in one] == pytest.approx([0.0, 0.01, 0.005])
+    assert all(step["grad_norm"] == step["grad_norm_preconditioned"] for step in one)
     assert one[0]["loss"] == other[0]["loss"]
     assert one[0]["grad_norm"] == pytest.approx(other[0]["grad_norm"], rel=1e-5)
     assert weights(baseline).keys() == weights(grit).keys()
