@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tasks.presets import PRESETS, load_settings
 from tasks.settings import FinetuneSettings
@@ -92,3 +93,13 @@ def test_the_demos_lm_eval_task_is_right_only_for_the_exact_line(tmp_path: Path)
     assert results["results"]["extraction"]["exact_match,none"] == 0.5
     assert all(kwargs["until"] == ["\n"] and kwargs["do_sample"] is False for kwargs in asked)
     assert asked[0]["max_gen_toks"] == load_settings("demo").scoring.max_new_tokens
+
+
+def test_deployments_name_both_methods_and_no_schedule_runs_by_itself() -> None:
+    deployments = yaml.safe_load((PRESETS.parent / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert {one["name"]: one["parameters"]["method"] for one in deployments} == {"grit": "grit", "baseline": "baseline"}
+    schedules = [schedule for one in deployments for schedule in one.get("schedules", [])]
+    assert schedules and not any(schedule["active"] for schedule in schedules)
+    for one in deployments:
+        path, name = one["entrypoint"].split(":")
+        assert f"def {name}(" in (PRESETS.parent / path).read_text(encoding="utf-8")
