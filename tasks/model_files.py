@@ -89,6 +89,18 @@ def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
     return facts | ({"license": card["license"]} if card and "license" in card else {})
 
 
+def matrix_layers(directory: Path) -> set[str]:
+    """Names of the layers whose weight has two dimensions, without what they are part of; from the files' headers."""
+    found = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118, safe_open is no mapping
+                layer, _, kind = key.rpartition(".")
+                if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
+                    found.add(layer.rpartition(".")[-1])
+    return found
+
+
 def _matching(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
     return list(filter_repo_objects(names, allow_patterns=list(wanted), ignore_patterns=list(NOT_FILES)))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
 from tasks.estimate import check_disk
+from tasks.model_files import matrix_layers
 from tasks.modelfile import check_parameters, ollama_model
 from tasks.ollama_store import parse_name
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files
 from tasks.stage import Pending
 from tasks.training import check_machine
+from tasks.training_model import check_targets
 
 
 def check_settings(settings: FinetuneSettings) -> None:
@@ -28,7 +30,7 @@ def check_settings(settings: FinetuneSettings) -> None:
 
 
 def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:
-    """Check what is known once model and data are there: room on the disk, and a template for Ollama.
+    """Check what is known once model and data are there: LoRA's targets, room on the disk, a template for Ollama.
 
     Args:
         settings: where things are written, and what is registered.
@@ -36,10 +38,11 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
         dataset: the chat format.
 
     Raises:
-        UserError: too little disk, or a chat format that Ollama could not serve.
+        UserError: a target that does not exist, too little disk, or a chat format that Ollama could not serve.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
+    check_targets(settings.lora, matrix_layers(model.path), settings.model.name)
     check_disk(settings, model)
     if settings.ollama.target != "none":
         ollama_model(dataset, settings.ollama, model.facts.get("license"))

@@ -73,12 +73,7 @@ def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int)
         UserError: an entry of `target_modules` matches no linear layer.
     """
     linear = {path.rsplit(".")[-1] for path, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-    if missing := sorted(set(lora.target_modules) - linear):
-        raise UserError(
-            f"no linear layer of {name} is called {', '.join(missing)}",
-            where="lora.target_modules",
-            fix=f"Choose from {', '.join(sorted(linear))}.",
-        )
+    check_targets(lora, linear, name)
     set_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -92,6 +87,25 @@ def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int)
     model = get_peft_model(base, config)
     config.base_model_name_or_path = name  # not the directory that it was loaded from
     return model
+
+
+def check_targets(lora: LoraSettings, linear: set[str], name: str) -> None:
+    """Check that each target exists.
+
+    Args:
+        lora: names the targets.
+        linear: names of linear layers, without what they are part of.
+        name: the base model's.
+
+    Raises:
+        UserError: one does not.
+    """
+    if missing := sorted(set(lora.target_modules) - linear):
+        raise UserError(
+            f"no linear layer of {name} is called {', '.join(missing)}",
+            where="lora.target_modules",
+            fix=f"Choose from {', '.join(sorted(linear))}.",
+        )
 
 
 def load_unsloth(

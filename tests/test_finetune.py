@@ -223,7 +223,7 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(
     assert said in printed
     assert "Traceback" not in printed
     assert printed.strip().splitlines()[-1].startswith("error: ")
-    assert not (store / "adapter").exists()
+    assert not (store / "adapter").exists() and not (store / "scores").exists()
     shutil.rmtree(store, ignore_errors=True)
 
 
