@@ -19,6 +19,7 @@ from flows.publishing import publish, show_user_errors_as_one_line
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
+from tasks.estimate import check_disk
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.preflight import check_prepared, check_settings
@@ -28,6 +29,7 @@ from tasks.report import write_report
 from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
+from tasks.stage import planning
 from tasks.training import train
 
 
@@ -50,6 +52,9 @@ def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str,
     """
     show_user_errors_as_one_line()
     settings = load_settings(preset, {**(overrides or {}), "method": method})
+    with planning() as plan:
+        stages(settings)
+    check_disk(settings, plan)
     finetuned = stages(settings)
     publish(finetuned.report)
     return finetuned

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +14,72 @@ import torch
 
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
-from tasks.model import parameters_of_source
+from tasks.model import parameters_of_source, to_fetch
 from tasks.settings import FinetuneSettings
-from tasks.stage import Pending, Plan
+from tasks.stage import Plan
 
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2}  # Q8_0: 32 weights of 8 bits and one 16-bit scale
 RESERVE = 512 * 2**20  # logs, tokenizers, the adapter, and what else the disk is used for
 
 
-def disk_bytes(settings: FinetuneSettings, parameters: int) -> dict[str, int]:
-    """Bytes that the large files of a run take.
+@dataclass(frozen=True)
+class Need:
+    """Room that a run will take."""
+
+    what: str
+    bytes: int
+    directory: Path
+    """Where; it need not exist yet."""
+    setting: str
+    """What moves it elsewhere."""
+
+
+def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
+    """The large files that the stages which are not cached will write; none if the model's size is not known.
 
     Args:
         settings: what is exported, and where to.
-        parameters: number of weights of the base model.
+        plan: the state of the stages.
+
+    Raises:
+        UserError: there is no such model.
     """
+    waiting, found = _waiting(plan), dict(plan.found)
+    if not waiting and settings.ollama.target != "store":
+        return []
+    parameters = _parameters(settings, plan)
+    if parameters is None:
+        return None
     gguf = int(parameters * BYTES_PER_WEIGHT[settings.export.gguf_type])
-    bytes_per_weight = 4 if settings.model.dtype == "float32" else 2
-    needed = {"merged model": parameters * bytes_per_weight, "GGUF": gguf}
-    return needed | ({"Ollama's copy": gguf} if settings.ollama.target == "store" else {})
+    needs = [Need("logs and small files", RESERVE if waiting else 0, settings.store, "store")]
+    if "fetch_model" in waiting:
+        directory, size = to_fetch(settings.model, settings.store)
+        setting = "store" if directory == settings.store else "HF_HOME"
+        needs.append(Need("base model", size, directory, setting))
+    if "merge" in waiting:
+        bytes_per_weight = 4 if settings.model.dtype == "float32" else 2
+        needs.append(Need("merged model", parameters * bytes_per_weight, settings.store, "store"))
+    if "convert" in waiting:
+        needs.append(Need("GGUF", gguf, settings.store, "store"))
+    if settings.ollama.target == "store" and not _registered(settings, found.get("convert")):
+        needs.append(Need("Ollama's copy", gguf, settings.ollama.models.expanduser(), "ollama.models"))
+    return [need for need in needs if need.bytes]
 
 
-def check_disk(settings: FinetuneSettings, model: Artifact) -> None:
-    """Refuse to start where the disk cannot hold what the run writes.
+def check_disk(settings: FinetuneSettings, plan: Plan) -> None:
+    """Refuse to start where a disk cannot hold what the run writes.
 
     Raises:
         UserError: too little is free.
     """
-    if isinstance(model, Pending):
-        return
-    needed = sum(disk_bytes(settings, int(model.facts["parameters"])).values()) + RESERVE
-    settings.store.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(settings.store).free
-    if free < needed:
-        raise UserError(
-            f"{free / 1e9:.1f} GB are free and the run needs {needed / 1e9:.1f} GB",
-            where=settings.store,
-            fix="Free some space, or point `store` at a larger disk.",
-        )
+    for directory, free, needs in _by_file_system(disk_needs(settings, plan) or []):
+        if free < (needed := sum(need.bytes for need in needs)):
+            movable = " or ".join(dict.fromkeys(f"`{need.setting}`" for need in needs))
+            raise UserError(
+                f"{free / 1e9:.1f} GB are free and the run needs {needed / 1e9:.1f} GB ({_listed(needs)})",
+                where=directory,
+                fix=f"Free some space, or point {movable} at a larger disk.",
+            )
 
 
 def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
@@ -59,37 +89,79 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
         settings: the run's settings.
         plan: the state of its stages.
     """
-    found: dict[str, Any] = dict(plan.found)
-    waiting = [name for name, state in plan.stages if state == "to run"]
+    waiting = _waiting(plan)
     if not waiting:
         return ["Nothing to compute: all is cached."]
-    model, free = found.get("fetch_model"), shutil.disk_usage(_existing(settings.store)).free
-    parameters = model.facts["parameters"] if model else parameters_of_source(settings.model)
-    if parameters is None:
+    needs, parameters = disk_needs(settings, plan), _parameters(settings, plan)
+    if needs is None or parameters is None:
+        free = shutil.disk_usage(_existing(settings.store)).free
         return [f"Disk and time: known once the base model has been fetched ({free / 1e9:.0f} GB are free)."]
-    parts = disk_bytes(settings, parameters)
-    if model is None:
-        parts["base model"] = 2 * parameters
-    listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
-    lines = [f"Disk: at most {sum(parts.values()) / 1e9:.2f} GB ({listed}); {free / 1e9:.0f} GB are free."]
-    if "train" in waiting:
-        lines.append(_training_time(settings, parameters, found.get("prepare_dataset")))
+    lines = [
+        f"Disk: at most {sum(need.bytes for need in group) / 1e9:.2f} GB ({_listed(group)}); "
+        f"{free / 1e9:.0f} GB are free in {directory}."
+        for directory, free, group in _by_file_system(needs)
+    ]
+    if {"train", "score"} & set(waiting):
+        lines.append(_time(settings, parameters, plan))
     return lines
 
 
-def _training_time(settings: FinetuneSettings, parameters: int, dataset: Artifact | None) -> str:
-    training = settings.training
-    rows = training.per_device_batch_size * training.gradient_accumulation_steps
-    mean = settings.data.max_length
+def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
+    training, found, waiting = settings.training, dict(plan.found), _waiting(plan)
+    rows, length, bound = None, float(settings.data.max_length), "at most"
+    dataset: Any = found.get("prepare_dataset")
     if dataset is not None:
         card = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
-        mean = card["tokens"]["train"] / card["rows"]["train"]
-    # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
-    passes = 6 if training.gradient_checkpointing else 4
-    work = passes * parameters * rows * mean * training.max_steps
-    seconds = work / (0.5 * _matmul_rate(settings.model.dtype))
-    bound = "about" if dataset is not None else "at most"
-    return f"Training: {bound} {seconds / 60:.0f} min, roughly, at half of this machine's measured matmul speed."
+        rows, length, bound = card["rows"]["validation"], card["tokens"]["train"] / card["rows"]["train"], "about"
+    rate = 0.5 * _matmul_rate(settings.model.dtype)
+    parts = []
+    if "train" in waiting:
+        # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
+        passes = 6 if training.gradient_checkpointing else 4
+        tokens = training.per_device_batch_size * training.gradient_accumulation_steps * training.max_steps * length
+        parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}")
+    if rows is not None:
+        measured = waiting.count("score")
+        if "train" in waiting:
+            measured += 1 + training.max_steps // (training.eval_steps or training.max_steps)
+        parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
+    others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]
+    said = ", ".join(parts) or "not known"
+    return f"Time: {said}, at half of this machine's measured matmul speed; {', '.join(others)} come on top."
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _waiting(plan: Plan) -> list[str]:
+    return [name for name, state in plan.stages if state == "to run"]
+
+
+def _parameters(settings: FinetuneSettings, plan: Plan) -> int | None:
+    model: Any = dict(plan.found).get("fetch_model")
+    return int(model.facts["parameters"]) if model else parameters_of_source(settings.model)
+
+
+def _registered(settings: FinetuneSettings, gguf: Any) -> bool:
+    """Whether Ollama's directory holds the GGUF file already, as a blob named by its SHA-256."""
+    if not isinstance(gguf, Artifact):
+        return False
+    return (settings.ollama.models.expanduser() / "blobs" / f"sha256-{gguf.files['model.gguf']}").is_file()
+
+
+def _by_file_system(needs: list[Need]) -> list[tuple[Path, int, list[Need]]]:
+    """Needs that share a disk: the directory that the first of them goes to, free bytes there, and the needs."""
+    groups: dict[int, list[Need]] = defaultdict(list)
+    for need in needs:
+        groups[_existing(need.directory).stat().st_dev].append(need)
+    return [
+        (group[0].directory, shutil.disk_usage(_existing(group[0].directory)).free, group) for group in groups.values()
+    ]
+
+
+def _listed(needs: list[Need]) -> str:
+    return ", ".join(f"{need.what} {need.bytes / 1e9:.2f} GB" for need in needs)
 
 
 def _matmul_rate(dtype: str) -> float:
@@ -106,4 +178,4 @@ def _matmul_rate(dtype: str) -> float:
 
 
 def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+    return path if path.exists() else _existing(path.absolute().parent)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from gguf import GGUFReader
-from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -105,6 +107,28 @@ def parameters_of_source(settings: ModelSettings) -> int | None:
     return info.safetensors.total if info and info.safetensors else None
 
 
+def to_fetch(settings: ModelSettings, store: Path) -> tuple[Path, int]:
+    """Where a model that has not been fetched yet will be written, and the bytes that this takes there.
+
+    Args:
+        settings: name and revision.
+        store: where a model out of a package is written.
+
+    Raises:
+        UserError: there is no such model, or no right to it.
+    """
+    if settings.name.startswith(PACKAGE):
+        return store, 2 * (parameters_of_source(settings) or 0)
+    if _local(settings.name) is not None:
+        return store, 0
+    try:
+        with _hub_errors(settings):
+            files = snapshot_download(settings.name, dry_run=True, **_wanted(settings))
+    except TemporaryError:  # where it matters, fetch_model says so
+        files = []
+    return Path(constants.HF_HUB_CACHE), sum(file.file_size for file in files if file.will_download)
+
+
 def _local(name: str) -> Path | None:
     """The directory that the name stands for, or none if it is a Hub id."""
     directory = Path(name).expanduser()
@@ -141,19 +165,25 @@ def _package_version(name: str) -> str:
 def _from_package(settings: ModelSettings, store: Store) -> Artifact:
     """Dequantise the package's GGUF into a bfloat16 model directory. The same versions give the same bytes."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     revision = _package_version(settings.name)
     packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
     directory = Path(str(files(packaged.module)))
     # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.
     tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=packaged.gguf, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        gguf_file=packaged.gguf,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),  # packed weights could be neither trained nor saved
+    config = AutoConfig.from_pretrained(directory, gguf_file=packaged.gguf)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    # Not from_pretrained: it would hold the weights of the file beside those of the model.
+    loaded = load_gguf_checkpoint(
+        str(directory / packaged.gguf), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16
     )
+    missing, unexpected = model.load_state_dict(loaded["tensors"], strict=False, assign=True)
+    if unexpected or set(missing) - set(model._tied_weights_keys or ()):
+        raise RuntimeError(f"{packaged.gguf}: weights missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
     tokenizer.model_max_length = model.config.max_position_embeddings  # GGUF has no such field for tokenizers
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -171,15 +201,16 @@ def _from_hub(settings: ModelSettings) -> Path:
     if info is not None:
         check_names([file.rfilename for file in info.siblings or ()], settings.name)
     with _hub_errors(settings):
-        return Path(
-            snapshot_download(
-                settings.name,
-                revision=settings.revision,
-                allow_patterns=[*patterns(settings.trust_remote_code), "README.md"],
-                ignore_patterns=list(NOT_FILES),
-                local_files_only=info is None,
-            )
-        )
+        return Path(snapshot_download(settings.name, local_files_only=info is None, **_wanted(settings)))
+
+
+def _wanted(settings: ModelSettings) -> dict[str, Any]:
+    """The files that a model needs, as `snapshot_download` is told."""
+    return {
+        "revision": settings.revision,
+        "allow_patterns": [*patterns(settings.trust_remote_code), "README.md"],
+        "ignore_patterns": list(NOT_FILES),
+    }
 
 
 def _ask_hub(settings: ModelSettings) -> ModelInfo | None:
@@ -218,7 +249,7 @@ def _hub_errors(settings: ModelSettings) -> Iterator[None]:
         ) from None
     except RevisionNotFoundError:
         raise UserError("the Hub model has no such revision", where=where, fix="Correct model.revision.") from None
-    except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError):
+    except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, DryRunError):
         raise _unreachable(settings) from None
     except HfHubHTTPError as error:
         if is_temporary(error):

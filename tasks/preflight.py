@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
-from tasks.estimate import check_disk
+from tasks.errors import UserError
 from tasks.model_files import matrix_layers
 from tasks.modelfile import check_parameters, ollama_model
 from tasks.ollama_store import parse_name
@@ -30,19 +30,25 @@ def check_settings(settings: FinetuneSettings) -> None:
 
 
 def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:
-    """Check what is known once model and data are there: LoRA's targets, room on the disk, a template for Ollama.
+    """Check what is known once model and data are there: LoRA's targets, lengths, a template for Ollama.
 
     Args:
-        settings: where things are written, and what is registered.
+        settings: adapter, data and what is registered.
         model: the base model.
         dataset: the chat format.
 
     Raises:
-        UserError: a target that does not exist, too little disk, or a chat format that Ollama could not serve.
+        UserError: a target that does not exist, rows longer than the model's context, or a chat format that Ollama
+            could not serve.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
     check_targets(settings.lora, matrix_layers(model.path), settings.model.name)
-    check_disk(settings, model)
+    if settings.data.max_length > (context := int(model.facts["context_length"])):
+        raise UserError(
+            f"{settings.data.max_length} tokens are more than the model's context of {context}",
+            where="data.max_length",
+            fix=f"Use at most {context}.",
+        )
     if settings.ollama.target != "none":
         ollama_model(dataset, settings.ollama, model.facts.get("license"))

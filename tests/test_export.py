@@ -12,14 +12,17 @@ from gguf import GGUFReader
 from llama_cpp import Llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Artifact, Store, reference
 from tasks.chat_formats import apply_chat_format
 from tasks.conversion import Converter, convert, find_converter, run_converter
+from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
 from tasks.merging import check_merged, merge
-from tasks.settings import ExportSettings
+from tasks.registration import register
+from tasks.settings import ChatSettings, DataSettings, ExportSettings, OllamaSettings
+from tasks.source import fetch_data
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -141,6 +144,32 @@ def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store
     assert gguf.facts["answer"]["prompt"] == "Hello there"
     assert gguf.facts["answer"]["tokens_per_second"] > 0
     assert convert.function(merged, dataset, ExportSettings(), store=store).digest == gguf.digest
+
+
+def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
+    tiny_model: Artifact, adapter: Artifact, store: Store, rows_file: Path, tmp_path: Path
+) -> None:
+    """A base that speaks ChatML is trained on another format, with an end of turn that is not its own."""
+    base = Path(shutil.copytree(tiny_model.path, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert "<|im_start|>" in tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>"
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    model = reference("model", base, [path.name for path in base.iterdir()], dict(tiny_model.facts))
+    data = DataSettings(source=str(rows_file), max_length=64, test_fraction=0.1)
+    source = fetch_data.function(data, 1, store=store)
+    dataset = prepare_dataset.function(source, model, data, ChatSettings(format="alpaca"), 1, store=store)
+    made = merge.function(model, dataset, adapter, False, store=store)
+    gguf = convert.function(made, dataset, ExportSettings(), store=store)
+    reader = GGUFReader(gguf.path / "model.gguf")
+    template, eos = (reader.get_field(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id"))
+    assert template is not None and template.contents() == AutoTokenizer.from_pretrained(made.path).chat_template
+    assert "### Instruction:" in template.contents() and "<|im_start|>" not in template.contents()
+    assert eos is not None and eos.contents() == tokenizer.convert_tokens_to_ids("<|endoftext|>") != 2
+    registered = register.function(gguf, dataset, OllamaSettings(target="none"), "tiny", "apache-2.0", store=store)
+    modelfile = (registered.path / "Modelfile").read_text()
+    assert 'PARAMETER stop "<|endoftext|>"' in modelfile and 'PARAMETER stop "### Instruction:"' in modelfile
+    assert "### Response:" in modelfile and "<|im_" not in modelfile
 
 
 def test_llama_cpp_goes_on_like_transformers(

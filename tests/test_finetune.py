@@ -13,48 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prefect.artifacts import Artifact as PrefectArtifact
 
 from flows import chat
 from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
-from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.presets import load_settings
 from tasks.stage import planning
 
 Preset = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workplace")
-
-
-@pytest.fixture(scope="module")
-def make_preset(workplace: Path, tiny_model: Artifact) -> Preset:
-    """Write a preset for the tiny model; keyword arguments replace whole sections."""
-    data = workplace / "rows.jsonl"
-    rows = [{"prompt": f"Add {i} and {i}.", "completion": f"The sum is {2 * i}."} for i in range(40)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def make(**sections: Any) -> str:
-        preset = {
-            "store": str(workplace / "store"),
-            "model": {"name": str(tiny_model.path), "quantization": "none"},
-            "data": {"source": str(data), "max_length": 64, "validation_fraction": 0.2, "test_fraction": 0.1},
-            "chat": {"format": "tokenizer"},
-            "training": {"max_steps": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_checkpointing": False},
-            "grit": {"kfac_min_samples": 1},
-            "scoring": {"tasks": [], "samples": 2, "max_new_tokens": 4},
-            "ollama": {"name": "tiny-{method}", "target": "store", "models": str(workplace / "ollama")},
-        }
-        path = workplace / "preset.yaml"
-        path.write_text(yaml.safe_dump(preset | sections))
-        return str(path)
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +89,9 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.pictures, self.loads, self.text = 0, [], []
+        self.pictures = 0
+        self.loads: list[str] = []
+        self.text: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: Any) -> None:
@@ -177,7 +147,7 @@ def test_plan_prints_and_runs_nothing(make_preset: Preset, workplace: Path, caps
     printed = capsys.readouterr().out
     assert "max_steps: 7" in printed
     assert "train" in printed and "to run" in printed
-    assert "Disk: at most 0.0" in printed and "Training: at most" in printed, "also before the model was fetched"
+    assert "Disk: at most 0.5" in printed and "Time: training at most" in printed, "also before the model was fetched"
     assert not (workplace / "unused").exists()
 
 
@@ -209,6 +179,9 @@ def test_options_reach_every_setting() -> None:
         (["--chat.format", "llama3"], "chat.format: the model's vocabulary lacks <|eot_id|>"),
         (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
         (["--data.columns", "completion=answer"], "the columns are completion, prompt"),
+        (["--data.max_length", "513"], "data.max_length: 513 tokens are more than the model's context of 512"),
+        (["--model.name", "org/name"], "org/name: the Hugging Face Hub cannot be reached"),
+        (["--data.source", "org/rows"], "org/rows: the Hugging Face Hub cannot be reached"),
     ],
 )
 @pytest.mark.usefixtures("prefect_server")
@@ -238,13 +211,24 @@ def test_the_error_is_the_last_line_also_with_a_server_of_its_own(make_preset: P
     assert not (workplace / "mistake" / "model").exists(), "found before the model was fetched"
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_too_little_disk_is_found_before_training(
-    make_preset: Preset, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def full_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(workplace)
     monkeypatch.setattr("tasks.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+
+
+@pytest.mark.usefixtures("prefect_server", "full_disk")
+def test_too_little_disk_is_found_before_anything_is_written(
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     preset = make_preset(store=str(workplace / "small"))
     assert run(finetune, stages, ["--preset", preset]) == 2
-    assert "0.0 GB are free and the run needs" in capfd.readouterr().err
-    assert not (workplace / "small/adapter").exists()
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: {workplace / 'small'}: 0.0 GB are free and the run needs 0.6 GB (logs and small")
+    assert "merged model 0.0" in said and "point `store` or `ollama.models` at a larger disk" in said
+    assert not (workplace / "small").exists()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_no_matter_where_all_is_cached(finetuned: Finetuned, make_preset: Preset) -> None:
+    assert finetune(make_preset(), "grit").gguf == finetuned.gguf

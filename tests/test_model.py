@@ -56,7 +56,11 @@ def cut_weights(directory: Path) -> None:
 
 
 def remove(pattern: str) -> Change:
-    return lambda directory: [path.unlink() for path in directory.glob(pattern)]
+    def change(directory: Path) -> None:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+    return change
 
 
 @pytest.fixture

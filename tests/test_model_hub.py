@@ -14,7 +14,7 @@ from huggingface_hub.utils import close_session
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.model import fetch_model, parameters_of_source, state_of_source
+from tasks.model import fetch_model, parameters_of_source, state_of_source, to_fetch
 from tasks.settings import ModelSettings
 from tests.standins.hub import COMMIT, Hub
 
@@ -60,6 +60,17 @@ def test_a_hub_model_is_downloaded_once_and_found_again_without_the_hub(hub: Hub
     hub.reachable = False
     assert fetch(store) == model
     assert state_of_source(settings) == COMMIT
+
+
+def test_the_room_that_a_download_takes_is_known_before(hub: Hub, store: Store) -> None:
+    settings = ModelSettings(name="org/name")
+    directory, size = to_fetch(settings, store.root)
+    assert directory == Path(constants.HF_HUB_CACHE)
+    assert size == sum(path.stat().st_size for path in hub.directory.iterdir())
+    fetch(store)
+    assert to_fetch(settings, store.root)[1] == 0
+    hub.reachable = False
+    assert to_fetch(ModelSettings(name="org/another"), store.root)[1] == 0
 
 
 def test_pickle_weights_are_refused_before_anything_is_downloaded(hub: Hub, store: Store) -> None:

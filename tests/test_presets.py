@@ -37,6 +37,19 @@ STUDY = {
     "ollama.target": "server",
 }
 
+DEPARTURES = {
+    "training.backend": "transformers",
+    "training.optimizer": "adamw_torch",
+    "training.batching": "length_grouped",
+    "data.validation_fraction": 0.01,
+    "grit.variant": "kfac",
+    "grit.power": 0.5,
+    "grit.norm_match": True,
+    "grit.kfac_damping": 0.03,
+    "grit.basis": "gradient",
+}
+"""Where the reference set-up is not the study's; README.md says why."""
+
 
 def value(settings: FinetuneSettings, dotted: str) -> Any:
     found: Any = settings
@@ -45,9 +58,9 @@ def value(settings: FinetuneSettings, dotted: str) -> Any:
     return found
 
 
-@pytest.mark.parametrize("dotted", STUDY)
-def test_llama3_8b_is_the_reference_set_up(dotted: str) -> None:
-    assert value(load_settings("llama3-8b"), dotted) == STUDY[dotted]
+@pytest.mark.parametrize(("dotted", "wanted"), [*STUDY.items(), *DEPARTURES.items()])
+def test_llama3_8b_is_the_reference_set_up(dotted: str, wanted: Any) -> None:
+    assert value(load_settings("llama3-8b"), dotted) == wanted
 
 
 @pytest.mark.parametrize("preset", [path.stem for path in PRESETS.glob("*.yaml")])

@@ -80,7 +80,7 @@ def test_server_and_store_say_the_same(store: Store, tmp_path: Path) -> None:
     shown = []
     for target in ("server", "store"):
         with ollama_stand_in(tmp_path / target) as running:
-            run(store, OllamaSettings(target=target, host=running.url, models=running.models))  # type: ignore[arg-type]
+            run(store, OllamaSettings(target=target, host=running.url, models=running.models))
             shown.append(ollama.Client(host=running.url).show("demo-grit").model_dump(exclude={"modified_at"}))
     assert shown[0] == shown[1]
 

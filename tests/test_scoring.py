@@ -178,7 +178,7 @@ def test_all_scores_equal_those_computed_by_hand(
 
 def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tasks: Path, tmp_path: Path) -> None:
     settings = ScoringSettings(tasks=("city",), include_path=tasks, num_fewshot=1, limit=3, samples=2)
-    made = []
+    made: list[Artifact] = []
     for seed, store in ((7, "one"), (7, "two")):
         random.seed(store)
         torch.manual_seed(len(made))

@@ -54,6 +54,16 @@ def test_the_rows_of_a_hub_data_set_are_brought_at_the_commit_that_the_cache_key
     assert COMMIT in downloaded
 
 
+def test_without_the_hub_the_rows_downloaded_last_are_still_known(hub: Hub, store: Store) -> None:
+    hub.reachable = False
+    assert newest_commit(settings(), 1) == ""
+    hub.reachable = True
+    fetch_data.function(settings(), 1, store=store)
+    hub.reachable = False
+    assert newest_commit(settings(), 1) == COMMIT
+    assert newest_commit(DataSettings(source="org/other"), 1) == ""
+
+
 def test_a_split_that_is_not_there_is_named(hub: Hub, store: Store) -> None:
     assert "nights" in refusal(store, split="nights")
 

@@ -113,24 +113,35 @@ def test_both_methods_see_the_same_rows_and_start(tiny_model: Artifact, dataset:
     assert one[-1]["loss"] != guided[-1]["loss"]
 
 
-def test_checkpointing_changes_nothing(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+@pytest.mark.parametrize("base", [BASE, ModelSettings(name="tiny", dtype="bfloat16", quantization="nf4")])
+def test_checkpointing_changes_nothing(
+    tiny_model: Artifact, dataset: Artifact, store: Store, base: ModelSettings
+) -> None:
     grit = GritSettings(kfac_min_samples=1)
     checkpointed = QUICK.model_copy(update={"gradient_checkpointing": True})
-    one = run(tiny_model, dataset, store, grit=grit)
-    other = run(tiny_model, dataset, store, grit=grit, training=checkpointed)
+    one = run(tiny_model, dataset, store, grit=grit, base=base)
+    other = run(tiny_model, dataset, store, grit=grit, base=base, training=checkpointed)
     for name, weight in weights(one).items():
         torch.testing.assert_close(weight, weights(other)[name])
 
 
-def test_packed_rows_do_not_see_each_other(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:
+@pytest.mark.parametrize("grit", [None, GritSettings(kfac_update_freq=1, kfac_min_samples=1)])
+def test_packed_rows_do_not_see_each_other(
+    tiny_model: Artifact, dataset: Artifact, store: Store, grit: GritSettings | None
+) -> None:
     """All sixteen rows in one step: packed or padded, the loss is the same mean over the same tokens."""
     padded = QUICK.model_copy(update={"per_device_batch_size": 16, "max_steps": 2})
     packed = padded.model_copy(update={"batching": "packed"})
-    one, other = (history(run(tiny_model, dataset, store, training=settings))[0] for settings in (padded, packed))
+    one, other = (
+        history(run(tiny_model, dataset, store, training=settings, grit=grit))[0] for settings in (padded, packed)
+    )
     assert one["tokens"] == other["tokens"]
     assert one["supervised_tokens"] == other["supervised_tokens"]
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    if grit:
+        for name in ("cosine", "condition"):
+            assert one["grit"][name] == pytest.approx(other["grit"][name], rel=1e-2), name
 
 
 def test_the_loss_is_that_of_trl(tiny_model: Artifact) -> None:
@@ -207,34 +218,40 @@ def test_grit_finds_a_basis_and_saves_the_ranks_that_it_leaves(
     assert sum(ranks) / len(ranks) <= LORA.r
 
 
+UNSLOTH = QUICK.model_copy(update={"backend": "unsloth"})
+EIGHT_BITS = QUICK.model_copy(update={"optimizer": "adamw_8bit"})
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("cuda", "changes", "said"),
     [
-        ({"lora": LoraSettings(target_modules=["q_proj", "c_attn"])}, "no linear layer of tiny is called c_attn"),
-        ({"training": QUICK.model_copy(update={"learning_rate": 1e30})}, "training diverged at step"),
-        ({"training": QUICK.model_copy(update={"backend": "unsloth"})}, "training.backend: Unsloth needs a CUDA GPU"),
+        (None, {"lora": LoraSettings(target_modules=["q_proj", "c_attn"])}, "no linear layer of tiny is called c_attn"),
+        (None, {"training": QUICK.model_copy(update={"learning_rate": 1e30})}, "training diverged at step"),
+        (None, {"training": EIGHT_BITS, "grit": GritSettings(variant="graft")}, "GRIT's graft acts on Adam's moments"),
         (
-            {"training": QUICK.model_copy(update={"backend": "unsloth"}), "grit": GritSettings()},
-            "training.backend: Unsloth's fused kernels bypass the hooks",
-        ),
-        (
-            {
-                "training": QUICK.model_copy(update={"optimizer": "adamw_8bit"}),
-                "grit": GritSettings(variant="graft"),
-            },
-            "training.optimizer: GRIT's graft acts on Adam's moments",
-        ),
-        (
+            None,
             {"grit": GritSettings(kfac_min_samples=10**9, kfac_update_freq=1)},
             "grit: after 2 steps no factor is ready",
         ),
-        ({"base": BASE.model_copy(update={"dtype": "float16"})}, "model.dtype: float16 training needs a CUDA GPU"),
+        (None, {"training": UNSLOTH, "grit": GritSettings()}, "training.backend: Unsloth's fused kernels bypass the"),
+        (False, {"training": UNSLOTH}, "training.backend: Unsloth needs a CUDA GPU"),
+        (True, {"training": UNSLOTH}, "training.backend: Unsloth is not installed. Install the extra `gpu`"),
+        (False, {"base": BASE.model_copy(update={"dtype": "float16"})}, "model.dtype: float16 training needs a CUDA"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without CUDA says")
 def test_what_cannot_work_is_one_clear_line(
-    tiny_model: Artifact, dataset: Artifact, store: Store, changes: dict[str, Any], said: str
+    tiny_model: Artifact,
+    dataset: Artifact,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: bool | None,
+    changes: dict[str, Any],
+    said: str,
 ) -> None:
+    """With `cuda` said, whatever machine this is: the check comes before CUDA would be used."""
+    if cuda is not None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr("tasks.training.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         run(tiny_model, dataset, store, **changes)
     assert said in str(caught.value)

@@ -186,4 +186,4 @@ def test_what_a_callback_cannot_see_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(settings, "fp16", True)
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match="use GritTrainer"):
-        GritCallback(GRITManager(model)).on_train_begin(settings, None, None, optimizer=optimizer)  # type: ignore[arg-type]
+        GritCallback(GRITManager(model)).on_train_begin(settings, None, None, optimizer=optimizer)

@@ -17,7 +17,7 @@ def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Ten
     manager = GRITManager(model, QUICK)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = lambda x, m=module: nn.functional.linear(x, m.weight, m.bias)
+            module.forward = lambda x, m=module: nn.functional.linear(x, m.weight, m.bias)  # type: ignore[method-assign]
             module._forward_hooks.clear()
     backward(model, batch, 1)
     with pytest.raises(GritInactiveError, match="hooks saw no token"):
