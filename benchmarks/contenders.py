@@ -43,6 +43,8 @@ class Method:
     `corda`."""
     rate_factor: float = 1.0
     """Its learning rates are these of the others, times this."""
+    sides: str = "AB"
+    """Whose gradients GRIT preconditions: those of A, of B, or of both."""
 
 
 METHODS = {
@@ -64,6 +66,37 @@ METHODS = {
 }
 for _name in ("kfac^1/2", "eigen_adam", "graft"):
     METHODS[f"{_name}, gradient basis"] = replace(METHODS[_name], start="gradient")
+_HALF = GRITConfig()
+ABLATIONS = {
+    f"kfac^1/2, {name}": Method(grit=grit)
+    for name, grit in {
+        "damping 0.003": replace(_HALF, kfac_damping=0.003),
+        "damping 0.3": replace(_HALF, kfac_damping=0.3),
+        "decay 0.5": replace(_HALF, kfac_ema=0.5),
+        "power 1/4": replace(_HALF, power=0.25),
+        "updates each step": replace(_HALF, kfac_update_freq=1, cov_update_freq=1),
+        "off for 10 steps": replace(_HALF, ng_warmup_steps=10),
+        "no norm match": replace(_HALF, norm_match=False),
+        "raw length and power 1": replace(_HALF, power=1.0, norm_match=False),
+    }.items()
+} | {f"kfac^1/2, only {side}": Method(grit=_HALF, sides=side) for side in "AB"}
+"""One change each to `kfac^1/2`."""
+
+
+class SidedManager(GRITManager):
+    """GRIT on the gradients of A, of B, or of both."""
+
+    def __init__(self, network: PeftModel, config: GRITConfig, sides: str) -> None:
+        super().__init__(network, config)
+        kept = [f"lora_{side}." for side in "AB" if side not in sides]
+        self._kept = [p for name, p in network.named_parameters() if any(part in name for part in kept)]
+
+    def step(self) -> None:
+        """Precondition, and put the other side's gradients back."""
+        raw = [parameter.grad.clone() for parameter in self._kept if parameter.grad is not None]
+        super().step()
+        for parameter, gradient in zip(self._kept, raw, strict=True):
+            parameter.grad = gradient
 
 
 @dataclass
@@ -106,7 +139,7 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
         optimizer = create_riemannian_optimizer(network, AdamW, lr=rate, weight_decay=0.01)
     else:
         optimizer = AdamW(weights, lr=rate, weight_decay=0.01)
-    manager = GRITManager(network, method.grit) if method.grit else None
+    manager = SidedManager(network, method.grit, method.sides) if method.grit else None
     if manager:
         manager.attach(optimizer)
     return Contender(network, optimizer, manager, seconds)

@@ -22,9 +22,10 @@ import torch
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from benchmarks.contenders import METHODS, make
+from benchmarks.contenders import ABLATIONS, METHODS, make
 from benchmarks.workload import EXTRACTION, Workload, optimizer_step
 
+ALL = METHODS | ABLATIONS
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=EXTRACTION, help="generated:extraction, or a file of instructions")
     parser.add_argument("--results", type=Path, required=True, help="JSON Lines, appended to")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=ALL, metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3], help="at the best rate; 0 serves the choice")
     parser.add_argument("--steps", type=int, default=30)
@@ -41,13 +42,14 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=160)
     parser.add_argument("--validation-rows", type=int, default=24)
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
+    parser.add_argument("--ablations", action="store_true", help="the changes to kfac^1/2 in place of the methods")
     arguments = parser.parse_args()
+    if arguments.ablations:
+        arguments.methods = list(ABLATIONS)
     names = ("steps", "rows_per_step", "max_length", "validation_rows")
     setup = {"data": Path(arguments.data).name} | {name: getattr(arguments, name) for name in names}
     workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
-    tuning = [
-        (method, rate * METHODS[method].rate_factor, 0) for rate in arguments.rates for method in arguments.methods
-    ]
+    tuning = [(method, rate * ALL[method].rate_factor, 0) for rate in arguments.rates for method in arguments.methods]
     run(tuning, workload, setup, arguments.results)
     best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]
@@ -70,7 +72,7 @@ def run(jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str,
 
 def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str, Any]) -> dict[str, Any]:
     """One training. Returns the setup, the training losses, and validation losses and seconds by step."""
-    contender = make(METHODS[name], workload, rate, seed)
+    contender = make(ALL[name], workload, rate, seed)
     optimizer, steps = contender.optimizer, setup["steps"]
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=3, num_training_steps=steps)
     every = max(1, steps // 3)

