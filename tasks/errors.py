@@ -5,6 +5,9 @@ from __future__ import annotations
 import httpx
 import httpx2
 
+NO_ANSWER = (httpx.TransportError, httpx2.TransportError)
+"""What HTTP clients raise where nobody answers; huggingface-hub uses the one before its version 2, then the other."""
+
 
 class UserError(Exception):
     """Something that the user can put right. Shown as one line, never as a traceback, never retried.
@@ -39,6 +42,4 @@ def is_temporary(error: BaseException) -> bool:
     response = getattr(error, "response", None)
     if (status := getattr(response, "status_code", None)) is not None:
         return status == 429 or status >= 500
-    return isinstance(
-        error, (TemporaryError, ConnectionError, TimeoutError, httpx.TransportError, httpx2.TransportError)
-    )
+    return isinstance(error, (TemporaryError, ConnectionError, TimeoutError, *NO_ANSWER))

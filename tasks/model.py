@@ -15,7 +15,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from gguf import GGUFReader
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -30,7 +29,7 @@ from huggingface_hub.errors import (
 )
 
 from tasks.artifacts import Artifact, Store, reference
-from tasks.errors import TemporaryError, UserError, is_temporary
+from tasks.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
 from tasks.model_files import NOT_FILES, check_names, model_facts, model_files, patterns
 from tasks.settings import ModelSettings
 from tasks.stage import stage
@@ -249,7 +248,7 @@ def _hub_errors(settings: ModelSettings) -> Iterator[None]:
         ) from None
     except RevisionNotFoundError:
         raise UserError("the Hub model has no such revision", where=where, fix="Correct model.revision.") from None
-    except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, DryRunError):
+    except (*NO_ANSWER, OfflineModeIsEnabled, LocalEntryNotFoundError, DryRunError):
         raise _unreachable(settings) from None
     except HfHubHTTPError as error:
         if is_temporary(error):

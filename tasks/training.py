@@ -140,7 +140,6 @@ def make_trainer(
         max_grad_norm=training.max_grad_norm,
         optim=training.optimizer,
         gradient_checkpointing=training.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         train_sampling_strategy="random" if packed else "group_by_length",
         packing=packed,
         max_length=dataset.facts["max_length"] if packed else None,
