@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONVERTER := $(VENV)/share/llama-cpp-converter
 SETUP := $(VENV)/.setup
-TORCH := $(shell grep '^torch==' constraints.txt)
+CONSTRAINTS := constraints.txt
+EXTRAS := demo,dev
+TORCH = $(shell grep '^torch==' $(CONSTRAINTS))
 
 export TOKENIZERS_PARALLELISM := false
 export DO_NOT_TRACK := 1
@@ -21,16 +23,20 @@ help: ## list the commands
 setup: $(SETUP) ## make .venv with all that the demo and the tests need
 
 # Where there is no NVIDIA GPU, torch's CPU build: from the indexes that pip knows, or else from PyTorch's own.
-$(SETUP): pyproject.toml constraints.txt tasks/converter-requirements.txt
+$(SETUP): pyproject.toml $(CONSTRAINTS) tasks/converter-requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then echo "NVIDIA GPU found: torch with CUDA"; \
 	elif [ "$$(uname -s)" = Linux ]; then echo "no NVIDIA GPU: torch's CPU build"; \
 	  $(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null || \
 	  $(BIN)/pip install "$(TORCH)+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
-	$(BIN)/pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	$(BIN)/pip install --no-deps --require-hashes --upgrade --target $(CONVERTER) --requirement tasks/converter-requirements.txt
 	@touch $(SETUP)
+
+.PHONY: setup-unsloth
+setup-unsloth: ## on a CUDA machine: make .venv-unsloth, where the baseline trains with Unsloth's kernels
+	$(MAKE) setup VENV=.venv-unsloth EXTRAS=gpu CONSTRAINTS=constraints-gpu.txt
 
 .PHONY: demo
 demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the model where Ollama finds it

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from packaging.version import Version
 
 from tasks.artifacts import Artifact, Store, reference
 from tasks.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
@@ -168,6 +169,12 @@ def _from_package(settings: ModelSettings, store: Store) -> Artifact:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     revision = _package_version(settings.name)
+    if Version(found := version("transformers")) < Version("5.23"):
+        raise UserError(
+            f"Transformers {found} takes another end-of-text token from this package's file than it names",
+            where=settings.name,
+            fix="Use the environment that `make setup` makes, or Transformers 5.23 or newer.",
+        )
     packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
     directory = Path(str(files(packaged.module)))
     # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.

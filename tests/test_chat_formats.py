@@ -45,7 +45,7 @@ GEMMA_LIKE = (
     ],
 )
 def test_formats(llama3_tokenizer: PreTrainedTokenizerFast, chat_format: str, text: str) -> None:
-    tokenizer = apply_chat_format(llama3_tokenizer, chat_format)  # type: ignore[arg-type]
+    tokenizer = apply_chat_format(llama3_tokenizer, chat_format)
     assert render(tokenizer, CHAT, prompt=True) == text
     assert known_format(tokenizer) == chat_format
     assert default_system(tokenizer) is None

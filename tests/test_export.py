@@ -62,7 +62,7 @@ def changed_adapter(adapter: Artifact, store: Store, change: object) -> Artifact
     with store.draft("adapter") as draft:
         shutil.copytree(adapter.path, draft.path, dirs_exist_ok=True)
         tensors = load_file(draft.path / "adapter_model.safetensors")
-        change(tensors)  # type: ignore[operator]
+        change(tensors)
         save_file(tensors, draft.path / "adapter_model.safetensors", {"format": "pt"})
     return draft.done()
 

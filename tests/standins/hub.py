@@ -55,7 +55,7 @@ class Hub:
             return httpx2.Response(200, json=tree)
         if path.startswith(f"/api/{self.kind}/"):
             siblings = [{"rfilename": file.name} for file in files]
-            answer = {"_id": "1", "id": "org/name", "sha": COMMIT, "siblings": siblings}
+            answer: dict[str, object] = {"_id": "1", "id": "org/name", "sha": COMMIT, "siblings": siblings}
             answer["safetensors"] = {"parameters": {"BF16": 4321}, "total": 4321}
             return self.refuses or httpx2.Response(200, json=answer)
         file = self.directory / Path(path).name
