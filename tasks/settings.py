@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from grit.config import Basis, GRITConfig, Variant
 
@@ -20,6 +20,8 @@ ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+NO_MATTER: dict[str, JsonValue] = {"decides_the_result": False}
+"""Marks a setting that decides nothing about the result, and so is no part of a cache key."""
 
 
 class Section(BaseModel):
@@ -147,6 +149,10 @@ class TrainingSettings(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     eval_steps: PositiveInt | None = None
     """Validation loss during training every so many steps; none: only before and after."""
+    save_steps: PositiveInt | None = Field(None, json_schema_extra=NO_MATTER)
+    """A checkpoint every so many steps, to go on from after a crash; none: only by time."""
+    save_minutes: Annotated[float, Field(gt=0)] = Field(10.0, json_schema_extra=NO_MATTER)
+    """A checkpoint every so many minutes."""
 
     @model_validator(mode="after")
     def _warm_up_within_steps(self) -> TrainingSettings:

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import is_temporary
+from tasks.settings import NO_MATTER
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -233,7 +234,8 @@ def _identity(value: Any) -> Any:
     if isinstance(value, BaseModel):
         if any(True for _ in artifacts_in(value)):
             return {name: _identity(getattr(value, name)) for name in type(value).model_fields}
-        return value.model_dump(mode="json")
+        no_matter = {n for n, field in type(value).model_fields.items() if field.json_schema_extra == NO_MATTER}
+        return value.model_dump(mode="json", exclude=no_matter)
     if isinstance(value, (list, tuple)):
         return [_identity(item) for item in value]
     return value

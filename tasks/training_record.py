@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.errors import UserError
 
 PROGRESS_SECONDS = 5.0
+RECORD = "record.json"
 
 
 class StepRecorder(TrainerCallback):
@@ -28,21 +29,29 @@ class StepRecorder(TrainerCallback):
         directory: where the history is written.
         validate: returns the validation loss in nats per supervised token; none without validation rows.
         eval_steps: steps between two validations; none for only before the first and after the last step.
+        report: called after each step with its number, the number of steps, and its line.
     """
 
-    def __init__(self, directory: Path, validate: Callable[[], float] | None, eval_steps: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        validate: Callable[[], float] | None,
+        eval_steps: int | None,
+        report: Callable[[int, int, dict[str, Any]], None],
+    ) -> None:
         self.directory, self.validate, self.eval_steps = directory, validate, eval_steps
         self.steps: list[dict[str, Any]] = []
         self.validation: list[tuple[int, float]] = []
         self.trainer: Any = None
+        self.report = report
         self._writer = SummaryWriter(str(directory / "tensorboard"))
-        self._progress = ProgressArtifact()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the untrained model."""
-        self._validate(state.global_step)
+        """Measure the untrained model, unless training goes on from a checkpoint."""
+        if not state.global_step:
+            self._validate(0)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,13 +103,23 @@ class StepRecorder(TrainerCallback):
             line["grit"] = {name: value for name, value in grit.items() if name != "grad_norm"}
         if step == state.max_steps or (self.eval_steps and step % self.eval_steps == 0):
             self._validate(step, line)
-        self.steps.append(line)
-        with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in [*line.items(), *((f"grit/{name}", value) for name, value in line.get("grit", {}).items())]:
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._progress.show(step, state.max_steps, line, self.steps)
+        self._keep(line)
+        self.report(step, state.max_steps, line)
+
+    def save(self, checkpoint: Path, basis_seconds: float) -> None:
+        """Write what was recorded so far into a checkpoint."""
+        recorded = {"steps": self.steps, "validation": self.validation, "basis_seconds": basis_seconds}
+        (checkpoint / RECORD).write_text(json.dumps(recorded), encoding="utf-8")
+
+    def go_on_from(self, checkpoint: Path) -> float:
+        """Take over what was recorded before the checkpoint, and return the seconds that the first basis took."""
+        recorded = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+        for line in recorded["steps"]:
+            self._keep(line)
+        for step, loss in recorded["validation"]:
+            self.validation.append((step, loss))
+            self._writer.add_scalar("validation_loss", loss, step)
+        return float(recorded["basis_seconds"])
 
     def close(self) -> None:
         """Close the TensorBoard file."""
@@ -120,6 +139,14 @@ class StepRecorder(TrainerCallback):
             "validation": [list(point) for point in self.validation],
         }
 
+    def _keep(self, line: dict[str, Any]) -> None:
+        self.steps.append(line)
+        with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in [*line.items(), *((f"grit/{name}", value) for name, value in line.get("grit", {}).items())]:
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(name, value, line["step"])
+
     def _validate(self, step: int, line: dict[str, Any] | None = None) -> None:
         if self.validate is None:
             return
@@ -136,13 +163,15 @@ class ProgressArtifact:
     def __init__(self) -> None:
         self._id: Any = None
         self._shown = -math.inf
+        self._seconds: list[float] = []
 
-    def show(self, step: int, steps: int, line: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    def show(self, step: int, steps: int, line: dict[str, Any]) -> None:
         """Show percent, loss, tokens per second and time left."""
+        self._seconds.append(line["seconds"])
         if TaskRunContext.get() is None or (time.monotonic() - self._shown < PROGRESS_SECONDS and step < steps):
             return
         self._shown = time.monotonic()
-        seconds = statistics.median(past["seconds"] for past in history)
+        seconds = statistics.median(self._seconds)
         description = (
             f"Step {step} of {steps}, loss {line['loss']:.4f}, {line['tokens'] / line['seconds']:.0f} tokens/s, "
             f"{(steps - step) * seconds / 60:.1f} min left"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import add_fused_lm_head
 
+from tasks import training_run
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
@@ -39,6 +40,12 @@ def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
         smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
         draft.facts = {"max_length": 64}
     return draft.done()
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the child process, which test_training_process is about."""
+    monkeypatch.setattr("tasks.training.train_in_child", lambda job, show: training_run.Training(job, show).run())
 
 
 def run(model: Artifact, dataset: Artifact, store: Store, **changes: Any) -> Training:

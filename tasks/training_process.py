@@ -1,0 +1,141 @@
+"""A training in a process of its own, which tells its parent each step and can be stopped at any.
+
+Messages are lines of JSON through a pipe: a step's figures, or how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import TemporaryError, UserError
+from tasks.settings import REPOSITORY
+
+if TYPE_CHECKING:
+    from tasks.training_run import Job
+
+STOP_SECONDS = 300.0
+"""How long a stopped training may take to finish its step and write a checkpoint."""
+
+
+def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
+    """Train in a child process and return the summary's figures.
+
+    Whatever ends the wait (Ctrl-C, SIGTERM) stops the child after its current step, with a checkpoint.
+
+    Args:
+        job: what to train, and where to.
+        show: called after each step with its number, the number of steps, and its figures.
+
+    Raises:
+        UserError: what the training found wrong.
+        TemporaryError: the process was killed or stopped; another attempt goes on from the newest checkpoint.
+        RuntimeError: the training failed otherwise; its traceback is on the standard error output.
+    """
+    end: dict[str, Any] = {}
+    incoming, outgoing = os.pipe()
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.training_process", str(outgoing)],
+        stdin=subprocess.PIPE,
+        pass_fds=(outgoing,),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        text=True,
+    )
+    os.close(outgoing)
+    with os.fdopen(incoming, encoding="utf-8") as messages:
+        try:
+            _send(process, job)
+            for line in messages:
+                message = json.loads(line)
+                if "step" in message:
+                    show(message["step"], message["steps"], message["figures"])
+                else:
+                    end = message
+            status = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+    return _result(end, status)
+
+
+def _send(process: subprocess.Popen[str], job: Job) -> None:
+    assert process.stdin is not None  # noqa: S101, for the type checker
+    with process.stdin as pipe:
+        pipe.write(job.model_dump_json())
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _result(end: dict[str, Any], status: int) -> dict[str, Any]:
+    if end.get("facts"):
+        facts: dict[str, Any] = end["facts"]
+        return facts
+    if "user_error" in end:
+        raise UserError(end["user_error"]["what"], where=end["user_error"]["where"], fix=end["user_error"]["fix"])
+    if "stopped" in end:
+        raise TemporaryError(f"the training was stopped after step {end['stopped']}; it can go on from there")
+    if status < 0:
+        name = signal.Signals(-status).name
+        memory = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
+        raise TemporaryError(f"the training process was ended by {name}{memory}; it can go on from its last checkpoint")
+    raise RuntimeError(f"the training failed: {end.get('error', f'exit status {status}')}")
+
+
+def main() -> None:
+    """The child: read the job, train, tell how it ended."""
+    with os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8") as channel:
+
+        def send(**message: Any) -> None:
+            channel.write(json.dumps(message) + "\n")
+
+        try:
+            _train(sys.stdin.read(), send)
+        except UserError as error:
+            send(user_error={"what": error.what, "where": error.where, "fix": error.fix})
+        except Exception as error:
+            send(error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _train(text: str, send: Callable[..., None]) -> None:
+    if json.loads(text)["training"]["backend"] == "unsloth":
+        import unsloth  # noqa: F401 - patches torch, Transformers and TRL, so it must come before them
+    from tasks.training_run import Job, Training
+
+    def report(step: int, steps: int, figures: dict[str, Any]) -> None:
+        nonlocal last
+        last = step
+        try:
+            send(step=step, steps=steps, figures=figures)
+        except BrokenPipeError:  # the parent is dead
+            training.checkpoints.stop = True
+
+    def stop(*_: Any) -> None:
+        training.checkpoints.stop = True
+
+    last = 0
+    training = Training(Job.model_validate_json(text), report)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    facts = training.run()
+    if facts is None:
+        send(stopped=last)
+    else:
+        send(facts=facts)
+
+
+if __name__ == "__main__":
+    main()

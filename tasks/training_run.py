@@ -1,0 +1,199 @@
+"""One training, start to end, in the process that calls it; it goes on from a checkpoint where there is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from pydantic import BaseModel
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from grit.config import GRITConfig
+from grit.export import save_adapter as save_without_cut_directions
+from grit.manager import GRITManager
+from grit.proof import GritInactiveError
+from grit.trainer import GritTrainer
+from tasks.artifacts import Artifact
+from tasks.checkpoints import Checkpoints
+from tasks.errors import UserError
+from tasks.memory import peak_memory
+from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training_model import load_network
+from tasks.training_record import StepRecorder
+from tasks.training_step import SupervisedStep
+from tasks.validation_loss import validation_loss
+
+
+class Job(BaseModel):
+    """All that a training needs to know."""
+
+    model: Artifact
+    dataset: Artifact
+    base: ModelSettings
+    lora: LoraSettings
+    training: TrainingSettings
+    grit: GritSettings | None
+    seed: int
+    adapter: Path
+    """Directory that the adapter is written into."""
+    history: Path
+    """Directory of lines per step and TensorBoard events."""
+    checkpoints: Path
+    """Directory of the checkpoints of this very training; what it holds is gone on from."""
+
+
+class BaselineTrainer(SupervisedStep, SFTTrainer):
+    """TRL's trainer."""
+
+
+class PreconditionedTrainer(SupervisedStep, GritTrainer):
+    """The same with GRIT."""
+
+
+class Training:
+    """A training that can be stopped.
+
+    Args:
+        job: what to train, and where to.
+        report: called after each step with its number, the number of steps, and its figures.
+    """
+
+    def __init__(self, job: Job, report: Callable[[int, int, dict[str, Any]], None]) -> None:
+        self.job, self.report = job, report
+        self.checkpoints = Checkpoints(
+            job.checkpoints, job.training.save_steps, 60 * job.training.save_minutes, self._save_more
+        )
+
+    def _save_more(self, checkpoint: Path) -> None:
+        self.recorder.save(checkpoint, self.manager.basis_seconds if self.manager else 0.0)
+
+    def run(self) -> dict[str, Any] | None:
+        """Train, and write adapter and history.
+
+        Returns:
+            The summary's figures; none where it was stopped before its end.
+
+        Raises:
+            UserError: training diverged, or GRIT would do nothing.
+        """
+        job, tokenizer = self.job, AutoTokenizer.from_pretrained(self.job.dataset.path / "tokenizer")
+        with peak_memory() as peak:
+            network = load_network(
+                job.model, job.base, job.lora, job.training, job.dataset.facts["max_length"], job.seed
+            )
+            rows = _rows(job.dataset, "validation")
+
+            def validate() -> float:
+                return validation_loss(network, rows, job.training.per_device_batch_size, tokenizer.pad_token_id).loss
+
+            self.recorder = StepRecorder(
+                job.history, validate if len(rows) else None, job.training.eval_steps, self.report
+            )
+            self.manager = GRITManager(network, GRITConfig(**job.grit.model_dump())) if job.grit else None
+            manager = self.manager
+            trainer = make_trainer(job, network, tokenizer, manager, self.recorder, self.checkpoints)
+            newest = self.checkpoints.newest()
+            if newest is not None:
+                basis_seconds = self.recorder.go_on_from(newest)
+                if manager:
+                    manager.basis_seconds = basis_seconds
+            try:
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            except GritInactiveError as error:
+                raise UserError(str(error), where="grit", fix="Change grit.*, or train the baseline.") from None
+            if manager:
+                manager.close()
+            if trainer.state.global_step < job.training.max_steps:
+                return None
+            save_adapter(network, job.adapter)
+        facts = self.recorder.summary() | {
+            "method": "grit" if job.grit else "baseline",
+            "basis_seconds": round(manager.basis_seconds, 3) if manager else 0.0,
+            "peak_memory_bytes": peak.bytes,
+            "peak_memory_kind": peak.kind,
+            "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        }
+        self.recorder.close()
+        (job.history / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return facts
+
+
+def make_trainer(
+    job: Job,
+    network: PeftModel,
+    tokenizer: Any,
+    manager: GRITManager | None,
+    recorder: StepRecorder,
+    checkpoints: Checkpoints,
+) -> SFTTrainer:
+    """Build the trainer of either method; with a manager it is GRIT's."""
+    dataset, base, training, seed = job.dataset, job.base, job.training, job.seed
+    packed = training.batching == "packed"
+    arguments = SFTConfig(
+        output_dir=str(checkpoints.unfinished),
+        per_device_train_batch_size=training.per_device_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_steps=training.max_steps,
+        warmup_steps=training.warmup_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optimizer,
+        gradient_checkpointing=training.gradient_checkpointing,
+        train_sampling_strategy="random" if packed else "group_by_length",
+        packing=packed,
+        max_length=dataset.facts["max_length"] if packed else None,
+        bf16=base.dtype == "bfloat16",
+        fp16=base.dtype == "float16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    shared: dict[str, Any] = {
+        "model": network,
+        "args": arguments,
+        "train_dataset": _rows(dataset, "train"),
+        "processing_class": tokenizer,
+        "callbacks": [recorder],
+    }
+    trainer = PreconditionedTrainer(grit_manager=manager, **shared) if manager else BaselineTrainer(**shared)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            # TRL turns the adapter of a quantised base into bfloat16, whose 8 bits round small updates away.
+            parameter.data = parameter.data.float()
+    recorder.trainer = trainer
+    trainer.add_callback(checkpoints)
+    return trainer
+
+
+def save_adapter(network: PeftModel, directory: Path) -> None:
+    """Save the adapter as safetensors, at the ranks that GRIT left, with the same bytes for the same weights."""
+    save_without_cut_directions(network, directory)
+    (directory / "README.md").unlink(missing_ok=True)
+    config = directory / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["target_modules"] = sorted(values["target_modules"])  # PEFT keeps a set
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _rows(dataset: Artifact, split: str) -> Dataset:
+    """The tokenised rows of a split, held in memory so that no cache file is left behind."""
+    path = dataset.path / f"{split}.parquet"
+    columns = ["input_ids", "labels"]
+    if not path.is_file():
+        return Dataset.from_dict({name: [] for name in columns})
+    return Dataset(pq.read_table(path, columns=columns))

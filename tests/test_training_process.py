@@ -1,0 +1,207 @@
+"""Trainings that are killed, stopped and damaged, in real processes, and what they end with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from tasks import training_run
+from tasks.artifacts import Artifact, Store
+from tasks.errors import TemporaryError, UserError, is_temporary
+from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training import Training, train
+from tasks.training_record import ProgressArtifact
+
+BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
+LORA = LoraSettings(r=4, alpha=8, dropout=0.1)
+SIX_STEPS = TrainingSettings(
+    max_steps=6, warmup_steps=1, learning_rate=1e-2, gradient_checkpointing=False, per_device_batch_size=2,
+    gradient_accumulation_steps=2, save_steps=2, eval_steps=3,
+)  # fmt: skip
+GRIT = GritSettings(kfac_min_samples=1, kfac_update_freq=4, cov_update_freq=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of another number of threads differ in their last bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+@pytest.fixture(scope="module")
+def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    store = Store(tmp_path_factory.mktemp("dataset"))
+    generator = torch.Generator().manual_seed(1)
+    with store.draft("dataset") as draft:
+        for split, count in (("train", 14), ("validation", 2)):
+            ids = [torch.randint(20, 2000, (8 + 2 * (i % 8),), generator=generator).tolist() for i in range(count)]
+            labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
+            pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / f"{split}.parquet")
+        smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
+        draft.facts = {"max_length": 64}
+    return draft.done()
+
+
+@pytest.fixture
+def run(tiny_model: Artifact, dataset: Artifact, store: Store) -> Callable[..., Training]:
+    def call(**changes: Any) -> Training:
+        arguments = {"base": BASE, "lora": LORA, "training": SIX_STEPS, "grit": GRIT} | changes
+        return train.function(tiny_model, dataset, seed=7, store=store, **arguments)
+
+    return call
+
+
+@pytest.fixture
+def whole(run: Callable[..., Training], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
+    """A training without interruption and without a process of its own."""
+
+    def call(**changes: Any) -> Training:
+        with monkeypatch.context() as here:
+            here.setattr("tasks.training.train_in_child", lambda job, show: training_run.Training(job, show).run())
+            return run(**changes)
+
+    return call
+
+
+def at_step(number: int, act: Callable[[psutil.Process], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something to the training's process when it tells of a step."""
+
+    def show(self: ProgressArtifact, step: int, steps: int, line: dict[str, Any]) -> None:
+        if step == number:
+            for child in psutil.Process().children():
+                if "tasks.training_process" in child.cmdline():
+                    act(child)
+
+    monkeypatch.setattr(ProgressArtifact, "show", show)
+
+
+def checkpoints(store: Store) -> list[Path]:
+    return sorted((store.root / "checkpoints").glob("*/checkpoint-*"))
+
+
+def lines(made: Training) -> list[dict[str, Any]]:
+    text = (made.history.path / "history.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("grit", [None, GRIT])
+def test_killed_and_run_again_it_ends_with_the_bits_of_an_undisturbed_run(
+    run: Callable[..., Training],
+    whole: Callable[..., Training],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    grit: GritSettings | None,
+) -> None:
+    undisturbed = whole(grit=grit)
+    with monkeypatch.context() as context:
+        at_step(5, lambda child: child.kill(), context)
+        with pytest.raises(
+            TemporaryError, match="ended by SIGKILL, perhaps by the system for want of memory"
+        ) as caught:
+            run(grit=grit)
+    assert is_temporary(caught.value)
+    assert [path.name for path in checkpoints(store)] == ["checkpoint-2", "checkpoint-4"]
+    assert not list((store.root / "drafts").iterdir())
+    seen: list[int] = []
+    monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
+    made = run(grit=grit)
+    assert seen == [5, 6], "it went on from the newest checkpoint"
+    for name, weight in load_file(undisturbed.adapter.path / "adapter_model.safetensors").items():
+        assert torch.equal(load_file(made.adapter.path / "adapter_model.safetensors")[name], weight)
+    assert made.adapter.digest == undisturbed.adapter.digest
+    assert lines(made) == lines(undisturbed)
+    assert made.history.facts["validation"] == undisturbed.history.facts["validation"]
+    assert not checkpoints(store)
+
+
+def test_stopped_it_leaves_a_checkpoint_of_the_step_it_was_at(
+    run: Callable[..., Training], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = SIX_STEPS.model_copy(update={"save_steps": None})
+    with monkeypatch.context() as context:
+        at_step(3, lambda child: child.send_signal(signal.SIGTERM), context)
+        with pytest.raises(TemporaryError, match=r"stopped after step [345]; it can go on from there"):
+            run(training=never)
+    (left,) = checkpoints(store)
+    # When a checkpoint is written decides nothing about the result, so the same training goes on.
+    made = run()
+    assert [line["step"] for line in lines(made)] == [1, 2, 3, 4, 5, 6]
+    assert not left.exists()
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    run: Callable[..., Training], whole: Callable[..., Training], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        at_step(5, lambda child: child.kill(), context)
+        with pytest.raises(TemporaryError):
+            run()
+    damaged = checkpoints(store)[-1] / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    seen: list[int] = []
+    monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
+    made = run()
+    assert seen == [3, 4, 5, 6]
+    assert made.adapter.digest == whole().adapter.digest
+
+
+def test_what_goes_wrong_comes_through(
+    run: Callable[..., Training], tiny_model: Artifact, dataset: Artifact, store: Store
+) -> None:
+    with pytest.raises(UserError, match="training diverged at step"):
+        run(training=SIX_STEPS.model_copy(update={"learning_rate": 1e30}))
+    moved = tiny_model.model_copy(update={"path": Path("/nowhere")})
+    with pytest.raises(RuntimeError, match="the training failed: .*Error: .*nowhere"):
+        train.function(moved, dataset, BASE, LORA, SIX_STEPS, None, 7, store=store)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tasks.training_process import train_in_child
+from tasks.training_run import Job
+
+job = Job.model_validate_json(Path(sys.argv[1]).read_text())
+train_in_child(job, lambda step, *_: print(step, flush=True))
+"""
+
+
+def test_when_its_parent_dies_the_training_stops_with_a_checkpoint(
+    tiny_model: Artifact, dataset: Artifact, tmp_path: Path
+) -> None:
+    long = SIX_STEPS.model_copy(update={"max_steps": 10_000, "save_steps": None, "eval_steps": None})
+    directories = {name: tmp_path / name for name in ("adapter", "history", "checkpoints")}
+    for directory in directories.values():
+        directory.mkdir()
+    job = training_run.Job(
+        model=tiny_model, dataset=dataset, base=BASE, lora=LORA, training=long, grit=None, seed=7, **directories
+    )
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "job.json")]
+    with (
+        (tmp_path / "told").open("w") as told,
+        subprocess.Popen(command, stdout=told, start_new_session=True) as parent,
+    ):
+        while "1" not in (tmp_path / "told").read_text().split("\n"):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        (training,) = psutil.Process(parent.pid).children()
+        parent.kill()
+    psutil.wait_procs([training], timeout=100)
+    assert not training.is_running()
+    assert list((tmp_path / "checkpoints").glob("checkpoint-*"))
