@@ -49,6 +49,8 @@ class FactorGroup:
         """Real tokens seen by each module, [M]."""
         self.ranks = torch.full((count,), rank, device=device)
         """Directions of rank space that a reprojection has left, [M], int64."""
+        self.captured = torch.zeros(count, device=device)
+        """Real tokens that the hooks saw, those of steps with an overflow included, [M]."""
         self._tokens = torch.zeros(count, device=device)
         self._handles = [
             module.lora_a.register_forward_hook(self._forward_hook(index)) for index, module in enumerate(modules)
@@ -86,6 +88,7 @@ class FactorGroup:
             mean.lerp_(torch.where(used[:, None, None], step, mean), rate[:, None, None])
         self.weight.lerp_(torch.ones_like(self.weight), rate)
         self.samples += torch.where(used, self._tokens, 0)
+        self.captured += self._tokens
         self.clear()
 
     def change_basis(self, q: Tensor, inverse: Tensor) -> None:
@@ -102,6 +105,12 @@ class FactorGroup:
         """Forget what was captured since the last update."""
         for sums in (self._sum_h, self._sum_u, self._tokens):
             sums.zero_()
+
+    def follow(self, device: torch.device) -> None:
+        """Move all tensors to where the modules have been moved."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     def close(self) -> None:
         """Remove the hooks."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from grit.config import GRITConfig, at
@@ -67,9 +69,12 @@ class GRITManager:
         """One for each rank (and device)."""
         self._mask: Tensor | None = None
         self._capturing, self._on, self._paused = True, False, False
+        self._captured_before = 0.0
         self._attached: AttachedOptimizer | None = None
         self._witness = self.modules[0].lora_b.weight
         self._witness_version, self._missed_steps = self._witness._version, 0
+        called = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._argument_names = list(inspect.signature(called.forward).parameters)
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
@@ -207,6 +212,7 @@ class GRITManager:
     def _diagnose(self, results: list[Comparison]) -> None:
         """Reduce the figures of a step with a single transfer from the device."""
         if not results:
+            self.last_diagnostics = {}
             return
         device = results[0].inner.device
         ones = self.preconditioners
@@ -230,9 +236,12 @@ class GRITManager:
         self.last_diagnostics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
     def _check_active(self) -> None:
-        seen = max(float(group.samples.max()) for group in self._groups)
+        seen, captured = (
+            max(float(getattr(group, name).max()) for group in self._groups) for name in ("samples", "captured")
+        )
         if self._capturing:
-            check_hooks(seen)
+            check_hooks(captured - self._captured_before)
+        self._captured_before = captured
         late = max(2 * at(self.config.kfac_update_freq, self.steps), at(self.config.ng_warmup_steps, self.steps))
         if self.config.variant != "adamw" and self.steps >= late:
             roots = [root for one in self.preconditioners for root in one.roots]
@@ -240,10 +249,12 @@ class GRITManager:
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""
-        mask = kwargs.get("attention_mask")
+        mask = (dict(zip(self._argument_names, args, strict=False)) | kwargs).get("attention_mask")
         self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         if self._paused or not torch.is_grad_enabled():
             return
+        for preconditioner in self.preconditioners:
+            preconditioner.follow_modules()
         if kwargs.get("num_items_in_batch") is not None:
             self.loss_denominator = kwargs["num_items_in_batch"]
         if self._witness._version != self._witness_version:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 
@@ -45,7 +46,8 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
         model: a PEFT model.
 
     Raises:
-        ValueError: none; DoRA; LoRA on embeddings, convolutions or bare parameters; sharded weights.
+        ValueError: none; DoRA; LoRA on embeddings, convolutions or bare parameters; sharded weights; only one
+            of A and B trainable.
     """
     found = []
     for path, layer in model.named_modules():
@@ -56,12 +58,14 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
             lora_b = layer.lora_B[adapter] if adapter in layer.lora_B else None  # noqa: SIM401
             if lora_a is None and lora_b is None and adapter not in layer.lora_embedding_A:
                 continue  # another adapter of the model targets this layer
-            if not (isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)):
+            if isinstance(layer, ParamWrapper) or not (isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)):
                 raise ValueError(f"{path}: GRIT handles LoRA on linear layers only")
             if layer.use_dora.get(adapter):
                 raise ValueError(f"{path}: GRIT does not handle DoRA, whose magnitude also depends on A and B")
             if hasattr(lora_a.weight, "full_tensor"):
                 raise ValueError(f"{path}: GRIT does not handle sharded weights (FSDP, tensor parallelism)")
+            if lora_a.weight.requires_grad != lora_b.weight.requires_grad:
+                raise ValueError(f"{path}: GRIT needs A and B both trainable; one of them is frozen")
             if lora_a.weight.requires_grad:
                 found.append(LoraModule(f"{path}[{adapter}]", path, adapter, layer, lora_a, lora_b))
     if not found:

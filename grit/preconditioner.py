@@ -41,6 +41,14 @@ class Preconditioner:
         """For A and for B."""
         return Roots(self.root_a, self.condition_a), Roots(self.root_b, self.condition_b)
 
+    def follow_modules(self) -> None:
+        """Move all tensors to where the modules are, should the model have been moved since."""
+        device = self.factors.modules[0].lora_a.weight.device
+        if self.root_a.device != device:
+            self.factors.follow(device)
+            for name in STATE:
+                setattr(self, name, getattr(self, name).to(device))
+
     def renew(self) -> None:
         """Compute the matrices anew from the factors."""
         for_a, for_b = multipliers(self.factors, self.config)
@@ -91,17 +99,17 @@ class Preconditioner:
             for indices, parameters in by_shape(self.factors.modules, left=left):
                 chosen, updates, momenta = used[indices], attached.updates(parameters), attached.momenta(parameters)
                 if self.config.variant == "eigen_adam":
-                    new = multiply(chosen.mT, torch.stack(updates), left=left)
+                    new = multiply(chosen.mT, torch.stack(updates).float(), left=left)
                 else:
-                    new = multiply(chosen, torch.stack(momenta), left=left)
+                    new = multiply(chosen, torch.stack(momenta).float(), left=left)
                     lengths = torch.linalg.vector_norm(new, dim=(1, 2)).clamp_min(torch.finfo(new.dtype).tiny)
-                    wanted = torch.stack(torch._foreach_norm(updates))
+                    wanted = torch.stack(torch._foreach_norm(updates)).float()
                     new *= -(wanted / lengths)[:, None, None]
                     identity = torch.eye(chosen.shape[-1], device=chosen.device)
                     unused = (chosen == identity).all(-1).all(-1) | (wanted == 0)
                     for index in unused.nonzero().flatten().tolist():
                         new[index] = updates[index]
-                attached.replace_updates(parameters, list(new.unbind()))
+                attached.replace_updates(parameters, list(new.to(updates[0].dtype).unbind()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The matrices and those of the factors."""

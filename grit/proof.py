@@ -14,19 +14,20 @@ class GritInactiveError(RuntimeError):
     """GRIT is configured and does nothing; the message says why."""
 
 
-def check_hooks(samples: float) -> None:
-    """Check that a captured step was seen.
+def check_hooks(tokens: float) -> None:
+    """Check that the captured steps of an update period were seen.
 
     Args:
-        samples: real tokens seen by the module that saw most.
+        tokens: real tokens seen since the last check by the module that saw most.
 
     Raises:
         GritInactiveError: none was.
     """
-    if samples == 0:
+    if tokens == 0:
         raise GritInactiveError(
             "GRIT's hooks saw no token in a whole step: the LoRA modules are bypassed (fused kernels such as "
-            "Unsloth's do so), or the gradients were not finite. Train with plain Transformers and PEFT modules."
+            "Unsloth's do so), or another adapter was made active. Train with plain Transformers and PEFT modules, and "
+            "make the manager after `set_adapter`."
         )
 
 

@@ -115,6 +115,8 @@ def _train(text: str, send: Callable[..., None]) -> None:
         import unsloth  # noqa: F401 - patches torch, Transformers and TRL, so it must come before them
     from tasks.training_run import Job, Training
 
+    last = 0
+
     def report(step: int, steps: int, figures: dict[str, Any]) -> None:
         nonlocal last
         last = step
@@ -126,7 +128,6 @@ def _train(text: str, send: Callable[..., None]) -> None:
     def stop(*_: Any) -> None:
         training.checkpoints.stop = True
 
-    last = 0
     training = Training(Job.model_validate_json(text), report)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

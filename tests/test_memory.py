@@ -63,7 +63,7 @@ def anonymous_bytes() -> int:
 def main() -> None:
     """Run one stage and print its result and the bytes that it held at most, beyond what was held before."""
     root, name, made = sys.argv[1:]
-    tasks.training.train_in_child = lambda job, show: Training(job, show).run()
+    tasks.training.train_in_child = lambda job, show: Training(job, show).run() or {}
     call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(made).items()})[name]
     before = peak = anonymous_bytes()
     done = threading.Event()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from grit import GRITConfig, GRITManager
+from grit.config import Variant
 from tests.grit.conftest import QUICK, MakeModel, backward, train
 
 
@@ -68,6 +70,42 @@ def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict
 def test_factors_do_not_depend_on_how_the_batch_is_split(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
     assert_same(captured(make_model(), [batch]), captured(make_model(), rows))
+
+
+def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    found = []
+    for named in (True, False):
+        model = make_model()
+        manager = GRITManager(model, QUICK)
+        mask = {"attention_mask": batch["attention_mask"]} if named else {}
+        given = () if named else (batch["attention_mask"],)
+        model(batch["input_ids"], *given, **mask).logits[:, :-1].square().sum().backward()
+        manager.update_and_invert_factors()
+        found.append(manager.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert found[0]["0.samples"][0] == batch["attention_mask"].sum()
+
+
+def test_the_factors_follow_a_model_that_is_moved(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """As trainers do, which put the model on the GPU after the manager was made."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    model.to("meta")
+    model(input_ids=batch["input_ids"].to("meta")).logits.sum().backward()
+    assert {tensor.device.type for name, tensor in manager.state_dict().items() if "." in name} == {"meta"}
+
+
+@pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
+def test_adapters_in_bfloat16(make_model: MakeModel, batch: dict[str, Tensor], variant: Variant) -> None:
+    model = make_model()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    train(model, batch, GRITManager(model, replace(QUICK, variant=variant)), 3)
+    after = [p.detach() for p in model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.bfloat16 and torch.isfinite(p).all() for p in after)
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_factors_do_not_depend_on_the_loss_scale(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -259,11 +297,24 @@ def test_other_parameters_and_missing_gradients_are_left_alone(make_model: MakeM
     [
         ({"use_dora": True}, "does not handle DoRA"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens: GRIT handles LoRA on linear layers only"),
+        (
+            {"target_modules": ["q_proj"], "target_parameters": ["mlp.down_proj.weight"]},
+            "GRIT handles LoRA on linear layers only",
+        ),
     ],
 )
 def test_what_it_cannot_handle_is_refused_by_name(make_model: MakeModel, lora: dict[str, Any], said: str) -> None:
     model = make_model(**lora)
     with pytest.raises(ValueError, match=said):
+        GRITManager(model)
+
+
+def test_half_frozen_adapters_are_refused(make_model: MakeModel) -> None:
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        if "layers.1.self_attn.v_proj.lora_A" in name:
+            parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj: GRIT needs A and B both trainable"):
         GRITManager(model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from grit import GRITConfig, GritInactiveError, GRITManager
@@ -22,6 +23,32 @@ def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Ten
     backward(model, batch, 1)
     with pytest.raises(GritInactiveError, match="hooks saw no token"):
         manager.step()
+
+
+def test_hooks_that_are_bypassed_later_are_an_error_too(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"]))
+    manager = GRITManager(model, QUICK)
+    for _ in range(3):
+        backward(model, batch, 1)
+        manager.step()
+    model.set_adapter("other")
+    backward(model, batch, 1)
+    with pytest.raises(GritInactiveError, match="or another adapter was made active"):
+        manager.step()
+
+
+def test_an_overflow_in_the_first_step_is_none(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """As float16 training begins, until its loss scale has come down."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    backward(model, batch, 1, scale=float("inf"))
+    manager.step()
+    assert manager.last_diagnostics["ready"] == 0
+    model.zero_grad()
+    backward(model, batch, 1)
+    manager.step()
+    assert manager.last_diagnostics["ready"] == 1
 
 
 def test_a_manager_that_is_never_called_is_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
