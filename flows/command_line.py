@@ -29,6 +29,7 @@ class CommandLine(BaseSettings, FinetuneSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
+        cli_parse_none_str="null",
     )
 
     preset: str = "demo"

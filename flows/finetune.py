@@ -19,7 +19,7 @@ from flows.publishing import publish, show_user_errors_as_one_line
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
-from tasks.estimate import check_disk
+from tasks.estimate import check_disk, disk_needs
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.preflight import check_prepared, check_settings
@@ -29,7 +29,7 @@ from tasks.report import write_report
 from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
-from tasks.stage import planning
+from tasks.stage import Plan, planning
 from tasks.training import train
 
 
@@ -52,12 +52,20 @@ def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str,
     """
     show_user_errors_as_one_line()
     settings = load_settings(preset, {**(overrides or {}), "method": method})
-    with planning() as plan:
-        stages(settings)
+    plan = _plan(settings)
+    if disk_needs(settings, plan) is None:  # known once the model is there
+        fetch_model(settings.model, store=Store(settings.store))
+        plan = _plan(settings)
     check_disk(settings, plan)
     finetuned = stages(settings)
     publish(finetuned.report)
     return finetuned
+
+
+def _plan(settings: FinetuneSettings) -> Plan:
+    with planning() as plan:
+        stages(settings)
+    return plan
 
 
 def stages(settings: FinetuneSettings) -> Finetuned:

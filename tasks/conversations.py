@@ -66,6 +66,8 @@ def to_conversations(rows: Iterable[Row], settings: DataSettings, where: object)
         shape = _shape(settings, columns, where)
         convert = _shaped(shape, settings.columns, turns_left_out)
     conversations = [convert(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+    for number, messages in enumerate(conversations, start=1):
+        _check_encodable(messages, f"{where}, row {number}")
     kept = [messages for messages in conversations if messages]
     if not kept:
         raise UserError("every row is empty", where=where, fix="Check that the columns hold the data you mean.")
@@ -230,6 +232,16 @@ def _answered(messages: Messages, turns_left_out: Counter[str]) -> Messages:
     turns_left_out["from an empty turn on"] += cut
     turns_left_out["without an answer"] += whole - cut - len(messages)
     return messages
+
+
+def _check_encodable(messages: Messages, where: str) -> None:
+    try:
+        "".join(message["content"] for message in messages).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.start + 1]
+        raise UserError(
+            f"half of a character ({half!a}) that UTF-8 cannot write", where=where, fix="Correct the row."
+        ) from None
 
 
 def _roles() -> list[str]:

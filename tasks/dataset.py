@@ -61,7 +61,7 @@ def prepare_dataset(
     Raises:
         UserError: rows that cannot be read, no chat format, or no training row left.
     """
-    tokenizer = apply_chat_format(AutoTokenizer.from_pretrained(model.path), chat.format)
+    tokenizer = apply_chat_format(_load_tokenizer(model), chat.format)
     splits = _splits(source, data, chat, seed)
     for name, split in splits.items():
         split.conversations, other_systems = join_rows(split.conversations, data.rows_per_conversation, seed)
@@ -88,6 +88,18 @@ def prepare_dataset(
             "system": default_system(tokenizer) if chat.system is None else chat.system,
         }
     return draft.done()
+
+
+def _load_tokenizer(model: Artifact) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
+    except Exception as error:  # from tokenizers come plain ones
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer cannot be loaded ({type(error).__name__}: {said})",
+            where=model.path,
+            fix="Download the model's tokenizer files again.",
+        ) from None
 
 
 def _splits(source: Artifact, data: DataSettings, chat: ChatSettings, seed: int) -> dict[str, Split]:

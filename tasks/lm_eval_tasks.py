@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets.config
-from httpx import TransportError
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedModel
 
-from tasks.errors import TemporaryError, UserError
+from tasks.errors import NO_ANSWER, TemporaryError, UserError
 from tasks.settings import REPOSITORY, ScoringSettings
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _load(manager: TaskManager, name: str) -> list[Any]:
     where = f"scoring.tasks: {name}"
     try:
         loaded = manager.load([name])
-    except (ConnectionError, TimeoutError, TransportError, HfHubHTTPError) as error:
+    except (ConnectionError, TimeoutError, *NO_ANSWER, HfHubHTTPError) as error:
         raise TemporaryError(f"{where}: the Hub cannot be reached for the task's data ({error})") from error
     except FileNotFoundError as error:
         raise UserError(

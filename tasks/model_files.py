@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
+from yaml import YAMLError
 
 from tasks.errors import UserError
 
@@ -75,18 +76,25 @@ def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
     names = [path.name for path in directory.iterdir()]
     check_names(names, directory)
     config = _config(directory, trust_remote_code)
+    _check_tokenizer(directory)
     text = config.get_text_config()
-    facts = {
-        "architecture": (config.architectures or [type(config).__name__])[0],
-        "parameters": _count_parameters(directory),
-        "hidden_size": text.hidden_size,
-        "layers": text.num_hidden_layers,
-        "vocabulary": text.vocab_size,
-        "tied_embeddings": bool(config.tie_word_embeddings),
-        "context_length": text.max_position_embeddings,
-    }
-    card = metadata_load(directory / "README.md") if "README.md" in names else None
-    return facts | ({"license": card["license"]} if card and "license" in card else {})
+    try:
+        facts = {
+            "architecture": (config.architectures or [type(config).__name__])[0],
+            "parameters": _count_parameters(directory),
+            "hidden_size": text.hidden_size,
+            "layers": text.num_hidden_layers,
+            "vocabulary": text.vocab_size,
+            "tied_embeddings": bool(config.tie_word_embeddings),
+            "context_length": text.max_position_embeddings,
+        }
+    except AttributeError as error:
+        raise UserError(
+            f"the model's configuration has no {error.name}",
+            where=directory / "config.json",
+            fix="Use another model: this kind is not supported.",
+        ) from None
+    return facts | _license(directory)
 
 
 def matrix_layers(directory: Path) -> set[str]:
@@ -99,6 +107,33 @@ def matrix_layers(directory: Path) -> set[str]:
                 if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
                     found.add(layer.rpartition(".")[-1])
     return found
+
+
+def _license(directory: Path) -> dict[str, str]:
+    try:
+        card = metadata_load(directory / "README.md")
+    except (OSError, ValueError, YAMLError):  # a card that cannot be read says nothing
+        card = None
+    name = (card or {}).get("license")
+    return {"license": name} if isinstance(name, str) else {}
+
+
+def _check_tokenizer(directory: Path) -> None:
+    import transformers
+
+    path = directory / "tokenizer_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        own_code, kind = "AutoTokenizer" in values.get("auto_map", {}), str(values.get("tokenizer_class"))
+    except (ValueError, AttributeError, TypeError):
+        raise UserError("no valid tokenizer configuration", where=path, fix="Download the model again.") from None
+    if own_code and not hasattr(transformers, kind):
+        raise UserError(
+            "the tokenizer needs Python code that comes with it, which is not supported, also not with "
+            "model.trust_remote_code",
+            where=path,
+            fix="Use a model whose tokenizer Transformers knows.",
+        )
 
 
 def _matching(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -134,14 +169,21 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
             where=path,
             fix="Use the 16-bit model: model.quantization quantises it for training, and merging needs 16 bits.",
         )
-    return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a value of the wrong type, or the model's own code
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"no valid model configuration ({said})", where=path, fix="Download the model again.") from None
 
 
 def _count_parameters(directory: Path) -> int:
     """Add up the shapes in the headers of the weight files, which also shows whether the files are whole."""
     present = _matching((path.name for path in sorted(directory.iterdir())), ["*.safetensors"])
     index = directory / "model.safetensors.index.json"
-    listed = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    try:
+        listed = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("no valid index of the weights", where=index, fix="Download the file again.") from None
     if missing := sorted(listed - set(present)):
         raise UserError(f"no weight file {missing[0]}", where=directory, fix="Download the whole model.")
     total = 0

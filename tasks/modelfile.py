@@ -89,7 +89,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
             type, or a text that a Modelfile cannot express.
     """
     chat_format = dataset.facts["ollama_template"]
-    if chat_format not in STOPS:
+    if not is_servable(dataset):
         raise UserError(
             "the tokenizer's chat template is like none of chatml, llama3 and alpaca, so Ollama would format otherwise",
             where="chat.format",
@@ -109,6 +109,11 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
         parameters={"num_ctx": max(LEAST_CONTEXT, dataset.facts["max_length"]), "stop": stops, **further},
         license=license_name or None,
     )
+
+
+def is_servable(dataset: Artifact) -> bool:
+    """Whether Ollama has a template for the chat format of the training rows."""
+    return dataset.facts["ollama_template"] in STOPS
 
 
 def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
 from tasks.errors import UserError
 from tasks.model_files import matrix_layers
-from tasks.modelfile import check_parameters, ollama_model
+from tasks.modelfile import check_parameters, is_servable, ollama_model
 from tasks.ollama_store import parse_name
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files
@@ -22,11 +22,16 @@ def check_settings(settings: FinetuneSettings) -> None:
         UserError: one of them cannot work.
     """
     check_machine(settings.model, settings.training, settings.grit if settings.method == "grit" else None)
+    if settings.method == "grit" and settings.lora.r == 1 and settings.grit.variant != "adamw":
+        raise UserError(
+            "in a rank space of one dimension GRIT's preconditioner is a number, so it would do nothing",
+            where="lora.r",
+            fix="Use at least 2, or train the baseline.",
+        )
     check_files(settings.data)
     find_converter(settings.export)
-    if settings.ollama.target != "none":
-        parse_name(settings.ollama_name)
-        check_parameters(settings.ollama.parameters)
+    parse_name(settings.ollama_name)
+    check_parameters(settings.ollama.parameters)
 
 
 def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:
@@ -50,5 +55,5 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
             where="data.max_length",
             fix=f"Use at most {context}.",
         )
-    if settings.ollama.target != "none":
+    if settings.ollama.target != "none" or is_servable(dataset):
         ollama_model(dataset, settings.ollama, model.facts.get("license"))

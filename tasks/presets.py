@@ -48,13 +48,14 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
         raise UserError(f"not valid YAML: {error}", where=path, fix="Correct the file.") from None
     if not isinstance(values, dict):
         raise UserError("the file holds no settings", where=path, fix="Start from a file in presets/.")
-    merged: dict[str, Any] = values
+    given: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        merged = _merged(merged, _nested(key.split("."), value))
+        given = _merged(given, _nested(key.split("."), value))
     try:
-        return FinetuneSettings.model_validate(merged)
+        return FinetuneSettings.model_validate(_merged(values, given))
     except ValidationError as error:
-        raise settings_error(error, path) from None
+        from_preset = not any(_holds(given, fault["loc"]) for fault in error.errors())
+        raise settings_error(error, path if from_preset else f"settings given beside {path}") from None
 
 
 def settings_error(error: ValidationError, where: object) -> UserError:
@@ -66,6 +67,17 @@ def settings_error(error: ValidationError, where: object) -> UserError:
         for fault in error.errors()
     )
     return UserError(faults, where=where, fix="See the settings table in README.md.")
+
+
+def _holds(given: Any, keys: tuple[int | str, ...]) -> bool:
+    """Whether something was given at or below the place that an error names."""
+    for key in keys:
+        if not isinstance(given, Mapping):
+            return True
+        if key not in given:
+            return False
+        given = given[key]
+    return bool(keys)
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
-from tasks.modelfile import OllamaModel, ollama_model, render_modelfile
+from tasks.modelfile import OllamaModel, is_servable, ollama_model, render_modelfile
 from tasks.ollama_store import CHUNK, ModelName, parse_name, write_model
 from tasks.settings import OllamaSettings
 from tasks.stage import stage
@@ -38,16 +38,19 @@ def register(
         store: where the artifact goes.
 
     Returns:
-        The artifact `registration`: Modelfile and `registration.json`; `next` in its facts is what to type.
+        The artifact `registration`: `registration.json`, and a Modelfile, which is absent only where Ollama has no
+        template and the target is `none`; `next` in its facts is what to type.
 
     Raises:
         UserError: a bad name, a chat format without an Ollama template, or Ollama refuses.
         TemporaryError: no server answers.
     """
     parsed = parse_name(name)
-    model = ollama_model(dataset, settings, license_name)
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
     facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256}
+    if settings.target == "none" and not is_servable(dataset):
+        return _recorded(facts | {"next": f"the GGUF is {file}; Ollama has no template for its chat format"}, "", store)
+    model = ollama_model(dataset, settings, license_name)
     if settings.target == "server":
         with _clear_errors(settings.host):
             facts["digest"] = create_on_server(settings.host, parsed, file, sha256, model)
@@ -58,13 +61,18 @@ def register(
         facts["models"] = str(models)
         serve = f"OLLAMA_MODELS={shlex.quote(str(models))} ollama serve"
         facts["next"] = f"{serve}, and in another terminal: ollama run {name}"
-    with store.draft("registration") as draft:
-        (draft.path / "Modelfile").write_text(render_modelfile(model, file), encoding="utf-8")
-        (draft.path / "registration.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        draft.facts = dict(facts)
-    made = draft.done()
+    made = _recorded(facts, render_modelfile(model, file), store)
     by_hand = f"ollama create {name} -f {shlex.quote(str(made.path / 'Modelfile'))}"
     return made.model_copy(update={"facts": {"next": by_hand, **facts}})
+
+
+def _recorded(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:
+    with store.draft("registration") as draft:
+        if modelfile:
+            (draft.path / "Modelfile").write_text(modelfile, encoding="utf-8")
+        (draft.path / "registration.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        draft.facts = dict(facts)
+    return draft.done()
 
 
 def create_on_server(host: str, name: ModelName, file: Path, sha256: str, model: OllamaModel) -> str:

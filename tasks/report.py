@@ -23,7 +23,7 @@ from tasks.validation_loss import ratio_stderr
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
 
 
-@stage(libraries=("matplotlib", "jinja2"))
+@stage(libraries=("matplotlib", "jinja2"), templates=("report.html.j2", "report.md.j2"))
 def write_report(
     settings: FinetuneSettings,
     model: Artifact,
@@ -108,13 +108,14 @@ def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
     before, after = (_json(scores.path / "scores.json")["validation"] for scores in (base, tuned))
     rows = [_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
     differences = [new - old for old, new in zip(rows[0]["nll"], rows[1]["nll"], strict=True)]
-    return _compared(
+    row = _compared(
         f"Validation loss, nats per token ({after['rows']} rows)",
         (before["loss"], before["stderr"]),
         (after["loss"], after["stderr"]),
         ratio_stderr(differences, rows[0]["supervised_tokens"]),
         higher_is_better=False,
     )
+    return row | {"perplexity": {"base": before["perplexity"], "tuned": after["perplexity"]}}
 
 
 def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -163,14 +164,14 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
     return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
 
 
-def figure(value: float) -> str:
-    """A figure to four digits after the point."""
-    return f"{value:.4f}"
+def figure(value: float | None) -> str:
+    """A figure to four digits after the point; a dash where there is none."""
+    return "—" if value is None else f"{value:.4f}"
 
 
-def signed(value: float) -> str:
-    """A difference, always with its sign."""
-    return f"{value:+.4f}"
+def signed(value: float | None) -> str:
+    """A difference, always with its sign; a dash where there is none."""
+    return "—" if value is None else f"{value:+.4f}"
 
 
 def plusminus(error: float | None) -> str:
@@ -180,17 +181,21 @@ def plusminus(error: float | None) -> str:
 
 def _compared(
     name: str,
-    base: tuple[float, float | None],
-    tuned: tuple[float, float | None],
+    base: tuple[float | None, float | None],
+    tuned: tuple[float | None, float | None],
     error: float | None,
     *,
-    higher_is_better: bool,
+    higher_is_better: bool | None,
 ) -> dict[str, Any]:
-    difference = tuned[0] - base[0]
-    if error is None:
+    difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
+    if difference is None:
+        reading = "not a number"
+    elif error is None:
         reading = "error unknown"
     elif abs(difference) <= 2 * error:
         reading = "within error"
+    elif higher_is_better is None:
+        reading = "different"  # the task does not say which way is better
     else:
         reading = "better" if (difference > 0) == higher_is_better else "worse"
     return {

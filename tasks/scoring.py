@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
@@ -84,6 +85,8 @@ def score(
         rows["lm_eval"] = results.documents
     with clock.measure("samples"):
         scores["samples"] = sample_answers(network, tokenizer, dataset, settings)
+    del network
+    clear_device_cache(garbage_collection=True)  # the training's process needs the GPU's memory
     scores["libraries"] = {name: version(name) for name in LIBRARIES}
     with store.draft("scores") as draft:
         _write_json(draft.path / "scores.json", scores)

@@ -101,7 +101,7 @@ class ChatSettings(Section):
 
     format: ChatFormat = "alpaca"
     """`tokenizer` keeps the model's own chat template."""
-    system: str | None = None
+    system: Annotated[str, Field(min_length=1)] | None = None
     """System prompt put before each conversation that has none, and into the Modelfile."""
 
 

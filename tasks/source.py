@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
-from tasks.extraction import generate
 from tasks.settings import DataSettings
 from tasks.stage import stage
 
 GENERATED = "generated:extraction"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SPLITS = ("train", "validation", "test")
+NOT_A_DATA_SET = (
+    *(DatasetNotFoundError, DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError, ValueError),
+    RuntimeError,  # it comes as a script, which datasets no longer runs
+)
 
 
 def newest_commit(settings: DataSettings, seed: int) -> str:
@@ -35,9 +41,11 @@ def newest_commit(settings: DataSettings, seed: int) -> str:
     """
     marks = []
     for source in (settings.source, settings.validation_source, settings.test_source):
-        if source is None or source == GENERATED:
+        if source is None:
             continue
-        if _is_file(source):
+        if source == GENERATED:
+            marks.append(f"faker {_faker_version()}")
+        elif _is_file(source):
             path = Path(source).expanduser()
             marks.append(f"{path.stat().st_size}-{path.stat().st_mtime_ns}" if path.is_file() else "missing")
         else:
@@ -45,7 +53,7 @@ def newest_commit(settings: DataSettings, seed: int) -> str:
     return " ".join(marks)
 
 
-@stage(libraries=("datasets", "pyarrow", "faker"), retries=2, watch=newest_commit)
+@stage(libraries=("datasets", "pyarrow"), retries=2, watch=newest_commit)
 def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     """Bring the raw rows into the store.
 
@@ -63,6 +71,9 @@ def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     """
     with store.draft("source") as draft:
         if settings.source == GENERATED:
+            _faker_version()
+            from tasks.extraction import generate
+
             generate(draft.path, seed)
             draft.facts = {split: f"{split}.jsonl" for split in SPLITS}
         else:
@@ -124,6 +135,15 @@ def _bring(source: str, split: str, settings: DataSettings, directory: Path) -> 
     return name
 
 
+def _faker_version() -> str:
+    try:
+        return version("faker")
+    except PackageNotFoundError:
+        raise UserError(
+            "the Python package faker is not installed", where=GENERATED, fix="Run: pip install faker (or make setup)."
+        ) from None
+
+
 def _checked(source: str) -> Path:
     path = Path(source).expanduser()
     if path.suffix not in SUFFIXES:
@@ -144,11 +164,13 @@ def _download(source: str, settings: DataSettings, path: Path) -> None:
     commit = _commit(source, settings.revision)
     try:
         rows = load_dataset(source, settings.subset, split=settings.split, revision=commit)
-    except (DatasetNotFoundError, DatasetGenerationError, ValueError, RuntimeError) as error:
-        # RuntimeError: the data set comes as a script, which datasets no longer runs.
+    except NOT_A_DATA_SET as error:
         message = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(message, where=source, fix="Check data.source, data.subset and data.split.") from None
     except (OSError, HfHubHTTPError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            fix = "Make room or give the right to write, or point HF_HOME elsewhere."
+            raise UserError(f"the download cannot be written: {error.strerror}", where=source, fix=fix) from None
         raise _unreachable(source, error) from error
     rows.to_parquet(path)
 
@@ -196,6 +218,8 @@ def _json(text: str, name: object) -> list[Any]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise _broken(error, error.lineno, name) from None
+    except RecursionError:
+        raise UserError("JSON nested too deeply to be read", where=name, fix="Make each row a flat object.") from None
     if not isinstance(rows, list):
         raise UserError(
             f"the file holds {type(rows).__name__}, not a list of rows", where=name, fix="Wrap the rows in [ ]."
@@ -211,10 +235,14 @@ def _jsonl(text: str, name: object) -> list[Any]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise _broken(error, number, name) from None
+            except RecursionError:
+                what = f"JSON nested too deeply to be read at line {number}"
+                raise UserError(what, where=name, fix="Make each row a flat object.") from None
     return rows
 
 
 def _csv(text: str, name: object) -> list[Any]:
+    csv.field_size_limit(2**31 - 1)  # the default takes a long text for a missing quote
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = list(reader)

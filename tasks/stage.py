@@ -23,10 +23,11 @@ from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.errors import is_temporary
 from tasks.settings import NO_MATTER
 
@@ -37,18 +38,24 @@ OWN_PACKAGES = ("tasks", "grit")
 
 
 def stage(
-    *, libraries: tuple[str, ...] = (), retries: int = 0, watch: Callable[..., str] | None = None, cached: bool = True
+    *,
+    libraries: tuple[str, ...] = (),
+    templates: tuple[str, ...] = (),
+    retries: int = 0,
+    watch: Callable[..., str] | None = None,
+    cached: bool = True,
 ) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Make a function a stage. It must take a keyword `store` and return an `Artifact`, or a model of such.
 
     Args:
         libraries: distributions whose version shapes the result.
+        templates: files beside the stage's module that count as its code.
         retries: further attempts after a temporary failure, with exponential back-off and jitter.
         watch: called with the stage's arguments (without `store`); what it returns is part of the cache key. For
             what can change outside, such as the newest commit of a Hub repository.
         cached: false for stages that act on the outside world and are cheap to repeat.
     """
-    return lambda function: Stage(function, libraries, retries, watch, cached)
+    return lambda function: Stage(function, libraries, templates, retries, watch, cached)
 
 
 class Stage(Generic[P, R]):
@@ -58,12 +65,14 @@ class Stage(Generic[P, R]):
         self,
         function: Callable[P, R],
         libraries: tuple[str, ...],
+        templates: tuple[str, ...],
         retries: int,
         watch: Callable[..., str] | None,
         cached: bool,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.libraries, self.watch, self.cached = function, libraries, watch, cached
+        self.templates = [Path(inspect.getfile(function)).with_name(name) for name in templates]
         self.name = function.__name__
         self.task = task(
             name=self.name,
@@ -100,6 +109,7 @@ class Stage(Generic[P, R]):
         decides = {
             "arguments": {name: _identity(value) for name, value in arguments.items()},
             "code": {name: _source_sha256(name) for name in sorted(own_modules(self.function.__module__))},
+            "templates": {path.name: file_sha256(path) for path in self.templates},
             "libraries": {name: version(name) for name in self.libraries},
             "watched": self.watch(**arguments) if self.watch else "",
         }
@@ -110,8 +120,11 @@ class Stage(Generic[P, R]):
         store, key = _store(kwargs), self.key(*args, **kwargs)
         if not self.cached or not (store.results / key).is_file():
             return None
-        records = ResultStore(result_storage=LocalFileSystem(basepath=str(store.results)))
-        result: R = records.read(key).result
+        records = ResultStore(result_storage=LocalFileSystem(basepath=str(store.results)), serializer=JSONSerializer())
+        try:
+            result: R = records.read(key).result
+        except Exception:  # Prefect, too, takes a record that cannot be read for none
+            return None
         return result if is_whole(result) else None
 
 
@@ -184,9 +197,9 @@ def without_prefect() -> Iterator[None]:
         yield
 
 
-def is_whole(result: BaseModel) -> bool:
-    """Say whether every artifact in a result is whole."""
-    return all(artifact.is_whole() for artifact in artifacts_in(result))
+def is_whole(result: object) -> bool:
+    """Say whether every artifact in a result is whole; what a damaged record gives instead of a result is not."""
+    return isinstance(result, BaseModel) and all(artifact.is_whole() for artifact in artifacts_in(result))
 
 
 def artifacts_in(result: BaseModel) -> Iterator[Artifact]:
@@ -225,7 +238,7 @@ def _source_path(module: str) -> Path | None:
 @functools.cache
 def _source_sha256(module: str) -> str:
     path = _source_path(module)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+    return file_sha256(path) if path else ""
 
 
 def _identity(value: Any) -> Any:

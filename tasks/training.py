@@ -98,6 +98,6 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
     elif not torch.cuda.is_available():
         reason = "Unsloth needs a CUDA GPU and this machine has none"
     elif find_spec("unsloth") is None:
-        reason, fix = "Unsloth is not installed", "Install the extra `gpu`: pip install -e '.[gpu]'."
+        reason, fix = "Unsloth is not installed", "Use the environment that `make setup-unsloth` makes."
     if reason:
         raise UserError(reason, where="training.backend", fix=fix)

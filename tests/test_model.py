@@ -55,6 +55,10 @@ def cut_weights(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def write(name: str, text: str) -> Change:
+    return lambda directory: (directory / name).write_text(text)
+
+
 def remove(pattern: str) -> Change:
     def change(directory: Path) -> None:
         for path in directory.glob(pattern):
@@ -128,6 +132,11 @@ def test_a_local_directory_is_referred_to_where_it_is(tiny_model: Artifact, dire
     assert model.facts["context_length"] == 512
 
 
+def test_a_card_that_cannot_be_read_says_nothing(directory: Path, store: Store) -> None:
+    (directory / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert "license" not in fetch(directory, store).facts
+
+
 def test_changes_in_a_local_directory_are_noticed(directory: Path) -> None:
     settings = ModelSettings(name=str(directory))
     before = state_of_source(settings)
@@ -153,6 +162,15 @@ def test_changes_in_a_local_directory_are_noticed(directory: Path) -> None:
         (edit_config(quantization_config={"quant_method": "bitsandbytes"}), "the weights are quantised already"),
         (lambda directory: (directory / "config.json").write_text("{"), "no valid model configuration"),
         (lambda directory: (directory / "config.json").write_text("[]"), "no valid model configuration"),
+        (edit_config(hidden_size="many"), "no valid model configuration"),
+        (write("tokenizer_config.json", "{"), "no valid tokenizer configuration"),
+        (
+            write(
+                "tokenizer_config.json", '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
+            ),
+            "the tokenizer needs Python code that comes with it, which is not supported",
+        ),
+        (write("model.safetensors.index.json", "{"), "no valid index of the weights"),
     ],
 )
 def test_unfit_directories_are_refused_in_one_line(directory: Path, store: Store, spoil: Change, said: str) -> None:

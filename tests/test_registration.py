@@ -76,6 +76,15 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     assert (made.path / "Modelfile").read_text().startswith("# Written by")
 
 
+def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp_path: Path) -> None:
+    settings = OllamaSettings(target="none", models=tmp_path / "models")
+    made = run(store, settings)
+    assert made.facts["next"].startswith("ollama create demo-grit -f ") and (made.path / "Modelfile").is_file()
+    other = run(store, settings, ollama_template=None)
+    assert other.facts["next"].startswith("the GGUF is ") and not (other.path / "Modelfile").exists()
+    assert not (tmp_path / "models").exists()
+
+
 def test_server_and_store_say_the_same(store: Store, tmp_path: Path) -> None:
     shown = []
     for target in ("server", "store"):

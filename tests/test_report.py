@@ -31,7 +31,7 @@ def scores(store: Store, nll: list[float] | None, exact: float | None = None, an
     validation = rows = None
     if nll:
         loss = sum(nll) / (10 * len(nll))
-        validation = {"loss": loss, "stderr": 0.01, "rows": len(nll)}
+        validation = {"loss": loss, "stderr": 0.01, "perplexity": math.exp(loss), "rows": len(nll)}
         rows = {"nll": nll, "supervised_tokens": [10] * len(nll)}
     metrics = {}
     if exact is not None:
@@ -80,6 +80,16 @@ def test_a_metric_without_an_error_decides_nothing() -> None:
     assert verdict([row])["text"].startswith("No difference between tuned and base model exceeds its error.")
 
 
+def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) -> None:
+    def metric(value: float | None, better: bool | None) -> dict[str, Any]:
+        return {"task": {"score": {"value": value, "stderr": 0.01, "higher_is_better": better}}}
+
+    rows = [*lm_eval_rows(metric(0.5, True), metric(None, True)), *lm_eval_rows(metric(0.1, None), metric(0.9, None))]
+    assert [row["reading"] for row in rows] == ["not a number", "different"]
+    said = verdict(rows)
+    assert said["tone"] == "" and "task: score 0.5000 → — (—, not a number)" in said["text"].replace(" ± 0.0141", "")
+
+
 def test_lower_is_better_where_the_metric_says_so() -> None:
     def metric(value: float) -> dict[str, Any]:
         return {"task": {"ter": {"value": value, "stderr": 0.01, "higher_is_better": False}}}
@@ -104,6 +114,7 @@ def test_the_verdict_says_what_the_table_says(
     assert data["verdict"]["tone"] == tone
     assert data["verdict"]["text"].startswith(opening)
     assert f'<section class="verdict {tone}">{opening}' in html
+    assert f"perplexity {math.exp(1.5):.4f} → " in html
 
 
 def test_nothing_held_out_is_said(store: Store) -> None:

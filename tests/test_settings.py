@@ -34,6 +34,17 @@ def test_impossible_settings_are_one_clear_line(overrides: dict[str, object], sa
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_says_whether_the_preset_or_what_was_given_beside_it_is_at_fault(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {max_steps: no}\n")
+    with pytest.raises(UserError) as caught:
+        load_settings(str(path), {"training.learning_rate": 1e-3})
+    assert caught.value.where == str(path)
+    with pytest.raises(UserError) as caught:
+        load_settings(str(path), {"training.max_steps": "6.5"})
+    assert caught.value.where == f"settings given beside {path}"
+
+
 @pytest.mark.parametrize("preset", ["nonsense", "../demo", "missing.yaml"])
 def test_unknown_presets_are_refused(preset: str) -> None:
     with pytest.raises(UserError, match="no such preset"):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +57,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, store: Store, su
         ("a.csv", b'a,b\n1,"2', "broken CSV at line 1"),
         ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
         ("a.xlsx", b"", "unsupported kind of file"),
+        ("a.json", b"[" * 100_000, "JSON nested too deeply to be read"),
+        ("a.jsonl", b'{"a": 1}\n' + b'{"a":' * 100_000, "JSON nested too deeply to be read at line 2"),
     ],
 )
 def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str, content: bytes, said: str) -> None:
@@ -66,6 +70,43 @@ def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (store.root / "source").exists()
+
+
+def test_long_texts_in_a_csv_are_read(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\n" + "a" * 300_000 + ",b\n")
+    source = fetch(path, store)
+    assert len(read_rows(source.path / "train.csv", path)[0]["prompt"]) == 300_000
+
+
+def test_without_faker_other_data_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    program = f"""
+import importlib.metadata, sys
+sys.modules["faker"] = None  # as if it were not installed
+installed = importlib.metadata.distribution
+def distribution(name):
+    if name == "faker":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return installed(name)
+importlib.metadata.distribution = distribution
+from pathlib import Path
+from flows.finetune import stages
+from tasks.artifacts import Store
+from tasks.settings import DataSettings
+from tasks.source import fetch_data
+store = Store(Path({str(tmp_path)!r}) / "store")
+settings = DataSettings(source={str(tmp_path / "rows.json")!r})
+fetch_data.key(settings, 1, store=store)
+print(fetch_data.function(settings, 1, store=store).facts["train"])
+try:
+    fetch_data.key(DataSettings(source="generated:extraction"), 1, store=store)
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    said = "generated:extraction: the Python package faker is not installed. Run: pip install faker (or make setup)."
+    assert done.stdout.splitlines() == ["train.json", said]
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place/rows.json", "rows.txt"])

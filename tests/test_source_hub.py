@@ -10,7 +10,7 @@ from typing import Any
 import datasets.config
 import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfFileSystem, constants
 
 from tasks.artifacts import Store
 from tasks.errors import TemporaryError, UserError, is_temporary
@@ -29,6 +29,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub("datasets", directory)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+    HfFileSystem.clear_instance_cache()  # it remembers what other tests have listed
     with hub.asked_instead(monkeypatch):
         yield hub
 
@@ -66,6 +67,11 @@ def test_without_the_hub_the_rows_downloaded_last_are_still_known(hub: Hub, stor
 
 def test_a_split_that_is_not_there_is_named(hub: Hub, store: Store) -> None:
     assert "nights" in refusal(store, split="nights")
+
+
+def test_a_data_set_without_data_is_no_passing_trouble(hub: Hub, store: Store) -> None:
+    (hub.directory / "data.jsonl").rename(hub.directory / "notes.md")
+    assert "data" in refusal(store)
 
 
 def test_a_data_set_that_comes_as_a_script_is_refused(hub: Hub, store: Store) -> None:

@@ -8,6 +8,7 @@ from prefect import flow
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.report import write_report
 from tasks.settings import LoraSettings
 from tasks.stage import own_modules, planning, stage, without_prefect
 
@@ -54,6 +55,19 @@ def test_a_stage_runs_again_only_for_what_decides_it(store: Store, monkeypatch: 
     assert runs(store, 4) == ["first", "second"]
     monkeypatch.setitem(newest, "commit", "2")
     assert runs(store) == ["first"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("content", [b"", b"{", b"\x80\x04K\x01.", b'{"metadata": null, "result": "gASVBQ=="}'])
+def test_a_damaged_record_counts_as_none(store: Store, content: bytes) -> None:
+    runs(store)
+    for record in store.results.iterdir():
+        record.write_bytes(content)
+    with planning() as plan:
+        chain(store)
+    assert [state for _, state in plan.stages] == ["to run", "to run"]
+    assert runs(store) == ["first", "second"]
+    assert runs(store) == []
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -121,6 +135,17 @@ def test_only_temporary_failures_are_retried(error: Exception, attempts: int, st
 def test_the_key_covers_the_code_of_imported_modules() -> None:
     assert {"tasks.stage", "tasks.artifacts", "tasks.errors"} <= own_modules("tasks.stage")
     assert "grit.manager" in own_modules("tasks.training")
+
+
+def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {path.name for path in write_report.templates} == {"report.html.j2", "report.md.j2"}
+    assert all(path.is_file() for path in write_report.templates)
+    template = tmp_path / "page.j2"
+    template.write_text("one")
+    monkeypatch.setattr(first, "templates", [template])
+    before = first.key(1, LoraSettings(), store=store)
+    template.write_text("two")
+    assert first.key(1, LoraSettings(), store=store) != before
 
 
 def test_the_store_is_no_part_of_the_key(tmp_path: Path) -> None:
