@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import yaml
+from prefect.settings import get_current_settings
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.syntax import Syntax
@@ -19,6 +23,9 @@ from tasks.estimate import estimate
 from tasks.presets import load_settings
 from tasks.settings import FinetuneSettings
 from tasks.stage import planning
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C, as shells know it."""
 
 
 class CommandLine(BaseSettings, FinetuneSettings):
@@ -72,10 +79,42 @@ def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], A
         console.print(line)
 
 
+class _StoppedError(Exception):
+    """The user pressed Ctrl-C."""
+
+
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Turn Ctrl-C into `_StoppedError` when the flow has ended.
+
+    Ctrl-C reaches Prefect's temporary server as well, so that nobody should wait for its answers any longer.
+    """
+    stopped = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        get_current_settings().client.max_retries = 0
+        signal.default_int_handler(number, frame)
+
+    former = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except BaseException as error:
+        if stopped:
+            raise _StoppedError from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def run(
     flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any], arguments: Sequence[str] | None = None
 ) -> int:
-    """Run a flow from the command line and return the exit status: 0, or 2 for something the user can put right."""
+    """Run a flow from the command line and return the exit status.
+
+    It is 0, 2 for something the user can put right, or 130 after Ctrl-C.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         preset, plan, overrides = parse(given)
@@ -84,7 +123,11 @@ def run(
             show_plan(settings, stages)
             return 0
         method = overrides.pop("method", settings.method)
-        finished = flow(preset, method, overrides)
+        with _stopping_at_once():
+            finished = flow(preset, method, overrides)
+    except _StoppedError:
+        print("stopped: the same command goes on where this one was; finished stages are cached", file=sys.stderr)
+        return INTERRUPTED
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,4 +141,6 @@ def main(flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any]) ->
     """Run a flow from the command line and leave Python."""
     status = run(flow, stages)
     logging.disable()  # what to do next stays the last line, before Prefect's "Stopping temporary server"
+    if status == INTERRUPTED:  # Prefect's threads complain of the server, which the same Ctrl-C has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(status)

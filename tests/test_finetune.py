@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +15,6 @@ from prefect.artifacts import Artifact as PrefectArtifact
 from flows import chat
 from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
-from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.presets import load_settings
 from tasks.stage import planning
@@ -164,170 +160,6 @@ def test_options_reach_every_setting() -> None:
     assert load_settings("demo", nothing).training.eval_steps is None
     with pytest.raises(UserError, match=r"unrecognized arguments: --training.max_step 6"):
         parse(["--training.max_step", "6"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--preset", "nonsense"], "--preset nonsense: no such preset. Use one of demo, llama3-8b"),
-        (["--training.max_steps", "-3"], "training.max_steps: Input should be greater than or equal to 1"),
-        (["--training.max_steps", "3", "--training.warmup_steps", "3"], "warmup_steps (3) must be below max_steps (3)"),
-        (["--training.max_step", "3"], "command line: unrecognized arguments: --training.max_step 3"),
-        (["--ollama.target", "none", "--ollama.name", "no good"], "'no good' is no valid Ollama model name"),
-        (["--lora.r", "1"], "lora.r: in a rank space of one dimension GRIT's preconditioner is a number"),
-        (["--method", "magic"], "method"),
-        (["--ollama.parameters", "temprature=0"], "ollama.parameters: Ollama knows no temprature"),
-        (["--chat.system", 'Say """.'], 'chat.system: a Modelfile cannot express """'),
-        (["--scoring.tasks", "extractoin"], "scoring.tasks: extractoin: no such lm-eval task"),
-        (["--ollama.name", "no good"], "ollama.name: 'no good' is no valid Ollama model name"),
-        (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
-        (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),
-        (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),
-        (["--model.name", "/nowhere"], "/nowhere"),
-        (["--chat.format", "llama3"], "chat.format: the model's vocabulary lacks <|eot_id|>"),
-        (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
-        (["--data.columns", "completion=answer"], "the columns are completion, prompt"),
-        (["--data.max_length", "513"], "data.max_length: 513 tokens are more than the model's context of 512"),
-        (["--model.name", "org/name"], "org/name: the Hugging Face Hub cannot be reached"),
-        (["--data.source", "org/rows"], "org/rows: the Hugging Face Hub cannot be reached"),
-    ],
-)
-@pytest.mark.usefixtures("prefect_server")
-def test_a_users_mistake_is_one_line_and_leaves_nothing(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    store = workplace / "mistakes"
-    preset = make_preset(store=str(store))
-    first = [] if "--preset" in arguments else ["--preset", preset]
-    assert run(finetune, stages, [*first, *arguments]) == 2
-    printed = capfd.readouterr().err
-    assert_one_line(printed, said)
-    assert_nothing_half_written(store)
-
-
-def assert_one_line(printed: str, said: str) -> None:
-    assert "Traceback" not in printed
-    last = printed.strip().splitlines()[-1]
-    assert last.startswith("error: ") and said in last
-
-
-def assert_nothing_half_written(store: Path) -> None:
-    """What was whole before the mistake was found may stay; nothing follows from it."""
-    made = {path.name for path in store.iterdir()} if store.exists() else set()
-    assert made <= {"drafts", "results", "model", "source", "dataset"}
-    assert not list((store / "drafts").glob("*"))
-    for kind in made - {"drafts", "results"}:
-        assert all(len(path.name) == 16 for path in (store / kind).iterdir()), "artifacts are named by digest"
-    shutil.rmtree(store, ignore_errors=True)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "the file holds no rows"),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', "broken JSON at line 2"),
-        ('{"prompt": "", "completion": "b"}\n{"prompt": "a", "completion": " "}', "every row is empty"),
-        ('{"prompt": "a", "completion": "b"}\n["a", "b"]', "row 2 is list, not an object"),
-        ('{"prompt": "a", "completion": 7}', "row 1, column completion: text is needed, found int 7"),
-        ('{"prompt": "a", "completion": "b \\ud83d"}', "row 1: half of a character ('\\ud83d') that UTF-8 cannot"),
-        ('{"question": "a", "answer": "b"}', "the columns are answer, question; needed are"),
-    ],
-)
-@pytest.mark.usefixtures("prefect_server")
-def test_bad_data_is_one_line_and_leaves_nothing(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], content: str, said: str
-) -> None:
-    path, store = workplace / "bad.jsonl", workplace / "mistakes"
-    path.write_text(content, encoding="utf-8")
-    preset = make_preset(store=str(store))
-    assert run(finetune, stages, ["--preset", preset, "--data.source", str(path)]) == 2
-    printed = capfd.readouterr().err
-    assert_one_line(printed, said)
-    assert str(path) in printed.strip().splitlines()[-1]
-    assert_nothing_half_written(store)
-
-
-def _change_json(name: str, **values: Any) -> Callable[[Path], object]:
-    def change(directory: Path) -> None:
-        path = directory / name
-        path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | values).items() if v is not None}))
-
-    return change
-
-
-def _no_template(directory: Path) -> None:
-    (directory / "chat_template.jinja").unlink(missing_ok=True)
-    _change_json("tokenizer_config.json", chat_template=None)(directory)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda d: (d / "model.safetensors").unlink(), "no weights (*.safetensors)"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "the weights are pickle files"),
-        (lambda d: [path.unlink() for path in d.glob("tokenizer*")], "no tokenizer"),
-        (lambda d: (d / "tokenizer.json").write_text("{"), "the tokenizer cannot be loaded"),
-        (_change_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Own"}), "trust_remote_code: true"),
-        (_no_template, "no chat template"),
-    ],
-)
-@pytest.mark.usefixtures("prefect_server")
-def test_a_bad_model_is_one_line_and_leaves_nothing(
-    make_preset: Preset,
-    workplace: Path,
-    tiny_model: Artifact,
-    capfd: pytest.CaptureFixture[str],
-    spoil: Callable[[Path], object],
-    said: str,
-) -> None:
-    store, model = workplace / "mistakes", workplace / "bad-model"
-    shutil.rmtree(model, ignore_errors=True)
-    shutil.copytree(tiny_model.path, model)
-    spoil(model)
-    preset = make_preset(store=str(store))
-    assert run(finetune, stages, ["--preset", preset, "--model.name", str(model)]) == 2
-    assert_one_line(capfd.readouterr().err, said)
-    assert_nothing_half_written(store)
-
-
-def test_the_error_is_the_last_line_also_with_a_server_of_its_own(make_preset: Preset, workplace: Path) -> None:
-    preset = make_preset(store=str(workplace / "mistake"))
-    command = [sys.executable, "-m", "flows.finetune", "--preset", preset, "--data.source", "missing.jsonl"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2
-    said = "missing.jsonl: no such file. Correct data.source."
-    assert done.stderr.strip().splitlines()[-1] == f"error: {said}"
-    assert done.stderr.count(said) == 2, "once in Prefect's log, once at the end"
-    assert not (workplace / "mistake" / "model").exists(), "found before the model was fetched"
-
-
-@pytest.fixture
-def full_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(workplace)
-    monkeypatch.setattr("tasks.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
-
-
-@pytest.mark.usefixtures("prefect_server", "full_disk")
-def test_too_little_disk_is_found_before_anything_is_written(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    preset = make_preset(store=str(workplace / "small"))
-    assert run(finetune, stages, ["--preset", preset]) == 2
-    said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"error: {workplace / 'small'}: 0.0 GB are free and the run needs 0.6 GB (logs and small")
-    assert "merged model 0.0" in said and "point `store` or `ollama.models` at a larger disk" in said
-    assert not (workplace / "small").exists()
-
-
-@pytest.mark.usefixtures("prefect_server", "full_disk")
-def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_size(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.estimate.parameters_of_source", lambda settings: None)
-    store = workplace / "unknown"
-    assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
-    assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")
-    assert {path.name for path in store.iterdir()} == {"results"}
 
 
 @pytest.mark.usefixtures("full_disk")

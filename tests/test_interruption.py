@@ -1,0 +1,42 @@
+"""Ctrl-C in a real run: it reaches every process of the terminal's group, Prefect's temporary server too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.mark.timeout(400)
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(make_preset: Callable[..., str], workplace: Path) -> None:
+    store = workplace / "interrupted"
+    command = [sys.executable, "-m", "flows.finetune", "--preset", make_preset(store=str(store))]
+    command += ["--training.max_steps", "1000000"]
+    printed = workplace / "printed"
+    with printed.open("w") as output:
+        run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    # Only what is killed as a group would be left behind should this test fail.
+    try:
+        until = time.monotonic() + 200
+        while not any(path.stat().st_size for path in store.glob("drafts/history-*/history.jsonl")):
+            assert run.poll() is None and time.monotonic() < until, printed.read_text()
+            time.sleep(0.2)
+        processes = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+        assert len(processes) >= 3, "the run, its server, its training"
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130, printed.read_text()
+        assert not psutil.wait_procs(processes, timeout=20)[1]
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    last = printed.read_text().strip().splitlines()[-1]
+    assert last == "stopped: the same command goes on where this one was; finished stages are cached"
+    assert len(list(store.glob("checkpoints/*/checkpoint-*"))) == 1
+    assert not list((store / "drafts").iterdir())
