@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import tasks.training
 from tasks.artifacts import Artifact, Store
+from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
 from tasks.merging import merge
 from tasks.model import fetch_model
@@ -23,6 +26,7 @@ from tasks.scoring import score
 from tasks.settings import (
     ChatSettings,
     DataSettings,
+    ExportSettings,
     LoraSettings,
     ModelSettings,
     ScoringSettings,
@@ -48,16 +52,20 @@ def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any
         "fetch_model": (fetch_model, (MODEL,)),
         "train": (train, (model, dataset, MODEL, LORA, TRAINING, None, 1)),
         "merge": (merge, (model, dataset, made.get("adapter"), False)),
+        "convert": (convert, (made.get("merged"), dataset, ExportSettings())),
         "score": (score, (model, dataset, scoring, False, "base", 1)),
     }
     return {name: lambda f=one.function, a=given: f(*a, store=store) for name, (one, given) in stages.items()}
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that is no file's: files are mapped, and the system takes them back."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    """Resident memory of this process and its children that is no file's, which the system would take back."""
+    total = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(OSError):  # a child that has just ended
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            total += int(found[1]) * 1024 if found else 0
+    return total
 
 
 def main() -> None:
@@ -105,7 +113,8 @@ def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Pa
     made["dataset"] = dataset.model_dump(mode="json")
     training, peaks["train"] = measure("train")
     made["adapter"] = training["adapter"]
-    _, peaks["merge"] = measure("merge")
+    made["merged"], peaks["merge"] = measure("merge")
+    _, peaks["convert"] = measure("convert")
     _, peaks["score"] = measure("score")
     copy = (model.path / "model.safetensors").stat().st_size
     assert copy > 200 * 2**20, "large beside all else that the stages hold"
