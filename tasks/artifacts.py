@@ -108,6 +108,13 @@ class Store:
         """Where Prefect keeps the JSON record of each stage's result."""
         return self.root / "results"
 
+    @property
+    def locks(self) -> Path:
+        """Where runs lock what they compute, so that two of them compute it once."""
+        directory = self.root / "locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
     @contextmanager
     def draft(self, kind: str) -> Iterator[Draft]:
         """Yield a draft; on success it becomes an artifact, on any error it is removed."""

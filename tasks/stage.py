@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from prefect import task
+from filelock import FileLock, Timeout
+from prefect import get_run_logger, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
@@ -95,10 +96,11 @@ class Stage(Generic[P, R]):
             result_storage=_store(kwargs).results,
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _parameters: key),
         )
-        state = run(*args, **kwargs, return_state=True)
-        result = state.result()
-        if state.name == "Cached" and not is_whole(result):
-            result = run.with_options(refresh_cache=True)(*args, **kwargs)
+        with _alone(_store(kwargs), key):
+            state = run(*args, **kwargs, return_state=True)
+            result = state.result()
+            if state.name == "Cached" and not is_whole(result):
+                result = run.with_options(refresh_cache=True)(*args, **kwargs)
         return result
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -195,6 +197,21 @@ def without_prefect() -> Iterator[None]:
     """Within this block stages are plain functions: no cache, no retries, no server."""
     with _calling(lambda called, *args, **kwargs: called.function(*args, **kwargs)):
         yield
+
+
+@contextmanager
+def _alone(store: Store, key: str) -> Iterator[None]:
+    """Let no other run compute the same; it then finds the result cached. The system unlocks for a dead process."""
+    lock = FileLock(store.locks / f"{key}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        get_run_logger().info("Waiting for another run, which computes the same: %s", key.rpartition("-")[0])
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_whole(result: object) -> bool:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from tasks.errors import TemporaryError, UserError
 from tasks.settings import REPOSITORY
 
@@ -128,10 +130,13 @@ def _train(text: str, send: Callable[..., None]) -> None:
     def stop(*_: Any) -> None:
         training.checkpoints.stop = True
 
-    training = Training(Job.model_validate_json(text), report)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    facts = training.run()
+    job = Job.model_validate_json(text)
+    # The training of a parent that was killed may still be at its last step and write there.
+    with FileLock(job.checkpoints.with_suffix(".lock")):
+        training = Training(job, report)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        facts = training.run()
     if facts is None:
         send(stopped=last)
     else:

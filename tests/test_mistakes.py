@@ -67,9 +67,9 @@ def assert_one_line(printed: str, said: str) -> None:
 def assert_nothing_half_written(store: Path) -> None:
     """What was whole before the mistake was found may stay; nothing follows from it."""
     made = {path.name for path in store.iterdir()} if store.exists() else set()
-    assert made <= {"drafts", "results", "model", "source", "dataset"}
+    assert made <= {"drafts", "locks", "results", "model", "source", "dataset"}
     assert not list((store / "drafts").glob("*"))
-    for kind in made - {"drafts", "results"}:
+    for kind in made - {"drafts", "locks", "results"}:
         assert all(len(path.name) == 16 for path in (store / kind).iterdir()), "artifacts are named by digest"
     shutil.rmtree(store, ignore_errors=True)
 
@@ -174,4 +174,4 @@ def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_si
     store = workplace / "unknown"
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")
-    assert {path.name for path in store.iterdir()} == {"results"}
+    assert {path.name for path in store.iterdir()} == {"locks", "results"}

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.report import write_report
-from tasks.settings import LoraSettings
+from tasks.settings import REPOSITORY, LoraSettings
 from tasks.stage import own_modules, planning, stage, without_prefect
 
 ran: list[str] = []
@@ -77,6 +83,60 @@ def test_damaged_artifacts_are_made_again_once(store: Store) -> None:
     assert runs(store) == ["second"]
     assert runs(store) == []
     assert copy.is_whole()
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from prefect import flow
+from tasks.artifacts import Artifact, Store
+from tasks.stage import stage
+
+@stage()
+def slow(number: int, *, store: Store) -> Artifact:
+    with store.draft("slow") as draft:
+        print("computing", flush=True)
+        time.sleep(float(sys.argv[2]))
+        (draft.path / "number.txt").write_text(str(number))
+    return draft.done()
+
+print(flow(lambda: slow(7, store=Store(Path(sys.argv[1]))), name="slow")().digest, flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, prefect_server: None) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
+    """Starts runs of one and the same slow stage, in processes of their own, on the tests' server."""
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(REPOSITORY)}
+    with ExitStack() as stack:
+
+        def go(seconds: float) -> subprocess.Popen[str]:
+            command = [sys.executable, str(script), str(tmp_path / "store"), str(seconds)]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+            stack.callback(process.kill)
+            return process
+
+        yield go
+
+
+def test_two_runs_at_once_compute_once(start: Callable[[float], subprocess.Popen[str]]) -> None:
+    runs = [start(15), start(15)]
+    said = [run.communicate(timeout=100) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert sorted(len(out.split()) for out, _ in said) == [1, 2], "one of them computes"
+    assert len({out.split()[-1] for out, _ in said}) == 1
+    assert sum("Waiting for another run, which computes the same: slow" in err for _, err in said) == 1
+
+
+def test_a_killed_run_keeps_nobody_waiting(start: Callable[[float], subprocess.Popen[str]]) -> None:
+    killed = start(1000)
+    assert killed.stdout is not None and killed.stdout.readline() == "computing\n"
+    killed.kill()
+    out, err = start(0).communicate(timeout=100)
+    assert out.startswith("computing\n") and "Waiting" not in err
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +173,18 @@ def test_what_goes_wrong_comes_through(
 
 PARENT = """
 import sys
+import time
 from pathlib import Path
 from tasks.training_process import train_in_child
 from tasks.training_run import Job
 
 job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-train_in_child(job, lambda step, *_: print(step, flush=True))
+with open(sys.argv[2], "w") as told:
+    train_in_child(job, lambda step, *_: print(step, file=told, flush=True))
 """
 
 
-def test_when_its_parent_dies_the_training_stops_with_a_checkpoint(
+def test_when_its_parent_dies_the_training_stops_with_a_checkpoint_and_the_next_goes_on(
     tiny_model: Artifact, dataset: Artifact, tmp_path: Path
 ) -> None:
     long = SIX_STEPS.model_copy(update={"max_steps": 10_000, "save_steps": None, "eval_steps": None})
@@ -192,16 +195,32 @@ def test_when_its_parent_dies_the_training_stops_with_a_checkpoint(
         model=tiny_model, dataset=dataset, base=BASE, lora=LORA, training=long, grit=None, seed=7, **directories
     )
     (tmp_path / "job.json").write_text(job.model_dump_json())
-    command = [sys.executable, "-c", PARENT, str(tmp_path / "job.json")]
-    with (
-        (tmp_path / "told").open("w") as told,
-        subprocess.Popen(command, stdout=told, start_new_session=True) as parent,
-    ):
-        while "1" not in (tmp_path / "told").read_text().split("\n"):
+    told = [tmp_path / "one", tmp_path / "another"]
+
+    def first_step(parent: subprocess.Popen[bytes], path: Path) -> tuple[int, psutil.Process]:
+        while not path.is_file() or not path.read_text():
             assert parent.poll() is None
             time.sleep(0.1)
         (training,) = psutil.Process(parent.pid).children()
-        parent.kill()
-    psutil.wait_procs([training], timeout=100)
-    assert not training.is_running()
-    assert list((tmp_path / "checkpoints").glob("checkpoint-*"))
+        return int(path.read_text().split()[0]), training
+
+    with ExitStack() as stack:
+        parents = []
+        for path in told:
+            command = [sys.executable, "-c", PARENT, str(tmp_path / "job.json"), str(path)]
+            parents.append(stack.enter_context(subprocess.Popen(command, start_new_session=True)))
+            stack.callback(parents[-1].kill)
+        while not any(path.is_file() and path.read_text() for path in told):
+            time.sleep(0.1)
+        # Whichever comes second waits for the other's training, since both would write to the same place.
+        first = 0 if told[0].read_text() else 1
+        step, training = first_step(parents[first], told[first])
+        assert step == 1
+        assert not told[1 - first].read_text()
+        parents[first].kill()
+        assert psutil.wait_procs([training], timeout=100)[1] == []
+        left = max(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
+        step, training = first_step(parents[1 - first], told[1 - first])
+        assert step == left + 1, "it went on from there"
+        parents[1 - first].kill()
+        assert psutil.wait_procs([training], timeout=100)[1] == []
