@@ -242,7 +242,7 @@ EIGHT_BITS = QUICK.model_copy(update={"optimizer": "adamw_8bit"})
         ),
         (None, {"training": UNSLOTH, "grit": GritSettings()}, "training.backend: Unsloth's fused kernels bypass the"),
         (False, {"training": UNSLOTH}, "training.backend: Unsloth needs a CUDA GPU"),
-        (True, {"training": UNSLOTH}, "training.backend: Unsloth is not installed. Use the environment that `make setup-unsloth` makes"),
+        (True, {"training": UNSLOTH}, "training.backend: Unsloth is not installed. Use the environment"),
         (False, {"base": BASE.model_copy(update={"dtype": "float16"})}, "model.dtype: float16 training needs a CUDA"),
     ],
 )
