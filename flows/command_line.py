@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import shlex
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 from prefect.settings import get_current_settings
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.syntax import Syntax
@@ -23,9 +25,6 @@ from tasks.estimate import estimate
 from tasks.presets import load_settings
 from tasks.settings import FinetuneSettings
 from tasks.stage import planning
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C, as shells know it."""
 
 
 class CommandLine(BaseSettings, FinetuneSettings):
@@ -61,8 +60,22 @@ def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any]]:
         given = CliSettingsSource(CommandLine, cli_parse_args=list(arguments), cli_exit_on_error=False)()
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
-        raise UserError(what, where="command line", fix="`--help` lists every setting.") from None
+        raise UserError(what, where="command line", fix=_meant(what)) from None
     return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", given
+
+
+def _meant(what: str) -> str:
+    known = [f"--{name}" for name in _dotted(FinetuneSettings)]
+    near = [name for said in what.split() for name in difflib.get_close_matches(said.partition("=")[0], known, n=1)]
+    return f"Did you mean {', '.join(near)}?" if near else "`--help` lists every setting."
+
+
+def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], Any]) -> None:
@@ -80,32 +93,33 @@ def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], A
 
 
 class _StoppedError(Exception):
-    """The user pressed Ctrl-C."""
+    """Ctrl-C or SIGTERM; its argument is the signal's number."""
 
 
 @contextmanager
 def _stopping_at_once() -> Iterator[None]:
-    """Turn Ctrl-C into `_StoppedError` when the flow has ended.
+    """Turn Ctrl-C and SIGTERM into `_StoppedError` when the flow has ended.
 
     Ctrl-C reaches Prefect's temporary server as well, so that nobody should wait for its answers any longer.
     """
-    stopped = False
+    stopped: int | None = None
 
     def stop(number: int, frame: Any) -> None:
         nonlocal stopped
-        stopped = True
+        stopped = number
         get_current_settings().client.max_retries = 0
         signal.default_int_handler(number, frame)
 
-    former = signal.signal(signal.SIGINT, stop)
+    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except BaseException as error:
         if stopped:
-            raise _StoppedError from error
+            raise _StoppedError(stopped) from error
         raise
     finally:
-        signal.signal(signal.SIGINT, former)
+        for known, handler in former.items():
+            signal.signal(known, handler)
 
 
 def run(
@@ -113,7 +127,7 @@ def run(
 ) -> int:
     """Run a flow from the command line and return the exit status.
 
-    It is 0, 2 for something the user can put right, or 130 after Ctrl-C.
+    It is 0, 2 for something the user can put right, or 130 after Ctrl-C and 143 after SIGTERM, as shells count.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -125,9 +139,9 @@ def run(
         method = overrides.pop("method", settings.method)
         with _stopping_at_once():
             finished = flow(preset, method, overrides)
-    except _StoppedError:
+    except _StoppedError as error:
         print("stopped: the same command goes on where this one was; finished stages are cached", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + int(error.args[0])
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -141,6 +155,6 @@ def main(flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any]) ->
     """Run a flow from the command line and leave Python."""
     status = run(flow, stages)
     logging.disable()  # what to do next stays the last line, before Prefect's "Stopping temporary server"
-    if status == INTERRUPTED:  # Prefect's threads complain of the server, which the same Ctrl-C has ended
+    if status > 128:  # Prefect's threads complain of the server, which the same Ctrl-C has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(status)

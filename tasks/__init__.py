@@ -1,1 +1,6 @@
 """The stages of the fine-tuning pipeline, one a file, and the types that pass between them."""
+
+import logging
+
+# It recommends a package for quicker 4-bit products on the CPU at each start, whether they are used or not.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -125,7 +125,8 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
         # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
         passes = 6 if training.gradient_checkpointing else 4
         tokens = training.per_device_batch_size * training.gradient_accumulation_steps * training.max_steps * length
-        parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}")
+        counted = f" (each row as {length:.0f} tokens, until they are read)" if rows is None else ""
+        parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}{counted}")
     if rows is not None:
         measured = waiting.count("score")
         if "train" in waiting:

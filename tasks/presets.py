@@ -66,7 +66,7 @@ def settings_error(error: ValidationError, where: object) -> UserError:
         + ("" if isinstance(fault["input"], dict | Section) else f" (got {fault['input']!r})")
         for fault in error.errors()
     )
-    return UserError(faults, where=where, fix="See the settings table in README.md.")
+    return UserError(faults, where=where, fix="`--help` lists every setting.")
 
 
 def _holds(given: Any, keys: tuple[int | str, ...]) -> bool:

@@ -22,6 +22,14 @@ from tasks.validation_loss import ratio_stderr
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
 
+_OPENINGS = {
+    (True, False): "The tuned model is better than the base model on held-out data.",
+    (False, True): "The tuned model is worse than the base model on held-out data.",
+    (True, True): "The tuned model is better in some held-out measures and worse in others.",
+    (False, False): "No difference between tuned and base model exceeds its error.",
+}
+"""By whether something is better, and whether something is worse."""
+
 
 @stage(libraries=("matplotlib", "jinja2"), templates=("report.html.j2", "report.md.j2"))
 def write_report(
@@ -150,12 +158,10 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
     if not comparison:
         return {"tone": "", "text": "Nothing was measured on held-out data, so nothing can be said."}
     tone = "worse" if worse else "better" if better else ""
-    opening = {
-        (True, False): "The tuned model is better than the base model on held-out data.",
-        (False, True): "The tuned model is worse than the base model on held-out data.",
-        (True, True): "The tuned model is better in some held-out measures and worse in others.",
-        (False, False): "No difference between tuned and base model exceeds its error.",
-    }[better, worse]
+    if not set(readings) & {"better", "worse", "within error"}:
+        opening = "Too little was held out to say whether the tuned model is better."
+    else:
+        opening = _OPENINGS[better, worse]
     parts = [
         f"{row['name']} {figure(row['base'])} → {figure(row['tuned'])} "
         f"({signed(row['difference'])}{plusminus(row['stderr'])}, {row['reading']})"

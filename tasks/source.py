@@ -268,5 +268,7 @@ def _parquet(path: Path, name: object) -> list[Any]:
 
 def _broken(error: json.JSONDecodeError, line: int, name: object) -> UserError:
     return UserError(
-        f"broken JSON at line {line}, column {error.colno}: {error.msg}", where=name, fix="Correct that line."
+        f"broken JSON at line {line}, column {error.colno}: {error.msg.removesuffix(' starting at')}",
+        where=name,
+        fix="Correct that line.",
     )

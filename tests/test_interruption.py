@@ -1,4 +1,4 @@
-"""Ctrl-C in a real run: it reaches every process of the terminal's group, Prefect's temporary server too."""
+"""Ctrl-C in a real run, which reaches every process of the terminal's group, and SIGTERM, which reaches only one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ import pytest
 
 
 @pytest.mark.timeout(400)
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(make_preset: Callable[..., str], workplace: Path) -> None:
-    store = workplace / "interrupted"
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_stopped_run_leaves_a_checkpoint_and_says_how_to_go_on(
+    make_preset: Callable[..., str], workplace: Path, number: signal.Signals, send: Callable[[int, int], None]
+) -> None:
+    store = workplace / number.name
     command = [sys.executable, "-m", "flows.finetune", "--preset", make_preset(store=str(store))]
     command += ["--training.max_steps", "1000000"]
     printed = workplace / "printed"
@@ -30,8 +33,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(make_preset: Callable[
             time.sleep(0.2)
         processes = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
         assert len(processes) >= 3, "the run, its server, its training"
-        os.killpg(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, printed.read_text()
+        send(run.pid, number)
+        assert run.wait(60) == 128 + number, printed.read_text()
         assert not psutil.wait_procs(processes, timeout=20)[1]
     finally:
         if run.poll() is None:

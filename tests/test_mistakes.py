@@ -25,7 +25,7 @@ Preset = Callable[..., str]
         (["--preset", "nonsense"], "--preset nonsense: no such preset. Use one of demo, llama3-8b"),
         (["--training.max_steps", "-3"], "training.max_steps: Input should be greater than or equal to 1"),
         (["--training.max_steps", "3", "--training.warmup_steps", "3"], "warmup_steps (3) must be below max_steps (3)"),
-        (["--training.max_step", "3"], "command line: unrecognized arguments: --training.max_step 3"),
+        (["--training.max_step", "3"], "arguments: --training.max_step 3. Did you mean --training.max_steps?"),
         (["--ollama.target", "none", "--ollama.name", "no good"], "'no good' is no valid Ollama model name"),
         (["--lora.r", "1"], "lora.r: in a rank space of one dimension GRIT's preconditioner is a number"),
         (["--method", "magic"], "method"),

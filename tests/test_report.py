@@ -77,7 +77,7 @@ def test_a_metric_without_an_error_decides_nothing() -> None:
     metric = {"task": {"score": {"value": 1.0, "stderr": None, "higher_is_better": True}}}
     (row,) = lm_eval_rows(metric, metric)
     assert row["reading"] == "error unknown"
-    assert verdict([row])["text"].startswith("No difference between tuned and base model exceeds its error.")
+    assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
 
 
 def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) -> None:
