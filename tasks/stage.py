@@ -125,7 +125,7 @@ class Stage(Generic[P, R]):
         records = ResultStore(result_storage=LocalFileSystem(basepath=str(store.results)), serializer=JSONSerializer())
         try:
             result: R = records.read(key).result
-        except Exception:  # Prefect, too, takes a record that cannot be read for none
+        except Exception:  # whatever ails a record, computing anew mends it; Prefect's own look-up does the same
             return None
         return result if is_whole(result) else None
 
