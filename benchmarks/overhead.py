@@ -20,8 +20,9 @@ from typing import Any
 from flows import finetune as flow_module
 from flows.finetune import finetune, stages
 from tasks import artifacts
-from tasks.presets import load_settings
-from tasks.stage import Stage, without_prefect
+from tasks.planning import without_prefect
+from tasks.presets import Overrides, given, load_settings
+from tasks.stage import Stage
 from tasks.training_record import ProgressArtifact
 
 Seconds = dict[str, float]
@@ -62,18 +63,18 @@ def main() -> None:
     within: Seconds = defaultdict(float)
     for value in vars(flow_module).values():
         if isinstance(value, Stage):
-            value.task.fn = timed(value.function, value.name, within_stages)
+            value.function = timed(value.function, value.name, within_stages)
     ProgressArtifact.show = timed(ProgressArtifact.show, "progress", within)  # type: ignore[method-assign]
     hashing = artifacts.file_sha256
 
-    def as_flow(given: dict[str, Any]) -> None:
+    def as_flow(overrides: dict[str, Any]) -> None:
         artifacts.file_sha256 = timed(hashing, "hashing", within)
-        finetune(arguments.preset, arguments.method, given)
+        finetune(arguments.preset, arguments.method, Overrides.model_validate(given(overrides)))
         artifacts.file_sha256 = hashing
 
-    def as_functions(given: dict[str, Any]) -> None:
+    def as_functions(overrides: dict[str, Any]) -> None:
         with without_prefect():
-            stages(load_settings(arguments.preset, {**given, "method": arguments.method}))
+            stages(load_settings(arguments.preset, {**overrides, "method": arguments.method}))
 
     times: dict[str, list[float]] = {"flow": [], "plain functions": []}
     for pair in range(arguments.pairs):

@@ -11,11 +11,12 @@ from llama_cpp import Llama
 
 from flows.command_line import parse
 from flows.finetune import stages
+from tasks.artifacts import Store
 from tasks.errors import UserError
 from tasks.modelfile import OllamaModel, ollama_model
+from tasks.planning import planning
 from tasks.presets import load_settings
 from tasks.settings import FinetuneSettings
-from tasks.stage import planning
 
 MOST_TOKENS = 512
 
@@ -36,7 +37,8 @@ def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
         fix = "Start it with python -m flows.finetune and the same options."
         raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
     model = ollama_model(found["prepare_dataset"], settings.ollama, None)
-    return found["convert"].path / "model.gguf", model, found["convert"].facts["answer"]["prompt"]
+    gguf = Store(settings.store, settings.store_uri).bring(found["convert"])
+    return gguf.path / "model.gguf", model, gguf.facts["answer"]["prompt"]
 
 
 def answer(llama: Llama, model: OllamaModel, turns: list[dict[str, str]]) -> str:

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
+from tasks.planning import planning
 from tasks.presets import load_settings
 from tasks.settings import FinetuneSettings
-from tasks.stage import planning
 
 
 class CommandLine(BaseSettings, FinetuneSettings):

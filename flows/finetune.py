@@ -15,21 +15,22 @@ from prefect import flow
 from pydantic import BaseModel
 
 from flows.command_line import main
-from flows.publishing import publish, show_user_errors_as_one_line
+from flows.publishing import method_and_model, publish, show_user_errors_as_one_line, skipped
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
 from tasks.estimate import check_disk, disk_needs
+from tasks.finished import remember, same_run
 from tasks.merging import merge
 from tasks.model import fetch_model
+from tasks.planning import Plan, planning
 from tasks.preflight import check_prepared, check_settings
-from tasks.presets import load_settings
+from tasks.presets import Overrides, given, load_settings
 from tasks.registration import register
 from tasks.report import write_report
 from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
-from tasks.stage import Plan, planning
 from tasks.training import train
 
 
@@ -41,23 +42,36 @@ class Finetuned(BaseModel):
     registration: Artifact
 
 
-@flow(name="finetune", flow_run_name="{method}-{preset}")
-def finetune(preset: str = "demo", method: Method = "grit", overrides: dict[str, Any] | None = None) -> Finetuned:
+@flow(name="finetune", flow_run_name=method_and_model)
+def finetune(
+    preset: str = "demo",
+    method: Method = "grit",
+    overrides: Overrides | None = None,
+    skip_unchanged: bool = False,
+) -> Any:
     """Fine-tune a model, score it, and register it with Ollama.
 
     Args:
         preset: a name in `presets/`, or the path of a YAML file.
         method: `baseline` (LoRA with AdamW) or `grit` (the same with GRIT).
-        overrides: single settings over the preset's, e.g. `{"training.max_steps": 60}`.
+        overrides: single settings over the preset's, nested like them, e.g. `{"training": {"max_steps": 60}}`.
+        skip_unchanged: end at once, in a state named Skipped, when the registered model is what this run would make.
+
+    Returns:
+        What the run leaves behind (`Finetuned`), or a state of Prefect's where it is skipped.
     """
     show_user_errors_as_one_line()
-    settings = load_settings(preset, {**(overrides or {}), "method": method})
+    settings = load_settings(preset, given(overrides) | {"method": method})
+    store = Store(settings.store, settings.store_uri)
     plan = _plan(settings)
+    if skip_unchanged and (former := same_run(store, plan, settings.ollama_name)):
+        return skipped(settings.ollama_name, former)
     if disk_needs(settings, plan) is None:  # known once the model is there
-        fetch_model(settings.model, store=Store(settings.store))
+        fetch_model(settings.model, store=store)
         plan = _plan(settings)
     check_disk(settings, plan)
     finetuned = stages(settings)
+    remember(store, _plan(settings), finetuned.report, finetuned.registration, settings.model_dump(mode="json"))
     publish(finetuned.report)
     return finetuned
 
@@ -75,7 +89,8 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     scores are those of the merged weights, which are the ones that ship.
     """
     check_settings(settings)
-    store, seed, trust = Store(settings.store), settings.seed, settings.model.trust_remote_code
+    store = Store(settings.store, settings.store_uri)
+    seed, trust = settings.seed, settings.model.trust_remote_code
     grit = settings.grit if settings.method == "grit" else None
 
     model = fetch_model(settings.model, store=store)

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
+from prefect import State, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from tasks.artifacts import Artifact
 from tasks.errors import TemporaryError, UserError
+from tasks.finished import FinishedRun
+from tasks.presets import given, load_settings
 
 
 def publish(report: Artifact) -> None:
     """Put the short report on the flow run's page."""
     text = (report.path / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(text, key="report", description=f"Full report: {report.path / 'report.html'}")
+
+
+def method_and_model() -> str:
+    """The flow run's name; without the model where the settings are wrong, which the run itself will say."""
+    parameters = flow_run.parameters
+    try:
+        model = load_settings(parameters["preset"], given(parameters["overrides"])).model.name
+    except UserError:
+        model = parameters["preset"]
+    return f"{parameters['method']} {model.rstrip('/').rpartition('/')[2]}"
+
+
+def skipped(name: str, former: FinishedRun) -> State[Any]:
+    """Log why there is nothing to do, and return the state in which such a run ends."""
+    reason = f"Nothing has changed since {former.at:%Y-%m-%d %H:%M} UTC, when {name} was registered: data, base model, "
+    reason += "settings, code and libraries are the same."
+    get_run_logger().info(reason)
+    return Completed(name="Skipped", message=reason)
 
 
 ERROR_IN_A_STATE = re.compile(rf"\b({UserError.__name__}|{TemporaryError.__name__}):")

@@ -12,13 +12,18 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from tasks.remote import Remote
+
+R = TypeVar("R", bound=BaseModel)
 
 
 class Artifact(BaseModel):
@@ -29,7 +34,7 @@ class Artifact(BaseModel):
     kind: str
     """What it is: `model`, `dataset`, `adapter`, `merged`, `gguf` …"""
     path: Path
-    """Directory that holds the files."""
+    """Directory that holds the files; in a record relative to the store, unless the files lie elsewhere."""
     files: dict[str, str]
     """SHA-256 in hexadecimal of each file, by its path below `path`."""
     size: int
@@ -99,9 +104,12 @@ class Draft:
 
 @dataclass(frozen=True)
 class Store:
-    """The directory of all artifacts and of the records which say what is cached."""
+    """Where all artifacts are kept, and the records which say what is cached."""
 
     root: Path
+    """A directory of this machine."""
+    uri: str | None = None
+    """Where artifacts and records are kept for other machines too; none: nowhere."""
 
     @property
     def results(self) -> Path:
@@ -115,28 +123,113 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
+    @cached_property
+    def remote(self) -> Remote | None:
+        """What is behind the URI."""
+        return Remote(self.uri) if self.uri else None
+
     @contextmanager
     def draft(self, kind: str) -> Iterator[Draft]:
         """Yield a draft; on success it becomes an artifact, on any error it is removed."""
-        drafts = self.root / "drafts"
-        drafts.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=drafts))
-        try:
+        with self._directory(kind) as directory:
             draft = Draft(directory)
             yield draft
             names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
             made = reference(kind, directory, names, draft.facts)
-            draft.artifact = made.model_copy(update={"path": self._publish(made)})
+            draft.artifact = self._publish(made)
+
+    def portable(self, artifact: Artifact) -> Artifact:
+        """The artifact as it is recorded: no path of this machine, unless its files lie outside the store."""
+        inside = artifact.path.is_relative_to(self.root)
+        return artifact.model_copy(update={"path": artifact.path.relative_to(self.root)}) if inside else artifact
+
+    def located(self, artifact: Artifact) -> Artifact:
+        """The artifact as it is used: with the path on this machine, where its files are or would be."""
+        return artifact.model_copy(update={"path": self.root / artifact.path})
+
+    def holds(self, artifact: Artifact) -> bool:
+        """Say whether its files are whole on this machine, or else all there at the URI."""
+        return artifact.is_whole() or self._at_uri(artifact)
+
+    def bring(self, artifact: Artifact) -> Artifact:
+        """Fetch what is not whole on this machine from the URI, if it is there, and comes whole."""
+        if self.remote and not artifact.is_whole() and self._at_uri(artifact):
+            with self._directory(artifact.kind) as directory:
+                for name in artifact.files:
+                    self.remote.pull(f"{self.portable(artifact).path.as_posix()}/{name}", directory / name)
+                fetched = artifact.model_copy(update={"path": directory})
+                if fetched.is_whole():
+                    self._publish(fetched)
+        return artifact
+
+    def share(self, artifact: Artifact) -> Artifact:
+        """Write its files to the URI, unless they lie outside the store; return the artifact."""
+        path = self.portable(artifact).path
+        if self.remote and not path.is_absolute():
+            for name in artifact.files:
+                self.remote.push(artifact.path / name, f"{path.as_posix()}/{name}")
+        return artifact
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """Yield a path to write to; the file appears under its name, here and at the URI, when the block has ended."""
+        with self._directory("file") as directory:
+            path = directory / Path(name).name
+            yield path
+            if self.remote:
+                self.remote.push(path, name)
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(self.root / name)
+
+    def bring_files(self, directory: str) -> None:
+        """Fetch the files of a directory at the URI that are not on this machine."""
+        for name in self.remote.sizes(directory) if self.remote else ():
+            if self.remote and not (self.root / directory / name).is_file():
+                self.remote.pull(f"{directory}/{name}", self.root / directory / name)
+
+    def _at_uri(self, artifact: Artifact) -> bool:
+        path = self.portable(artifact).path
+        if self.remote is None or path.is_absolute():
+            return False
+        sizes = self.remote.sizes(path.as_posix())
+        return sum(sizes.get(name, -1) for name in artifact.files) == artifact.size
+
+    @contextmanager
+    def _directory(self, kind: str) -> Iterator[Path]:
+        drafts = self.root / "drafts"
+        drafts.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=drafts))
+        try:
+            yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _publish(self, made: Artifact) -> Path:
+    def _publish(self, made: Artifact) -> Artifact:
         target = self.root / made.kind / made.digest[:16]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if made.model_copy(update={"path": target}).is_whole():
-            return target
-        if target.exists():
-            shutil.rmtree(target)
-        made.path.chmod(0o755)
-        made.path.rename(target)
-        return target
+        published = made.model_copy(update={"path": target})
+        if not published.is_whole():
+            if target.exists():
+                shutil.rmtree(target)
+            made.path.chmod(0o755)
+            made.path.rename(target)
+        return published
+
+
+def artifacts_in(result: BaseModel) -> Iterator[Artifact]:
+    """All artifacts in a result."""
+    if isinstance(result, Artifact):
+        yield result
+    else:
+        for name in type(result).model_fields:
+            if isinstance(value := getattr(result, name), BaseModel):
+                yield from artifacts_in(value)
+
+
+def each_artifact(result: R, change: Callable[[Artifact], Artifact]) -> R:
+    """The same result with each artifact changed."""
+    if isinstance(result, Artifact):
+        return change(result)  # type: ignore[return-value]
+    values = {name: getattr(result, name) for name in type(result).model_fields}
+    changed = {name: each_artifact(value, change) for name, value in values.items() if isinstance(value, BaseModel)}
+    return result.model_copy(update=changed)

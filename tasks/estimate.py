@@ -15,8 +15,8 @@ import torch
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.model import parameters_of_source, to_fetch
+from tasks.planning import Plan
 from tasks.settings import FinetuneSettings
-from tasks.stage import Plan
 
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2}  # Q8_0: 32 weights of 8 bits and one 16-bit scale
 RESERVE = 512 * 2**20  # logs, tokenizers, a small model's adapter, and what else the disk is used for

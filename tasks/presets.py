@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from tasks.errors import UserError
 from tasks.settings import REPOSITORY, FinetuneSettings, Section
 
 PRESETS = REPOSITORY / "presets"
+
+
+def optional(section: type[BaseModel], leave_out: frozenset[str] = frozenset()) -> type[Section]:
+    """The same settings, each with its type and limits but none with a value: what may be put over a preset.
+
+    Args:
+        section: the settings.
+        leave_out: names of fields that are given otherwise.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kind: Any = field.annotation
+        if inspect.isclass(kind) and issubclass(kind, BaseModel):
+            kind = optional(kind)
+        elif field.metadata:
+            kind = Annotated[(kind, *field.metadata)]
+        if name not in leave_out:
+            fields[name] = kind | None, Field(None, description=field.description)
+    return create_model(f"{section.__name__}Overrides", __base__=Section, __doc__=section.__doc__, **fields)
+
+
+if TYPE_CHECKING:
+    Overrides = Section
+else:
+    Overrides = optional(FinetuneSettings, frozenset({"method"}))
+"""What may be put over a preset: a typed form in Prefect's pages, and validated before a run begins."""
+
+
+def given(overrides: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
+    """What overrides hold, nested; a dotted key such as `training.max_steps` reaches inside."""
+    if isinstance(overrides, BaseModel):
+        return overrides.model_dump(mode="json", exclude_unset=True)
+    nested: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        nested = _merged(nested, _nested(key.split("."), value))
+    return nested
 
 
 def preset_path(preset: str) -> Path:
@@ -36,7 +73,7 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
 
     Args:
         preset: a name in `presets/` or the path of a YAML file.
-        overrides: nested like the settings; a dotted key such as `training.max_steps` reaches inside.
+        overrides: as `given` takes them.
 
     Raises:
         UserError: unknown preset, unreadable YAML, unknown setting or impossible value.
@@ -48,13 +85,11 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
         raise UserError(f"not valid YAML: {error}", where=path, fix="Correct the file.") from None
     if not isinstance(values, dict):
         raise UserError("the file holds no settings", where=path, fix="Start from a file in presets/.")
-    given: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
-        given = _merged(given, _nested(key.split("."), value))
+    over = given(overrides)
     try:
-        return FinetuneSettings.model_validate(_merged(values, given))
+        return FinetuneSettings.model_validate(_merged(values, over))
     except ValidationError as error:
-        from_preset = not any(_holds(given, fault["loc"]) for fault in error.errors())
+        from_preset = not any(_holds(over, fault["loc"]) for fault in error.errors())
         raise settings_error(error, path if from_preset else f"settings given beside {path}") from None
 
 

@@ -28,7 +28,7 @@ def _watch(settings: ScoringSettings, **_others: object) -> str:
     return own_tasks_sha256(settings.include_path)
 
 
-@stage(libraries=LIBRARIES, retries=2, watch=_watch)
+@stage(libraries=LIBRARIES, retries=2, watch=_watch, alone=True)
 def score(
     model: Artifact,
     dataset: Artifact,

@@ -251,6 +251,8 @@ class FinetuneSettings(Section):
     """Rules the split, the data order and the initial adapter."""
     store: Path = Path(".artifacts")
     """Directory of all outputs and of the cache."""
+    store_uri: str | None = None
+    """Where outputs and cache are kept for other machines too: an address that fsspec knows, e.g. s3://bucket/path."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     chat: ChatSettings = ChatSettings()

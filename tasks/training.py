@@ -34,7 +34,7 @@ class Training(BaseModel):
     """A line per step, the summary, TensorBoard events."""
 
 
-@stage(libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"), retries=2)
+@stage(libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"), retries=2, alone=True)
 def train(
     model: Artifact,
     dataset: Artifact,

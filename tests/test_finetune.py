@@ -16,15 +16,17 @@ from flows import chat
 from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
 from tasks.errors import UserError
+from tasks.planning import planning
 from tasks.presets import load_settings
-from tasks.stage import planning
 
 Preset = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
-    return finetune(make_preset(), "grit")
+    made = finetune(make_preset(), "grit")
+    assert isinstance(made, Finetuned)
+    return made
 
 
 def planned(preset: str, method: str = "grit", **overrides: Any) -> list[tuple[str, str]]:

@@ -13,10 +13,12 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
 from tasks.artifacts import Artifact, Store
+from tasks.cache_key import own_modules
 from tasks.errors import UserError
+from tasks.planning import planning, without_prefect
 from tasks.report import write_report
 from tasks.settings import REPOSITORY, LoraSettings
-from tasks.stage import own_modules, planning, stage, without_prefect
+from tasks.stage import stage
 
 ran: list[str] = []
 newest = {"commit": "1"}

@@ -1,0 +1,59 @@
+"""What decides a stage's result: the code that it runs, and its arguments without what is no matter."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tasks.artifacts import Artifact, artifacts_in, file_sha256
+from tasks.settings import NO_MATTER, REPOSITORY
+
+OWN_PACKAGES = ("tasks", "grit")
+
+
+@functools.cache
+def own_modules(module: str) -> frozenset[str]:
+    """The module and all of the project's modules that it imports, directly or not."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.split(".")[0] not in OWN_PACKAGES or (path := _source_path(name)) is None:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return frozenset(found)
+
+
+def _source_path(module: str) -> Path | None:
+    base = REPOSITORY.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@functools.cache
+def source_sha256(module: str) -> str:
+    """SHA-256 of a module's source; empty where there is none."""
+    path = _source_path(module)
+    return file_sha256(path) if path else ""
+
+
+def identity(value: Any) -> Any:
+    """A stage's argument as JSON values: artifacts by their digest, settings without those that do not matter."""
+    if isinstance(value, Artifact):
+        return value.digest
+    if isinstance(value, BaseModel):
+        if any(True for _ in artifacts_in(value)):
+            return {name: identity(getattr(value, name)) for name in type(value).model_fields}
+        no_matter = {n for n, field in type(value).model_fields.items() if field.json_schema_extra == NO_MATTER}
+        return value.model_dump(mode="json", exclude=no_matter)
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
+    return value

@@ -1,0 +1,85 @@
+"""What finished runs have made: so that a nightly run can tell that nothing has changed, and what must be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tasks.artifacts import Artifact, Store, artifacts_in
+from tasks.planning import Plan
+
+RUNS = "runs"
+
+
+class FinishedRun(BaseModel):
+    """A run that ended with a registered model."""
+
+    at: datetime
+    """When it ended, in UTC."""
+    model: str
+    """The Ollama model's name."""
+    target: str
+    """Where it was registered: `server`, `store`, `none`."""
+    gguf_sha256: str
+    keys: tuple[str, ...]
+    """The cache key of each stage, in order; together they say what was asked for."""
+    artifacts: tuple[str, ...]
+    """What it used and made: paths below the store."""
+    settings: dict[str, Any]
+    """All settings."""
+
+
+def remember(store: Store, plan: Plan, report: Artifact, registration: Artifact, settings: dict[str, Any]) -> None:
+    """Record a finished run.
+
+    Args:
+        store: where.
+        plan: the stages as they stand after the run.
+        report: the run's report.
+        registration: what was registered.
+        settings: the run's settings.
+    """
+    results = [report, registration, *(result for _, result in plan.found)]
+    paths = sorted({store.portable(one).path for result in results for one in artifacts_in(result)})
+    run = FinishedRun(
+        at=datetime.now(UTC),
+        model=registration.facts["name"],
+        target=registration.facts["target"],
+        gguf_sha256=registration.facts["gguf_sha256"],
+        keys=tuple(plan.keys),
+        artifacts=tuple(path.as_posix() for path in paths if not path.is_absolute()),
+        settings=settings,
+    )
+    digest = hashlib.sha256(json.dumps(run.keys).encode()).hexdigest()[:8]
+    name = f"{RUNS}/{run.at:%Y-%m-%dT%H-%M-%S}-{digest}.json"
+    with store.new_file(name) as path:
+        path.write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def finished_runs(store: Store) -> Iterator[tuple[Path, FinishedRun]]:
+    """The records of finished runs with their files, newest first; one that cannot be read counts as none."""
+    store.bring_files(RUNS)
+    for path in sorted((store.root / RUNS).glob("*.json"), reverse=True):
+        try:
+            yield path, FinishedRun.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            continue
+
+
+def same_run(store: Store, plan: Plan, model: str) -> FinishedRun | None:
+    """The run that made the Ollama model as it is, if another would make the very same; none if anything has changed.
+
+    Args:
+        store: where runs are recorded.
+        plan: the stages as another run would find them.
+        model: the Ollama model's name.
+    """
+    newest = next((run for _, run in finished_runs(store) if run.model == model), None)
+    waiting = any(state == "to run" for _, state in plan.stages)
+    return newest if newest and not waiting and newest.keys == tuple(plan.keys) else None

@@ -1,0 +1,90 @@
+"""Ways to go through a flow without running it as one: looking only, or calling its stages as plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from tasks.stage import Stage
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Pending:
+    """Stands for the result of a stage that would run, and for whatever is read from it."""
+
+    def __init__(self, certain: bool = True) -> None:
+        self.certain = certain
+        """Whether the stage is bound to run anew, or only may be since it follows one that always runs."""
+
+    def __getattr__(self, name: str) -> Pending:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Pending:
+        """Whatever is called on it is pending too."""
+        return self
+
+
+@dataclass
+class Plan:
+    """What a run would do: the state of each stage, in order."""
+
+    stages: list[tuple[str, str]] = field(default_factory=list)
+    """Name and `cached`, `to run`, `always runs`, or `if something changed` after one that always runs."""
+    found: list[tuple[str, BaseModel]] = field(default_factory=list)
+    """Name and result of the cached stages."""
+    keys: list[str] = field(default_factory=list)
+    """Cache keys of the stages whose arguments are known."""
+
+    def visit(self, visited: Stage[Any, R], *args: Any, **kwargs: Any) -> Any:
+        """Look a stage up; what is not cached is pending, and so are the stages after it."""
+        pending = [value for value in [*args, *kwargs.values()] if isinstance(value, Pending)]
+        key = None if pending else visited.key(*args, **kwargs)
+        result = visited.look_up(key, store=kwargs["store"]) if key and visited.cached else None
+        self.keys += [key] if key else []
+        certain = visited.cached and (any(value.certain for value in pending) or not pending)
+        if result is not None:
+            state = "cached"
+        elif visited.cached:
+            state = "to run" if certain else "if something changed"
+        else:
+            state = "always runs"
+        self.stages.append((visited.name, state))
+        if result is None:
+            return Pending(certain)
+        self.found.append((visited.name, result))
+        return result
+
+
+instead: ContextVar[Callable[..., Any] | None] = ContextVar("instead", default=None)
+"""Called with a stage and its arguments in place of running it."""
+
+
+@contextmanager
+def _calling(function: Callable[..., Any]) -> Iterator[None]:
+    token = instead.set(function)
+    try:
+        yield
+    finally:
+        instead.reset(token)
+
+
+@contextmanager
+def planning() -> Iterator[Plan]:
+    """Within this block stages are looked up and not run."""
+    plan = Plan()
+    with _calling(plan.visit):
+        yield plan
+
+
+@contextmanager
+def without_prefect() -> Iterator[None]:
+    """Within this block stages are plain functions: no cache, no retries, no server."""
+    with _calling(lambda called, *args, **kwargs: called.function(*args, **kwargs)):
+        yield

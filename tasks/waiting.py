@@ -1,0 +1,64 @@
+"""Waiting for other runs: one computes what two need, and one at a time uses the GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from filelock import FileLock, Timeout
+from prefect import get_run_logger
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import deployment
+
+from tasks.artifacts import Store
+from tasks.errors import UserError
+
+SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
+"""Prefect's global concurrency limit that holds deployed runs apart; workers with a GPU each give it a name each."""
+
+
+@contextmanager
+def locked(store: Store, name: str, why: str) -> Iterator[None]:
+    """Hold a lock of the store. The system frees it when its holder dies.
+
+    Args:
+        store: whose processes keep out of each other's way.
+        name: of the lock.
+        why: logged where it has to be waited for, after "Waiting for another run, which ".
+    """
+    lock = FileLock(store.locks / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        get_run_logger().info("Waiting for another run, which %s", why)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def device(store: Store) -> Iterator[None]:
+    """Hold the machine's GPU, or its cores: by a lock of the store, and for a deployed run by a slot of the server too.
+
+    Raises:
+        UserError: the server has no such limit.
+    """
+    with locked(store, "device", "trains or scores on this machine"), _slot() if deployment.id else nullcontext():
+        yield
+
+
+@contextmanager
+def _slot() -> Iterator[None]:
+    logger = get_run_logger()
+    logger.info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
+    try:
+        # A lost lease must not end a training of hours: the store's lock keeps the machine's other runs out.
+        with concurrency(SLOT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+            yield
+    except ConcurrencySlotAcquisitionError as error:
+        fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`make serve` does)."
+        raise UserError(f"no slot can be taken: {error}", where=f"concurrency limit {SLOT}", fix=fix) from None
