@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Any
 
-from prefect import State, get_run_logger
+from prefect import State
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -14,6 +14,7 @@ from prefect.states import Completed
 from tasks.artifacts import Artifact
 from tasks.errors import TemporaryError, UserError
 from tasks.finished import FinishedRun
+from tasks.logs import run_logger
 from tasks.presets import given, load_settings
 
 
@@ -37,7 +38,7 @@ def skipped(name: str, former: FinishedRun) -> State[Any]:
     """Log why there is nothing to do, and return the state in which such a run ends."""
     reason = f"Nothing has changed since {former.at:%Y-%m-%d %H:%M} UTC, when {name} was registered: data, base model, "
     reason += "settings, code and libraries are the same."
-    get_run_logger().info(reason)
+    run_logger().info(reason)
     return Completed(name="Skipped", message=reason)
 
 

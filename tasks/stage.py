@@ -82,7 +82,7 @@ class Stage(Generic[P, R]):
         self.name = function.__name__
 
         @functools.wraps(function)
-        def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        def portable(*args: P.args, **kwargs: P.kwargs) -> R:
             return each_artifact(self.function(*args, **kwargs), _store(kwargs).portable)
 
         self.task = task(
@@ -91,7 +91,7 @@ class Stage(Generic[P, R]):
             retry_delay_seconds=exponential_backoff(backoff_factor=2),
             retry_jitter_factor=0.5,
             retry_condition_fn=_worth_retrying,
-        )(recorded)
+        )(portable)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the stage as a Prefect task or take its cached result; within `planning()` only look."""
@@ -125,8 +125,9 @@ class Stage(Generic[P, R]):
 
     def _bring(self, store: Store, key: str) -> R | None:
         """The cached result with all of its files on this machine, if it is whole."""
-        result = self._recorded(store, key)
+        result: R | None = recorded(store, key)
         if result is not None:
+            (store.results / key).touch()  # what was used of late is not pruned
             each_artifact(result, store.bring)
         return result if result is not None and all(one.is_whole() for one in artifacts_in(result)) else None
 
@@ -136,19 +137,6 @@ class Stage(Generic[P, R]):
         if store.remote and (anew or not store.remote.holds(name)):
             each_artifact(result, store.share)
             store.remote.push(store.results / key, name)
-
-    def _recorded(self, store: Store, key: str) -> R | None:
-        record = store.results / key
-        if store.remote and not record.is_file() and store.remote.holds(f"{store.results.name}/{key}"):
-            store.remote.pull(f"{store.results.name}/{key}", record)
-        if not record.is_file():
-            return None
-        records = ResultStore(result_storage=LocalFileSystem(basepath=str(store.results)), serializer=JSONSerializer())
-        try:
-            result = records.read(key).result
-        except Exception:  # whatever ails a record, computing anew mends it; Prefect's own look-up does the same
-            return None
-        return each_artifact(result, store.located) if isinstance(result, BaseModel) else None  # type: ignore[return-value]
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The cache key: name, arguments (artifacts by digest), code, library versions, and what is watched."""
@@ -166,12 +154,28 @@ class Stage(Generic[P, R]):
 
     def look_up(self, key: str, *, store: Store) -> R | None:
         """The cached result of that key, if there is one and its files are whole, here or at the store's URI."""
-        if (result := self._recorded(store, key)) is None:
+        result: R | None = recorded(store, key)
+        if result is None:
             return None
         for artifact in artifacts_in(result):
             if artifact.size <= SMALL:
                 store.bring(artifact)
         return result if all(map(store.holds, artifacts_in(result))) else None
+
+
+def recorded(store: Store, key: str) -> Any:
+    """The result that a record holds, fetched from the store's URI where needed; none if it cannot be read."""
+    record = store.results / key
+    if store.remote and not record.is_file() and store.remote.holds(f"{store.results.name}/{key}"):
+        store.remote.pull(f"{store.results.name}/{key}", record)
+    if not record.is_file():
+        return None
+    records = ResultStore(result_storage=LocalFileSystem(basepath=str(store.results)), serializer=JSONSerializer())
+    try:
+        result = records.read(key).result
+    except Exception:  # whatever ails a record, computing anew mends it; Prefect's own look-up does the same
+        return None
+    return each_artifact(result, store.located) if isinstance(result, BaseModel) else None
 
 
 def _store(kwargs: dict[str, Any]) -> Store:

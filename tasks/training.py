@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from grit.variants import AFTER_OPTIMIZER
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.logs import run_logger
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.stage import stage
-from tasks.training_process import train_in_child
+from tasks.training_process import OutOfMemoryError, train_in_child
 from tasks.training_record import ProgressArtifact
 from tasks.training_run import Job
 
@@ -64,14 +65,49 @@ def train(
     """
     check_machine(base, training, grit)
     checkpoints = store.root / "checkpoints" / train.key(model, dataset, base, lora, training, grit, seed, store=store)
-    with store.draft("history") as history, store.draft("adapter") as adapter:
-        job = Job(
-            model=model, dataset=dataset, base=base, lora=lora, training=training, grit=grit, seed=seed,
-            adapter=adapter.path, history=history.path, checkpoints=checkpoints,
-        )  # fmt: skip
-        history.facts = train_in_child(job, ProgressArtifact().show)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return Training(adapter=adapter.done(), history=history.done())
+    while True:
+        try:
+            with store.draft("history") as history, store.draft("adapter") as adapter:
+                job = Job(
+                    model=model, dataset=dataset, base=base, lora=lora, training=training, grit=grit, seed=seed,
+                    adapter=adapter.path, history=history.path, checkpoints=checkpoints,
+                )  # fmt: skip
+                history.facts = train_in_child(job, ProgressArtifact().show)
+        except OutOfMemoryError as error:
+            training = with_smaller_micro_batch(training, error)
+            run_logger().warning(
+                "Out of memory: on from the last checkpoint with %d rows at a time and %d accumulation steps, which is "
+                "the same batch",
+                training.per_device_batch_size,
+                training.gradient_accumulation_steps,
+            )
+        else:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return Training(adapter=adapter.done(), history=history.done())
+
+
+def with_smaller_micro_batch(training: TrainingSettings, error: Exception) -> TrainingSettings:
+    """Half of the rows in each forward pass, twice the passes: the optimizer sees the same batch.
+
+    Where the number is odd, its largest divisor takes the half's place.
+
+    Args:
+        training: settings that need too much memory.
+        error: what the device said.
+
+    Raises:
+        UserError: there is one row at a time already.
+    """
+    rows = training.per_device_batch_size
+    if rows == 1:
+        raise UserError(
+            f"a single row does not fit into memory: {error}",
+            where="training",
+            fix="Lower data.max_length or lora.r, or set model.quantization to nf4.",
+        )
+    fewer = max(divisor for divisor in range(1, rows) if rows % divisor == 0)
+    passes = training.gradient_accumulation_steps * rows // fewer
+    return training.model_copy(update={"per_device_batch_size": fewer, "gradient_accumulation_steps": passes})
 
 
 def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSettings | None) -> None:

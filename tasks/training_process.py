@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils.memory import should_reduce_batch_size
 from filelock import FileLock
 
 from tasks.errors import TemporaryError, UserError
@@ -21,8 +22,14 @@ from tasks.settings import REPOSITORY
 if TYPE_CHECKING:
     from tasks.training_run import Job
 
+BUSY = "devices are busy or unavailable"
+"""CUDA's words for a GPU that another process has to itself."""
 STOP_SECONDS = 300.0
 """How long a stopped training may take to finish its step and write a checkpoint."""
+
+
+class OutOfMemoryError(Exception):
+    """The device's memory does not hold the micro-batch."""
 
 
 def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
@@ -36,7 +43,9 @@ def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -
 
     Raises:
         UserError: what the training found wrong.
-        TemporaryError: the process was killed or stopped; another attempt goes on from the newest checkpoint.
+        OutOfMemoryError: a smaller micro-batch may fit; what was trained until then is in the newest checkpoint.
+        TemporaryError: the process was killed or stopped, or the GPU is busy; another attempt goes on from the newest
+            checkpoint.
         RuntimeError: the training failed otherwise; its traceback is on the standard error output.
     """
     end: dict[str, Any] = {}
@@ -87,6 +96,10 @@ def _result(end: dict[str, Any], status: int) -> dict[str, Any]:
         return facts
     if "user_error" in end:
         raise UserError(end["user_error"]["what"], where=end["user_error"]["where"], fix=end["user_error"]["fix"])
+    if "out_of_memory" in end:
+        raise OutOfMemoryError(end["out_of_memory"])
+    if BUSY in end.get("error", ""):
+        raise TemporaryError(f"the GPU is busy: {end['error']}")
     if "stopped" in end:
         raise TemporaryError(f"the training was stopped after step {end['stopped']}; it can go on from there")
     if status < 0:
@@ -108,8 +121,11 @@ def main() -> None:
         except UserError as error:
             send(user_error={"what": error.what, "where": error.where, "fix": error.fix})
         except Exception as error:
-            send(error=f"{type(error).__name__}: {error}")
-            raise
+            message = f"{type(error).__name__}: {error}"
+            if not should_reduce_batch_size(error):
+                send(error=message)
+                raise
+            send(out_of_memory=message)
 
 
 def _train(text: str, send: Callable[..., None]) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from filelock import FileLock, Timeout
-from prefect import get_run_logger
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import deployment
 
 from tasks.artifacts import Store
 from tasks.errors import UserError
+from tasks.logs import run_logger
 
 SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
 """Prefect's global concurrency limit that holds deployed runs apart; workers with a GPU each give it a name each."""
@@ -32,7 +32,7 @@ def locked(store: Store, name: str, why: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        get_run_logger().info("Waiting for another run, which %s", why)
+        run_logger().info("Waiting for another run, which %s", why)
         lock.acquire()
     try:
         yield
@@ -53,7 +53,7 @@ def device(store: Store) -> Iterator[None]:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    logger = get_run_logger()
+    logger = run_logger()
     logger.info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
     try:
         # A lost lease must not end a training of hours: the store's lock keeps the machine's other runs out.

@@ -1,0 +1,83 @@
+"""Remove from the store what is no longer needed: `python -m flows.prune`; it shows what would go, and asks."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from rich.console import Console
+from rich.prompt import Confirm
+from rich.table import Table
+
+from tasks.artifacts import Store
+from tasks.errors import UserError
+from tasks.presets import settings_error
+from tasks.pruning import find_waste, kept_runs, remove
+
+
+class Prune(BaseSettings):
+    """Remove what the newest finished runs do not need, after showing it and asking."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="python -m flows.prune",
+        cli_implicit_flags=True,
+        cli_kebab_case=False,
+        use_attribute_docstrings=True,
+    )
+
+    store: Path = Path(".artifacts")
+    """The directory of all outputs."""
+    store_uri: str | None = None
+    """The address where they are kept for other machines too, if any."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """Finished runs of each Ollama model whose results stay."""
+    hours: Annotated[float, Field(ge=0)] = 24
+    """What was used in the last hours stays: a run may be at it."""
+    yes: bool = False
+    """Do not ask."""
+
+    def cli_cmd(self) -> None:
+        """Show, ask, remove."""
+        store, console = Store(self.store.expanduser().absolute(), self.store_uri), Console()
+        runs = kept_runs(store, self.keep)
+        waste = find_waste(store, self.keep, self.hours)
+        for run in runs:
+            console.print(f"kept: {run.model}, registered {run.at:%Y-%m-%d %H:%M} UTC")
+        if not waste:
+            console.print("Nothing to remove.")
+            return
+        sums: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for one in waste:
+            sums[one.name.partition("/")[0], one.why].append(one.bytes)
+        table = Table("in", "why", "number", "MB", title=f"to remove from {store.root}")
+        for (directory, why), sizes in sums.items():
+            table.add_row(directory, why, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
+        console.print(table)
+        if self.yes or Confirm.ask(f"Remove {sum(one.bytes for one in waste) / 1e9:.2f} GB?", default=False):
+            remove(store, waste)
+            console.print("Removed.")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Prune; return the exit status: 0, or 2 for something the user can put right."""
+    try:
+        CliApp.run(Prune, cli_args=list(sys.argv[1:] if arguments is None else arguments))
+    except ValidationError as error:
+        print(f"error: {settings_error(error, 'command line')}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except EOFError:
+        print("error: nobody answers. Use --yes to remove without being asked.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,102 @@
+"""What of the store is no longer needed: all that neither the newest finished runs nor anything of late has used."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.artifacts import Store, artifacts_in
+from tasks.finished import RUNS, FinishedRun, finished_runs
+from tasks.stage import recorded
+
+NO_ARTIFACTS = {RUNS, "results", "locks", "ollama"}
+"""Directories of the store that are looked at in another way, or not at all."""
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something to remove."""
+
+    name: str
+    """Path below the store."""
+    bytes: int
+    why: str
+
+
+def kept_runs(store: Store, keep: int) -> list[FinishedRun]:
+    """The newest finished runs, so many of each Ollama model."""
+    by_model: dict[str, list[FinishedRun]] = defaultdict(list)
+    for _, run in finished_runs(store):
+        by_model[run.model].append(run)
+    return [run for runs in by_model.values() for run in runs[:keep]]
+
+
+def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
+    """List what can go.
+
+    What was used within the last hours stays, since a run that has not ended may need it.
+
+    Args:
+        store: what is looked through, on this machine.
+        keep: newest finished runs of each Ollama model whose results stay.
+        hours: how long ago something must have been used last.
+    """
+    before = time.time() - 3600 * hours
+    runs = kept_runs(store, keep)
+    needed = {name for run in runs for name in run.artifacts}
+    keys = {key for run in runs for key in run.keys}
+    waste = []
+    for record in sorted(store.results.glob("*")):
+        if record.name in keys or record.stat().st_mtime >= before:
+            result = recorded(store, record.name)
+            made = artifacts_in(result) if result is not None else ()
+            needed |= {store.portable(artifact).path.as_posix() for artifact in made}
+        else:
+            waste.append(_waste(store, record, "result of a former run"))
+    waste += [_waste(store, path, "record of a former run") for path, run in finished_runs(store) if run not in runs]
+    for path in _contents(store):
+        # A training writes into several drafts, at each step into one of them.
+        used = _newest(path.parent if path.parent.name == "drafts" else path)
+        if path.relative_to(store.root).as_posix() not in needed and used < before:
+            waste.append(_waste(store, path, _why(path)))
+    return waste
+
+
+def remove(store: Store, waste: list[Waste]) -> None:
+    """Remove it, here and at the store's URI; records first, so that nothing refers to what is gone."""
+    for one in sorted(waste, key=lambda one: not one.name.startswith((RUNS, store.results.name))):
+        path = store.root / one.name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if store.remote:
+            store.remote.remove(one.name)
+
+
+def _contents(store: Store) -> Iterator[Path]:
+    """Every artifact, draft, checkpointed training and log."""
+    for directory in sorted(store.root.iterdir() if store.root.is_dir() else ()):
+        if directory.is_dir() and directory.name not in NO_ARTIFACTS:
+            yield from sorted(path for path in directory.iterdir() if path.suffix != ".lock")
+
+
+def _why(path: Path) -> str:
+    known = {"drafts": "left by a killed run", "checkpoints": "training that was not gone on with", "logs": "log"}
+    return known.get(path.parent.name, "no finished run that is kept needs it")
+
+
+def _waste(store: Store, path: Path, why: str) -> Waste:
+    return Waste(path.relative_to(store.root).as_posix(), sum(file.stat().st_size for file in _files(path)), why)
+
+
+def _newest(path: Path) -> float:
+    return max((file.stat().st_mtime for file in [path, *_files(path)]), default=0.0)
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
