@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,20 @@ def source_sha256(module: str) -> str:
     return file_sha256(path) if path else ""
 
 
-def identity(value: Any) -> Any:
-    """A stage's argument as JSON values: artifacts by their digest, settings without those that do not matter."""
+def identity(value: Any, reads: Collection[str] | None = None) -> Any:
+    """A stage's argument as JSON values: artifacts by their digest, settings without those that do not matter.
+
+    Args:
+        value: the argument.
+        reads: the only settings that matter to the stage; none for all.
+    """
     if isinstance(value, Artifact):
         return value.digest
     if isinstance(value, BaseModel):
         if any(True for _ in artifacts_in(value)):
             return {name: identity(getattr(value, name)) for name in type(value).model_fields}
         no_matter = {n for n, field in type(value).model_fields.items() if field.json_schema_extra == NO_MATTER}
-        return value.model_dump(mode="json", exclude=no_matter)
+        return value.model_dump(mode="json", include=set(reads) if reads else None, exclude=no_matter)
     if isinstance(value, (list, tuple)):
         return [identity(item) for item in value]
     return value

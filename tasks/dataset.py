@@ -18,7 +18,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.chat_formats import Messages, apply_chat_format, default_system, known_format, render
 from tasks.conversations import join_rows, to_conversations
 from tasks.errors import UserError
-from tasks.settings import ChatSettings, DataSettings
+from tasks.settings import SOURCE_FIELDS, ChatSettings, DataSettings
 from tasks.source import SPLITS, read_rows
 from tasks.stage import stage
 from tasks.tokenization import Tokens, tokenize
@@ -40,7 +40,10 @@ class Split:
     """Rows that were cut and kept."""
 
 
-@stage(libraries=("transformers", "tokenizers", "pyarrow"))
+@stage(
+    libraries=("transformers", "tokenizers", "pyarrow"),
+    reads={"data": DataSettings.model_fields.keys() - set(SOURCE_FIELDS)},
+)
 def prepare_dataset(
     source: Artifact, model: Artifact, data: DataSettings, chat: ChatSettings, seed: int, *, store: Store
 ) -> Artifact:
@@ -212,7 +215,6 @@ def _card(
     tokens = {name: sum(len(row.input_ids) for row in split.tokens) for name, split in splits.items()}
     supervised = {name: sum(row.supervised for row in split.tokens) for name, split in splits.items()}
     return {
-        "source": data.source,
         "source_sha256": source.digest,
         "chat_format": chat.format,
         "max_length": data.max_length,

@@ -57,7 +57,7 @@ def remember(store: Store, plan: Plan, report: Artifact, registration: Artifact,
         settings=settings,
     )
     digest = hashlib.sha256(json.dumps(run.keys).encode()).hexdigest()[:8]
-    name = f"{RUNS}/{run.at:%Y-%m-%dT%H-%M-%S}-{digest}.json"
+    name = f"{RUNS}/{run.at:%Y-%m-%dT%H-%M-%S.%f}-{digest}.json"
     with store.new_file(name) as path:
         path.write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

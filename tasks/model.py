@@ -67,7 +67,7 @@ def state_of_source(settings: ModelSettings) -> str:
     return (info.sha if info else _cached_commit(settings)) or ""
 
 
-@stage(retries=2, watch=state_of_source)
+@stage(retries=2, watch=state_of_source, reads={"settings": ("name", "revision", "trust_remote_code")})
 def fetch_model(settings: ModelSettings, *, store: Store) -> Artifact:
     """Fetch or find the base model, check it without loading it, and refer to its files.
 

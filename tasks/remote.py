@@ -58,8 +58,10 @@ class Remote:
         unfinished.rename(path)
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a directory with all it holds."""
-        self.files.rm(self._path(name), recursive=True)
+        """Remove a file, or a directory with all it holds, if it is there."""
+        self.files.invalidate_cache()
+        if self.files.exists(self._path(name)):
+            self.files.rm(self._path(name), recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"

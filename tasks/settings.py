@@ -54,6 +54,10 @@ class ModelSettings(Section):
     """Run Python code that comes with the model. Off unless you have read that code."""
 
 
+SOURCE_FIELDS = ("source", "subset", "split", "revision", "validation_source", "test_source")
+"""Of the data's settings those that say where the rows are; the others say what becomes of them."""
+
+
 class DataSettings(Section):
     """Where the instruction data comes from and how it becomes conversations."""
 

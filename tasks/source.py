@@ -22,7 +22,7 @@ from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationEr
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
-from tasks.settings import DataSettings
+from tasks.settings import SOURCE_FIELDS, DataSettings
 from tasks.stage import stage
 
 GENERATED = "generated:extraction"
@@ -53,7 +53,7 @@ def newest_commit(settings: DataSettings, seed: int) -> str:
     return " ".join(marks)
 
 
-@stage(libraries=("datasets", "pyarrow"), retries=2, watch=newest_commit)
+@stage(libraries=("datasets", "pyarrow"), retries=2, watch=newest_commit, reads={"settings": SOURCE_FIELDS})
 def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     """Bring the raw rows into the store.
 

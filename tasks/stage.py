@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ def stage(
     templates: tuple[str, ...] = (),
     retries: int = 0,
     watch: Callable[..., str] | None = None,
+    reads: Mapping[str, Collection[str]] | None = None,
     cached: bool = True,
     alone: bool = False,
 ) -> Callable[[Callable[P, R]], Stage[P, R]]:
@@ -57,10 +58,11 @@ def stage(
             run, which nobody waits for.
         watch: called with the stage's arguments (without `store`); what it returns is part of the cache key. For
             what can change outside, such as the newest commit of a Hub repository.
+        reads: of an argument's settings those that matter to the stage, where not all do.
         cached: false for stages that act on the outside world and are cheap to repeat.
         alone: no two of these stages run at a time on a GPU.
     """
-    return lambda function: Stage(function, libraries, templates, retries, watch, cached, alone)
+    return lambda function: Stage(function, libraries, templates, retries, watch, reads or {}, cached, alone)
 
 
 class Stage(Generic[P, R]):
@@ -73,11 +75,13 @@ class Stage(Generic[P, R]):
         templates: tuple[str, ...],
         retries: int,
         watch: Callable[..., str] | None,
+        reads: Mapping[str, Collection[str]],
         cached: bool,
         alone: bool,
     ) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.libraries, self.watch, self.cached, self.alone = function, libraries, watch, cached, alone
+        self.function, self.libraries, self.watch, self.reads = function, libraries, watch, reads
+        self.cached, self.alone = cached, alone
         self.templates = [Path(inspect.getfile(function)).with_name(name) for name in templates]
         self.name = function.__name__
 
@@ -144,7 +148,7 @@ class Stage(Generic[P, R]):
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "store"}
         decides = {
-            "arguments": {name: identity(value) for name, value in arguments.items()},
+            "arguments": {name: identity(value, self.reads.get(name)) for name, value in arguments.items()},
             "code": {name: source_sha256(name) for name in sorted(own_modules(self.function.__module__))},
             "templates": {path.name: file_sha256(path) for path in self.templates},
             "libraries": {name: version(name) for name in self.libraries},

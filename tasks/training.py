@@ -35,7 +35,12 @@ class Training(BaseModel):
     """A line per step, the summary, TensorBoard events."""
 
 
-@stage(libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"), retries=2, alone=True)
+@stage(
+    libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"),
+    retries=2,
+    reads={"base": ModelSettings.model_fields.keys() - {"name", "revision"}},
+    alone=True,
+)
 def train(
     model: Artifact,
     dataset: Artifact,

@@ -29,16 +29,6 @@ def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
     return made
 
 
-def planned(preset: str, method: str = "grit", **overrides: Any) -> list[tuple[str, str]]:
-    with planning() as plan:
-        stages(load_settings(preset, {"method": method, **overrides}))
-    return plan.stages
-
-
-def states(preset: str, method: str = "grit", **overrides: Any) -> dict[str, str]:
-    return dict(planned(preset, method, **overrides))
-
-
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
     manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
     assert json.loads(manifest.read_text())["layers"][0]["digest"] == f"sha256:{finetuned.gguf.files['model.gguf']}"
@@ -48,39 +38,79 @@ def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: 
 
 def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
     preset = make_preset()
-    assert set(states(preset).values()) == {"cached", "always runs", "if something changed"}
+    with planning() as plan:
+        stages(load_settings(preset, {"method": "grit"}))
+    assert {state for _, state in plan.stages} == {"cached", "always runs", "if something changed"}
     again = finetune(preset, "grit")
     assert again.gguf == finetuned.gguf
     assert again.report == finetuned.report
 
 
+AFTER_TRAINING = {"train", "merge", "score tuned", "convert"}
+AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "score base"}
+
+
 @pytest.mark.parametrize(
-    ("overrides", "first"),
+    ("setting", "value", "runs"),
     [
-        ({"export.gguf_type": "f16"}, "convert"),
-        ({"scoring.max_new_tokens": 5}, "score"),
-        ({"training.learning_rate": 2e-2}, "train"),
-        ({"data.max_length": 32}, "fetch_data"),
+        ("ollama.name", "another", set()),
+        ("ollama.parameters", {"temperature": 0.2}, set()),
+        ("ollama.target", "none", set()),
+        ("training.save_steps", 2, set()),
+        ("training.save_minutes", 1.5, set()),
+        ("export.gguf_type", "f16", {"convert"}),
+        ("scoring.max_new_tokens", 5, {"score base", "score tuned"}),
+        ("scoring.samples", 1, {"score base", "score tuned"}),
+        ("training.learning_rate", 2e-2, AFTER_TRAINING),
+        ("training.per_device_batch_size", 1, AFTER_TRAINING),
+        ("lora.r", 8, AFTER_TRAINING),
+        ("grit.power", 1.0, AFTER_TRAINING),
+        ("model.dtype", "float32", AFTER_TRAINING),
+        ("data.max_length", 32, AFTER_DATA),
+        ("data.max_rows", 30, AFTER_DATA),
+        ("chat.system", "Be brief.", AFTER_DATA),
+        ("seed", 1, AFTER_DATA | {"fetch_data"}),
+        ("method", "baseline", AFTER_TRAINING),
+        ("model.trust_remote_code", True, AFTER_TRAINING | {"fetch_model", "score base"}),
     ],
 )
-def test_a_setting_recomputes_only_what_depends_on_it(
-    finetuned: Finetuned, make_preset: Preset, overrides: dict[str, Any], first: str
+def test_a_setting_runs_again_what_depends_on_it_and_nothing_else(
+    finetuned: Finetuned, make_preset: Preset, setting: str, value: Any, runs: set[str]
 ) -> None:
-    waiting = [name for name, state in planned(make_preset(), **overrides) if state == "to run"]
-    assert waiting[0] == first
+    overrides = {"method": "grit", setting: value}
+    with planning() as plan:
+        stages(load_settings(make_preset(), overrides))
+    scored = iter(("score base", "score tuned"))
+    states = {next(scored) if name == "score" else name: state for name, state in plan.stages}
+    assert {name for name, state in states.items() if state == "to run"} == runs
 
 
-def test_another_ollama_name_computes_nothing(finetuned: Finetuned, make_preset: Preset) -> None:
-    assert "to run" not in states(make_preset(), **{"ollama.name": "another"}).values()
+def test_the_baseline_is_no_matter_of_grits_settings(finetuned: Finetuned, make_preset: Preset) -> None:
+    preset = make_preset()
+    with planning() as one:
+        stages(load_settings(preset, {"method": "baseline"}))
+    with planning() as other:
+        stages(load_settings(preset, {"method": "baseline", "grit.power": 1.0}))
+    assert one.keys == other.keys
 
 
-def test_the_baseline_shares_all_but_the_training(finetuned: Finetuned, make_preset: Preset) -> None:
-    stages_of_baseline = states(make_preset(), "baseline")
-    assert stages_of_baseline["prepare_dataset"] == "cached"
-    assert stages_of_baseline["train"] == "to run"
-    assert stages_of_baseline == states(make_preset(), "baseline", **{"grit.power": 1.0}), (
-        "GRIT's settings are no matter to it"
-    )
+def test_what_has_not_changed_is_skipped_with_the_reason(
+    finetuned: Finetuned, make_preset: Preset, workplace: Path
+) -> None:
+    def run_again(**sections: Any) -> Any:
+        return finetune(make_preset(**sections), "grit", skip_unchanged=True, return_state=True)
+
+    state = run_again()
+    assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
+    assert "Nothing has changed since" in state.message and "tiny-grit" in state.message
+    rows = (workplace / "rows.jsonl").read_text()
+    (workplace / "rows.jsonl").write_text(rows + '{"prompt": "Add 40 and 40.", "completion": "The sum is 80."}\n')
+    state = run_again()
+    assert state.name == "Completed"
+    assert isinstance(state.result(), Finetuned)
+    assert run_again().name == "Skipped"
+    (workplace / "rows.jsonl").write_text(rows)
+    assert run_again().name == "Completed", "what is registered is now another model"
 
 
 class Page(HTMLParser):

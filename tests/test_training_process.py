@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from tasks import training_run
+from tasks import training_process, training_run
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError, is_temporary
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
@@ -169,6 +169,65 @@ def test_what_goes_wrong_comes_through(
     moved = tiny_model.model_copy(update={"path": Path("/nowhere")})
     with pytest.raises(RuntimeError, match="the training failed: .*Error: .*nowhere"):
         train.function(moved, dataset, BASE, LORA, SIX_STEPS, None, 7, store=store)
+
+
+SMALL_DEVICE = """
+import torch
+
+embed = torch.nn.Embedding.forward
+
+def forward(self, ids):
+    if torch.is_grad_enabled() and len(ids) > {rows}:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return embed(self, ids)
+
+torch.nn.Embedding.forward = forward
+"""
+
+
+@pytest.fixture
+def small_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets the training's process hold only so many rows at a time."""
+
+    def hold(rows: int) -> None:
+        (tmp_path / "sitecustomize.py").write_text(SMALL_DEVICE.format(rows=rows))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return hold
+
+
+def test_out_of_memory_halves_the_rows_at_a_time_and_keeps_the_batch(
+    run: Callable[..., Training],
+    whole: Callable[..., Training],
+    small_device: Callable[[int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    four = SIX_STEPS.model_copy(update={"per_device_batch_size": 4, "gradient_accumulation_steps": 1})
+    small_device(1)
+    lora = LORA.model_copy(update={"dropout": 0.0})  # what is dropped depends on how the batch is split
+    made = run(training=four, lora=lora)
+    said = [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()]
+    assert [("2 rows" in one, "1 rows" in one) for one in said] == [(True, False), (False, True)]
+    assert "with 1 rows at a time and 4 accumulation steps" in said[-1]
+    undisturbed = whole(training=four, lora=lora)
+    for one, other in zip(lines(made), lines(undisturbed), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5), "the same batch of the same rows"
+        assert one["supervised_tokens"] == other["supervised_tokens"]
+        assert one["learning_rate"] == other["learning_rate"]
+
+
+def test_where_a_single_row_does_not_fit_the_user_is_told(
+    run: Callable[..., Training], small_device: Callable[[int], None]
+) -> None:
+    small_device(0)
+    with pytest.raises(UserError, match=r"a single row does not fit into memory: .*Lower data\.max_length"):
+        run(training=SIX_STEPS.model_copy(update={"per_device_batch_size": 1}), grit=None)
+
+
+def test_a_busy_gpu_may_be_free_later() -> None:
+    said = "AcceleratorError: CUDA error: all CUDA-capable devices are busy or unavailable"
+    with pytest.raises(TemporaryError, match="the GPU is busy"):
+        training_process._result({"error": said}, 1)
 
 
 PARENT = """

@@ -1,0 +1,128 @@
+"""What pruning takes and what it leaves, on real runs of the tests' small stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from flows.prune import run
+from tasks.artifacts import Store
+from tasks.finished import finished_runs, remember, same_run
+from tasks.planning import Plan, planning
+from tests.test_stage import chain, ran, runs
+
+DAY = 86400
+
+
+def finish(store: Store, number: int, model: str = "grit") -> None:
+    """A run that registers a model, as the flow leaves it."""
+
+    def whole() -> None:
+        chain(store, number)
+        with store.draft("registration") as draft:
+            (draft.path / "registration.json").write_text(f'"{model}"')
+            draft.facts = {"name": model, "target": "none", "gguf_sha256": "00"}
+        with store.draft("report") as report:
+            (report.path / "report.html").write_text(f"{number} {model}")
+        remember(store, plan_of(store, number), report.done(), draft.done(), {"number": number})
+
+    flow(whole, name="whole")()
+
+
+def plan_of(store: Store, number: int) -> Plan:
+    with planning() as plan:
+        chain(store, number)
+    return plan
+
+
+def age(store: Store, days: float) -> None:
+    """Make all that the store holds older."""
+    for path in sorted(store.root.rglob("*"), reverse=True):
+        before = path.stat().st_mtime - days * DAY
+        os.utime(path, (before, before))
+
+
+@pytest.fixture
+def store(tmp_path: Path, prefect_server: None) -> Iterator[Store]:
+    store = Store(tmp_path / "store", f"file://{tmp_path}/shared")
+    yield store
+    ran.clear()
+
+
+def prune(store: Store, *arguments: str) -> int:
+    return run(["--store", str(store.root), "--store_uri", store.uri or "null", *arguments])
+
+
+def test_the_newest_runs_of_each_model_keep_all_they_need(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(store, 1, "baseline")
+    for number in (2, 3, 4):
+        finish(store, number)
+    age(store, 2)
+    assert prune(store, "--keep", "2", "--yes") == 0
+    assert "baseline, registered" in capsys.readouterr().out
+    assert [run.settings["number"] for _, run in finished_runs(store)] == [4, 3, 1]
+    again = Store(store.root.parent / "another machine", store.uri)
+    for number, computed in ((1, []), (3, []), (4, []), (2, ["first", "second"])):
+        assert runs(store, number) == computed
+    assert runs(again, 4) == [], "at the URI too"
+    assert len(list(store.root.glob("report/*"))) == 3
+
+
+def test_what_was_used_of_late_stays(store: Store) -> None:
+    runs(store, 1)
+    runs(store, 2)
+    age(store, 2)
+    assert runs(store, 2) == [], "a run that has not ended found this cached"
+    finish(store, 3)
+    (store.root / "drafts/history-x").mkdir()
+    (store.root / "drafts/adapter-y").mkdir()
+    assert prune(store, "--yes") == 0
+    assert runs(store, 2) == []
+    assert (store.root / "drafts/adapter-y").is_dir()
+    assert runs(store, 1) == ["first", "second"]
+
+
+def test_what_killed_runs_have_left_goes(store: Store) -> None:
+    finish(store, 1)
+    for name in ("drafts/gguf-abc/model.gguf", "checkpoints/train-1/checkpoint-8/optimizer.pt", "logs/convert.log"):
+        (store.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / name).write_text("x")
+    age(store, 2)
+    assert prune(store, "--yes") == 0
+    assert not [path for path in store.root.rglob("*") if path.name in ("model.gguf", "optimizer.pt", "convert.log")]
+    assert runs(store, 1) == []
+
+
+def test_it_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(store, 1)
+    age(store, 2)
+    for answer in ("n", ""):
+        monkeypatch.setattr("builtins.input", lambda *_, answer=answer: answer)
+        assert prune(store) == 0
+        assert "no finished run that is kept needs it" in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
+    assert prune(store) == 2
+    assert "Use --yes" in capsys.readouterr().err
+    assert runs(store, 1) == []
+    assert prune(store, "--keep", "0") == 2
+    assert "keep: Input should be greater than or equal to 1" in capsys.readouterr().err
+
+
+def test_only_the_newest_run_of_a_model_tells_that_nothing_has_changed(store: Store) -> None:
+    finish(store, 1)
+    assert (former := same_run(store, plan_of(store, 1), "grit")) is not None
+    assert former.settings == {"number": 1}
+    assert same_run(store, plan_of(store, 1), "baseline") is None
+    assert same_run(store, plan_of(store, 2), "grit") is None
+    finish(store, 2)
+    assert same_run(store, plan_of(store, 1), "grit") is None, "the name stands for another model now"
+    assert same_run(store, plan_of(store, 2), "grit") is not None
+    for path in store.root.glob("number/*/number.txt"):
+        path.write_text("damaged")
+    for path in Path(str(store.uri).removeprefix("file://")).glob("number/*/number.txt"):
+        path.unlink()
+    assert same_run(store, plan_of(store, 2), "grit") is None, "what it made is not whole"

@@ -1,0 +1,123 @@
+"""A store at a URI: what one machine has made, another finds, and neither trusts what came damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from flows.finetune import Finetuned, finetune, stages
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.planning import planning
+from tasks.presets import Overrides, load_settings
+from tasks.remote import Remote
+from tests.test_stage import ran, run_chain, runs
+
+
+@pytest.fixture(params=["file", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/shared" if request.param == "file" else f"memory://{tmp_path.name}"
+
+
+def made_at(store: Store, text: str = "hello") -> Artifact:
+    with store.draft("note") as draft:
+        (draft.path / "sub").mkdir()
+        (draft.path / "sub/a.txt").write_text(text)
+        (draft.path / "b.txt").write_text(text * 1000)
+    return draft.done()
+
+
+def test_artifacts_go_there_and_come_back(uri: str, tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "one", uri), Store(tmp_path / "other", uri)
+    made = made_at(one)
+    told = other.located(one.portable(made))
+    assert told.path.is_relative_to(other.root)
+    assert not other.holds(told)
+    one.share(made)
+    assert other.holds(told) and not told.is_whole()
+    assert other.bring(told).is_whole()
+    assert (told.path / "sub/a.txt").read_text() == "hello"
+    assert not list((other.root / "drafts").iterdir())
+
+
+def test_what_comes_damaged_does_not_come(uri: str, tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "one", uri), Store(tmp_path / "other", uri)
+    made = one.share(made_at(one))
+    files, root = fsspec.url_to_fs(uri)
+    files.pipe_file(f"{root}/{one.portable(made).path.as_posix()}/b.txt", b"jello" * 1000)
+    told = other.located(one.portable(made))
+    assert other.holds(told), "by its size alone"
+    assert not other.bring(told).is_whole()
+    assert not told.path.exists()
+
+
+def test_a_file_appears_there_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(f"file://{tmp_path}/shared")
+    (tmp_path / "source").write_bytes(b"12345")
+
+    def cut(source: object, target: object, length: int) -> None:
+        target.write(b"12")
+        raise OSError("the line is cut")
+
+    with monkeypatch.context() as context, pytest.raises(OSError, match="the line is cut"):
+        context.setattr("tasks.remote.shutil.copyfileobj", cut)
+        remote.push(tmp_path / "source", "kind/file")
+    assert not remote.holds("kind/file")
+    remote.push(tmp_path / "source", "kind/file")
+    assert remote.sizes("kind") == {"file": 5}
+
+
+@pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3a+x://bucket"])
+def test_an_address_that_nobody_knows(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="store_uri"):
+        Store(tmp_path, uri).remote  # noqa: B018
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_one_has_computed_another_does_not(uri: str, tmp_path: Path) -> None:
+    one, other, third = (Store(tmp_path / name, uri) for name in ("one", "other", "third"))
+    assert runs(one) == ["first", "second"]
+    assert runs(other) == []
+    files, root = fsspec.url_to_fs(uri)
+    (copy,) = files.find(f"{root}/copy")
+    files.pipe_file(copy, b"7")
+    assert runs(third) == ["second"], "damaged on the way"
+    assert runs(Store(tmp_path / "fourth", uri)) == [], "mended there as well"
+    files.rm(copy)
+    with planning() as plan:
+        run_chain.fn(Store(tmp_path / "fifth", uri))
+    assert [state for _, state in plan.stages] == ["cached", "to run"]
+    ran.clear()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_store_can_be_moved_and_its_records_name_no_place(tmp_path: Path) -> None:
+    store = Store(tmp_path / "here")
+    runs(store)
+    for record in store.results.iterdir():
+        assert str(tmp_path) not in json.loads(record.read_text())["result"]
+    moved = store.root.rename(tmp_path / "there")
+    assert runs(Store(moved)) == []
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_second_machine_finds_the_whole_run(make_preset: Callable[..., str], workplace: Path) -> None:
+    preset, uri = make_preset(), f"file://{workplace}/shared"
+
+    def on_machine(name: str) -> dict[str, str]:
+        return {"store": str(workplace / name), "store_uri": uri}
+
+    made = finetune(preset, "grit", Overrides.model_validate(on_machine("one")))
+    assert isinstance(made, Finetuned)
+    with planning() as plan:
+        stages(load_settings(preset, {"method": "grit", **on_machine("two")}))
+    assert "to run" not in {state for _, state in plan.stages}
+    again = finetune(preset, "grit", Overrides.model_validate(on_machine("two")))
+    assert again.gguf.is_whole() and again.gguf.path.is_relative_to(workplace / "two")
+    assert again.gguf.digest == made.gguf.digest
+    skipped = finetune(preset, "grit", Overrides.model_validate(on_machine("three")), True, return_state=True)
+    assert skipped.name == "Skipped"
