@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import httpx
 import httpx2
 
@@ -35,6 +38,29 @@ def _rebuild(what: str, where: str, fix: str) -> UserError:
 
 class TemporaryError(Exception):
     """A failure that may pass by itself, such as a server that does not answer: worth another attempt."""
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def unwritable(error: BaseException | None) -> str | None:
+    """Why something cannot be written, if that is what an error comes from: a full disk, a quota, no right to write.
+
+    Libraries that are not written in Python tell it in the text alone.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        for known in UNWRITABLE:
+            if number == known or (known != errno.EPERM and os.strerror(known) in str(error)):
+                return os.strerror(known)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unwritable_store(directory: object, reason: str) -> UserError:
+    """What the user is told of it."""
+    fix = "Free some space or give the right to write, or point `store` elsewhere; finished stages are cached."
+    return UserError(f"this cannot be written to: {reason}", where=directory, fix=fix)
 
 
 def is_temporary(error: BaseException) -> bool:

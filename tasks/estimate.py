@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from tasks.artifacts import Artifact
-from tasks.errors import UserError
+from tasks.errors import UserError, unwritable_store
 from tasks.model import parameters_of_source, to_fetch
 from tasks.planning import Plan
 from tasks.settings import FinetuneSettings
@@ -73,11 +74,17 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
 
 
 def check_disk(settings: FinetuneSettings, plan: Plan) -> None:
-    """Refuse to start where a disk cannot hold what the run writes.
+    """Refuse to start where a disk cannot hold what the run writes, or nothing at all.
 
     Raises:
-        UserError: too little is free.
+        UserError: too little is free, or the store cannot be written to.
     """
+    try:
+        settings.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.store):
+            pass
+    except OSError as error:
+        raise unwritable_store(settings.store, error.strerror or str(error)) from None
     for directory, free, needs in _by_file_system(disk_needs(settings, plan) or []):
         if free < (needed := sum(need.bytes for need in needs)):
             movable = " or ".join(dict.fromkeys(f"`{need.setting}`" for need in needs))

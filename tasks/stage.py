@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from tasks.artifacts import Store, artifacts_in, each_artifact, file_sha256
 from tasks.cache_key import identity, own_modules, source_sha256
-from tasks.errors import is_temporary
+from tasks.errors import UserError, is_temporary, unwritable, unwritable_store
 from tasks.planning import instead
 from tasks.waiting import device, locked
 
@@ -87,7 +87,13 @@ class Stage(Generic[P, R]):
 
         @functools.wraps(function)
         def portable(*args: P.args, **kwargs: P.kwargs) -> R:
-            return each_artifact(self.function(*args, **kwargs), _store(kwargs).portable)
+            store = _store(kwargs)
+            try:
+                return each_artifact(self.function(*args, **kwargs), store.portable)
+            except Exception as error:
+                if not isinstance(error, UserError) and (reason := unwritable(error)):
+                    raise unwritable_store(store.root, reason) from error
+                raise
 
         self.task = task(
             name=self.name,

@@ -1,0 +1,147 @@
+"""Damaged files, a disk that is full or cannot be written to, a clock that was set back: what a run makes of them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+
+from flows.finetune import Finetuned, finetune, stages
+from tasks.artifacts import artifacts_in
+from tasks.errors import UserError, unwritable
+from tasks.planning import Plan, planning
+from tasks.presets import load_settings
+
+Preset = Callable[..., str]
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
+    made = finetune(make_preset(), "grit")
+    assert isinstance(made, Finetuned)
+    return made
+
+
+def plan_of(preset: str, **overrides: Any) -> Plan:
+    with planning() as plan:
+        stages(load_settings(preset, {"method": "grit", **overrides}))
+    return plan
+
+
+def to_run(preset: str) -> list[str]:
+    return [name for name, state in plan_of(preset).stages if state == "to run"]
+
+
+@pytest.mark.parametrize("damage", [delete, truncate, flip_one_bit])
+def test_damage_to_any_file_of_any_artifact_is_seen(
+    finetuned: Finetuned, make_preset: Preset, workplace: Path, damage: Callable[[Path], None]
+) -> None:
+    preset = make_preset()
+    found = [(name, artifact) for name, result in plan_of(preset).found for artifact in artifacts_in(result)]
+    own = [(stage, one) for stage, one in found if one.path.is_relative_to(workplace / "store")]
+    files = [(stage, one.path / name) for stage, one in own for name in one.files]
+    kinds = {one.kind for _, one in own}
+    assert kinds == {"source", "dataset", "scores", "adapter", "history", "merged", "gguf"}
+    for stage, path in files:
+        whole = path.read_bytes()
+        damage(path)
+        # What follows waits for what the stage will make: the same, most likely.
+        assert to_run(preset)[:1] == [stage], path
+        path.write_bytes(whole)
+    assert to_run(preset) == []
+
+
+@pytest.mark.parametrize("kind", ["source", "dataset", "adapter", "merged", "gguf"])
+def test_what_is_damaged_is_made_again_and_nothing_else(
+    finetuned: Finetuned, make_preset: Preset, workplace: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    preset = make_preset()
+    before = plan_of(preset)
+    owner = next(n for n, result in before.found for one in artifacts_in(result) if one.kind == kind)
+    damaged = next(one for _, result in before.found for one in artifacts_in(result) if one.kind == kind)
+    flip_one_bit(damaged.path / max(damaged.files, key=lambda name: (damaged.path / name).stat().st_size))
+    assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
+    computed = [r for r in caplog.records if r.name == "prefect.task_runs" and "Finished in state Comp" in r.message]
+    names = {str(record.__dict__["task_run_name"]).split()[0] for record in computed}
+    assert names == {owner, "register", *({"write_report"} if owner == "train" else ())}, "seconds differ in the report"
+    assert to_run(preset) == []
+
+
+FULL = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
+sys.argv = ["flows.finetune", *sys.argv[1:]]
+runpy.run_module("flows.finetune", run_name="__main__")
+"""
+
+
+def test_where_the_disk_is_full_half_way_nothing_is_lost(
+    finetuned: Finetuned, make_preset: Preset, workplace: Path
+) -> None:
+    """The tiny model's weights have 6 MB and no file may have more than 4: the merge is the first that fails."""
+    store = workplace / "full"
+    preset = make_preset(store=str(store))
+    command = [sys.executable, "-c", FULL, "--preset", preset, "--method", "grit"]
+    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250, env=environment)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith(f"error: {store}: this cannot be written to: File too large. Free some space"), last
+    assert "Traceback" not in done.stderr
+    assert not list((store / "drafts").iterdir())
+    assert dict(plan_of(preset).stages)["train"] == "cached"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
+    make_preset()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_store_that_cannot_be_written_to(make_preset: Preset, workplace: Path) -> None:
+    for store in ("/proc/store", str(workplace / "rows.jsonl")):
+        with pytest.raises(UserError, match="this cannot be written to: .*point `store` elsewhere"):
+            finetune(make_preset(store=store), "grit")
+    make_preset()
+
+
+def test_libraries_tell_of_a_full_disk_in_many_ways() -> None:
+    try:
+        try:
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+        except RuntimeError as inner:
+            raise ValueError("cannot save") from inner
+    except ValueError as error:
+        assert unwritable(error) == "No space left on device"
+    assert unwritable(OSError(30, "x")) == "Read-only file system"
+    assert unwritable(FileNotFoundError(2, "x")) is None
+    assert unwritable(ValueError("Operation not permitted in this state")) is None
+
+
+def test_a_clock_that_was_set_back_is_no_matter(finetuned: Finetuned, make_preset: Preset, workplace: Path) -> None:
+    preset, future = make_preset(), time.time() + 3 * 86400
+    for path in (workplace / "store").rglob("*"):
+        os.utime(path, (future, future))
+    assert to_run(preset) == []
+    state = finetune(preset, "grit", skip_unchanged=True, return_state=True)
+    assert state.name == "Skipped"
