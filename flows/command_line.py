@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import httpx
 import yaml
 from prefect.settings import get_current_settings
 from pydantic import BaseModel
@@ -144,6 +145,12 @@ def run(
         return 128 + int(error.args[0])
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, httpx.TransportError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+            raise
+        server = get_current_settings().api.url
+        print(f"error: {server}: no Prefect server answers. Start it, or unset PREFECT_API_URL.", file=sys.stderr)
         return 2
     print(f"\nReport: {finished.report.path / 'report.html'}")
     print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.command_line import run
 from flows.finetune import finetune, stages
@@ -175,3 +176,10 @@ def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_si
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")
     assert {path.name for path in store.iterdir()} == {"locks", "results"}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_server_that_does_not_answer_is_one_line(make_preset: Preset, capfd: pytest.CaptureFixture[str]) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert run(finetune, stages, ["--preset", make_preset()]) == 2
+    assert_one_line(capfd.readouterr().err, "http://127.0.0.1:9/api: no Prefect server answers. Start it, or unset")

@@ -1,0 +1,82 @@
+"""One at a time on a GPU: by a lock of the store, and for deployed runs by a slot of Prefect's server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.stage import stage
+from tasks.waiting import SLOT, device
+
+held: list[tuple[float, float]] = []
+
+
+@stage(alone=True)
+def hold(number: int, *, store: Store) -> Artifact:
+    """Use the device for a moment."""
+    started = time.monotonic()
+    time.sleep(0.5)
+    with store.draft("number") as draft:
+        (draft.path / "number.txt").write_text(str(number))
+    held.append((started, time.monotonic()))
+    return draft.done()
+
+
+@flow(validate_parameters=False)
+def holding(store: Store, number: int) -> None:
+    hold(number, store=store)
+
+
+def overlap() -> bool:
+    first, second = sorted(held)
+    return second[0] < first[1]
+
+
+def test_one_store_one_device(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with device(store):
+        other = threading.Thread(target=lambda: device(store).__enter__())
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+    other.join(20)
+    assert not other.is_alive()
+    assert "Waiting for another run, which trains or scores on this machine" in caplog.text
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_deployed_runs_take_a_slot_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
+    with pytest.raises(UserError, match=f"concurrency limit {SLOT}: no slot can be taken: .*prefect gcl create"):
+        holding(Store(tmp_path / "one"), 1)
+    with get_client(sync_client=True) as client:
+        client._client.post(
+            "/v2/concurrency_limits/",
+            json=GlobalConcurrencyLimitCreate(name=SLOT, limit=1).model_dump(mode="json"),
+        ).raise_for_status()
+    held.clear()
+    both = [threading.Thread(target=holding, args=(Store(tmp_path / name), 1)) for name in ("one", "two")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(100)
+    assert len(held) == 2
+    assert not overlap()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_is_cached_waits_for_nobody(store: Store) -> None:
+    holding(store, 1)
+    with device(store):
+        before = len(held)
+        holding(store, 1)
+    assert len(held) == before
