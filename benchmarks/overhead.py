@@ -22,8 +22,8 @@ from flows.finetune import finetune, stages
 from tasks import artifacts
 from tasks.planning import without_prefect
 from tasks.presets import Overrides, given, load_settings
+from tasks.progress import ProgressArtifact
 from tasks.stage import Stage
-from tasks.training_record import ProgressArtifact
 
 Seconds = dict[str, float]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from llama_cpp import Llama
+from typing import TYPE_CHECKING, Any
 
 from flows.command_line import parse
 from flows.finetune import stages
@@ -17,6 +15,9 @@ from tasks.modelfile import OllamaModel, ollama_model
 from tasks.planning import planning
 from tasks.presets import load_settings
 from tasks.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
 
 MOST_TOKENS = 512
 
@@ -79,6 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from llama_cpp import Llama
+
     llama = Llama(str(file), n_ctx=model.parameters["num_ctx"], verbose=False)
     print(
         f"{settings.ollama_name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Variant = Literal["adamw", "kfac", "eigen_adam", "graft", "riemannian", "published"]
+BEFORE_OPTIMIZER = ("kfac", "riemannian", "published", "eigen_adam")
+"""Variants that change the gradient."""
+AFTER_OPTIMIZER = ("eigen_adam", "graft")
+"""Variants that change the optimizer's update."""
 Basis = Literal["initial", "gradient", "whitened_gradient"]
 Throttle = int | Callable[[int], int]
 """A number, or a function from the optimizer step to it."""

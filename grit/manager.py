@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from grit.config import GRITConfig, at
+from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig, at
 from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
 from grit.optimizer import AttachedOptimizer
@@ -20,7 +20,6 @@ from grit.preconditioner import Preconditioner
 from grit.preconditioning import Comparison
 from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps
 from grit.reprojection import reproject
-from grit.variants import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
 
 
 class GRITManager:

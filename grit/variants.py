@@ -10,11 +10,6 @@ from grit.factors import FactorGroup
 from grit.modules import LoraModule
 from grit.preconditioning import Roots, eigenbasis, inverse_power
 
-BEFORE_OPTIMIZER = ("kfac", "riemannian", "published", "eigen_adam")
-"""Variants that change the gradient."""
-AFTER_OPTIMIZER = ("eigen_adam", "graft")
-"""Variants that change the optimizer's update."""
-
 
 def multipliers(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
     """For A from the left and for B from the right.

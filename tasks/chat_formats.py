@@ -6,13 +6,15 @@ The three formats of our own render like the Ollama templates in `modelfiles/`.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import UserError
 from tasks.settings import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KnownFormat = Literal["llama3", "alpaca", "chatml"]
 Messages = list[dict[str, str]]

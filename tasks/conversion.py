@@ -13,9 +13,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from llama_cpp import Llama
-from transformers import AutoTokenizer
-
 from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
 from tasks.errors import UserError
@@ -142,6 +139,9 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
     Raises:
         RuntimeError: llama.cpp cannot load the file, or not one token was generated.
     """
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
     messages = _prompt(dataset)
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     text = render(tokenizer, messages, prompt=True)

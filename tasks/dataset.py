@@ -8,11 +8,10 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tasks.artifacts import Artifact, Store
 from tasks.chat_formats import Messages, apply_chat_format, default_system, known_format, render
@@ -22,6 +21,9 @@ from tasks.settings import SOURCE_FIELDS, ChatSettings, DataSettings
 from tasks.source import SPLITS, read_rows
 from tasks.stage import stage
 from tasks.tokenization import Tokens, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HISTOGRAM_BINS = 24
 
@@ -94,6 +96,8 @@ def prepare_dataset(
 
 
 def _load_tokenizer(model: Artifact) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
     except Exception as error:  # from tokenizers come plain ones

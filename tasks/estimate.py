@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tasks.artifacts import Artifact
 from tasks.errors import UserError, unwritable_store
 from tasks.model import parameters_of_source, to_fetch
@@ -180,6 +178,8 @@ def _listed(needs: list[Need]) -> str:
 
 def _matmul_rate(dtype: str) -> float:
     """Floating-point operations per second of a large matrix product, measured for a moment."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 1024
     left = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets.config
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import PreTrainedModel
 
 from tasks.errors import NO_ANSWER, TemporaryError, UserError
 from tasks.settings import REPOSITORY, ScoringSettings
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel
 
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else every local file read is reported to a server
 TASK_FILES = (".yaml", ".py")
 DATASET = "${dataset}"
 """Stands for the data set's directory in the user's task files."""
@@ -61,8 +59,10 @@ def load_tasks(settings: ScoringSettings, dataset: Path) -> list[Any]:
     """
     if not settings.tasks:
         return []
-    from lm_eval.tasks import TaskManager  # seconds to import: only where it is used
+    import datasets.config
+    from lm_eval.tasks import TaskManager
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else every local file read is reported to a server
     own = _own_files(settings.include_path)
     with tempfile.TemporaryDirectory() as directory:
         for path in own:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from peft import PeftModel
 from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 PEFT_PREFIX = "base_model.model."
 COMPUTED = ".rotary_emb.inv_freq"
@@ -40,6 +41,9 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
         UserError: a merged weight is not finite, or the adapter targets an output layer tied to the embedding.
         RuntimeError: a targeted tensor is unchanged, another one changed, or a part of the adapter was not used.
     """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     modules = adapter_modules(adapter)
     base = AutoModelForCausalLM.from_pretrained(
         model.path, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
@@ -98,6 +102,8 @@ def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]
     Raises:
         RuntimeError: something is missing, unchanged or changed against expectation.
     """
+    import torch
+
     before, after = dict(_locations(base)), dict(_locations(merged))
     if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"):
         before.pop(TIED_HEAD, None)  # some files carry the embedding a second time under this name

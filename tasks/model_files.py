@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
 from tasks.errors import UserError
+from tasks.settings import LoraSettings
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 FILES = (
@@ -101,7 +102,7 @@ def matrix_layers(directory: Path) -> set[str]:
     """Names of the layers whose weight has two dimensions, without what they are part of; from the files' headers."""
     found = set()
     for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as weights:
+        with safe_open(path, framework="np") as weights:
             for key in weights.keys():  # noqa: SIM118, safe_open is no mapping
                 layer, _, kind = key.rpartition(".")
                 if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
@@ -189,10 +190,29 @@ def _count_parameters(directory: Path) -> int:
     total = 0
     for name in present:
         try:
-            with safe_open(directory / name, framework="pt") as weights:
+            with safe_open(directory / name, framework="np") as weights:
                 total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(
                 f"broken weight file ({error})", where=directory / name, fix="Download the file again."
             ) from None
     return total
+
+
+def check_targets(lora: LoraSettings, linear: set[str], name: str) -> None:
+    """Check that each target exists.
+
+    Args:
+        lora: names the targets.
+        linear: names of linear layers, without what they are part of.
+        name: the base model's.
+
+    Raises:
+        UserError: one does not.
+    """
+    if missing := sorted(set(lora.target_modules) - linear):
+        raise UserError(
+            f"no linear layer of {name} is called {', '.join(missing)}",
+            where="lora.target_modules",
+            fix=f"Choose from {', '.join(sorted(linear))}.",
+        )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
 from tasks.errors import UserError
-from tasks.model_files import matrix_layers
+from tasks.model_files import check_targets, matrix_layers
 from tasks.modelfile import check_parameters, is_servable, ollama_model
 from tasks.ollama_store import parse_name
 from tasks.planning import Pending
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files
 from tasks.training import check_machine
-from tasks.training_model import check_targets
 
 
 def check_settings(settings: FinetuneSettings) -> None:

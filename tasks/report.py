@@ -15,10 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store
-from tasks.figures import gradient_curve, length_histogram, loss_curve
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
-from tasks.validation_loss import ratio_stderr
+from tasks.uncertainty import ratio_stderr
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
 
@@ -84,6 +83,8 @@ def write_report(
             *((f"{artifact.kind} SHA-256", artifact.digest) for artifact in artifacts),
         ],
     }
+    from tasks.figures import gradient_curve, length_histogram, loss_curve
+
     view = {
         **data,
         "settings": settings,

@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from accelerate.utils.memory import clear_device_cache
 from tqdm import trange
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
 from tasks.artifacts import Artifact, Store
 from tasks.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
 from tasks.settings import ScoringSettings
 from tasks.stage import stage
-from tasks.validation_loss import evaluating, read_rows, validation_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
 
@@ -56,6 +55,11 @@ def score(
         UserError: an lm-eval task that does not exist or lacks its data, or the loss is not a number.
         TemporaryError: the Hub cannot be reached for an lm-eval task's data.
     """
+    from accelerate.utils.memory import clear_device_cache
+    from transformers import set_seed
+
+    from tasks.validation_loss import read_rows, validation_loss
+
     clock = _Clock()
     with clock.measure("lm_eval_loading"):  # before the model, so that a wrong name fails in seconds
         tasks = load_tasks(settings, dataset.path)
@@ -97,6 +101,9 @@ def score(
 
 def load_model(model: Artifact, dataset: Artifact, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
     """Load the model in bfloat16, once, set up to answer greedily, and the data set's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
     tokenizer = AutoTokenizer.from_pretrained(
         dataset.path / "tokenizer", local_files_only=True, trust_remote_code=trust_remote_code
     )
@@ -124,6 +131,10 @@ def sample_answers(
     Returns:
         For each one the last user turn, the expected answer and the model's.
     """
+    import torch
+
+    from tasks.validation_loss import evaluating
+
     conversations = _conversations(dataset, settings.samples)
     answers: list[str] = []
     for start in trange(0, len(conversations), settings.batch_size, desc="Sample answers", unit="batch"):

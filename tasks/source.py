@@ -14,9 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import load_dataset
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
@@ -28,10 +25,6 @@ from tasks.stage import stage
 GENERATED = "generated:extraction"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SPLITS = ("train", "validation", "test")
-NOT_A_DATA_SET = (
-    *(DatasetNotFoundError, DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError, ValueError),
-    RuntimeError,  # it comes as a script, which datasets no longer runs
-)
 
 
 def newest_commit(settings: DataSettings, seed: int) -> str:
@@ -161,10 +154,18 @@ def _is_file(source: str) -> bool:
 
 
 def _download(source: str, settings: DataSettings, path: Path) -> None:
+    from datasets import load_dataset
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    not_a_data_set = (
+        *(DatasetNotFoundError, DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError, ValueError),
+        RuntimeError,  # it comes as a script, which datasets no longer runs
+    )
     commit = _commit(source, settings.revision)
     try:
         rows = load_dataset(source, settings.subset, split=settings.split, revision=commit)
-    except NOT_A_DATA_SET as error:
+    except not_a_data_set as error:
         message = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(message, where=source, fix="Check data.source, data.subset and data.split.") from None
     except (OSError, HfHubHTTPError) as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from tasks.chat_formats import Messages, render
 from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNSUPERVISED = -100
 """Label of a token that does not enter the loss, PyTorch's `ignore_index`."""

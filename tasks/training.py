@@ -12,18 +12,17 @@ from __future__ import annotations
 import shutil
 from importlib.util import find_spec
 
-import torch
 from pydantic import BaseModel
 
-from grit.variants import AFTER_OPTIMIZER
+from grit.config import AFTER_OPTIMIZER
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.logs import run_logger
+from tasks.progress import ProgressArtifact
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.stage import stage
+from tasks.training_job import Job
 from tasks.training_process import OutOfMemoryError, train_in_child
-from tasks.training_record import ProgressArtifact
-from tasks.training_run import Job
 
 
 class Training(BaseModel):
@@ -129,6 +128,8 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`.",
         )
+    import torch
+
     if base.dtype == "float16" and not torch.cuda.is_available():
         raise UserError("float16 training needs a CUDA GPU", where="model.dtype", fix="Use bfloat16 or float32.")
     if training.backend != "unsloth":

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from tasks.artifacts import Artifact
-from tasks.errors import UserError
+from tasks.model_files import check_targets
 from tasks.settings import LoraSettings, ModelSettings, TrainingSettings
 
 
@@ -87,25 +87,6 @@ def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int)
     model = get_peft_model(base, config)
     config.base_model_name_or_path = name  # not the directory that it was loaded from
     return model
-
-
-def check_targets(lora: LoraSettings, linear: set[str], name: str) -> None:
-    """Check that each target exists.
-
-    Args:
-        lora: names the targets.
-        linear: names of linear layers, without what they are part of.
-        name: the base model's.
-
-    Raises:
-        UserError: one does not.
-    """
-    if missing := sorted(set(lora.target_modules) - linear):
-        raise UserError(
-            f"no linear layer of {name} is called {', '.join(missing)}",
-            where="lora.target_modules",
-            fix=f"Choose from {', '.join(sorted(linear))}.",
-        )
 
 
 def load_unsloth(

@@ -11,16 +11,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from accelerate.utils.memory import should_reduce_batch_size
 from filelock import FileLock
 
 from tasks.errors import TemporaryError, UserError
 from tasks.settings import REPOSITORY
-
-if TYPE_CHECKING:
-    from tasks.training_run import Job
+from tasks.training_job import Job
 
 BUSY = "devices are busy or unavailable"
 """CUDA's words for a GPU that another process has to itself."""
@@ -121,6 +118,8 @@ def main() -> None:
         except UserError as error:
             send(user_error={"what": error.what, "where": error.where, "fix": error.fix})
         except Exception as error:
+            from accelerate.utils.memory import should_reduce_batch_size
+
             message = f"{type(error).__name__}: {error}"
             if not should_reduce_batch_size(error):
                 send(error=message)
@@ -131,7 +130,7 @@ def main() -> None:
 def _train(text: str, send: Callable[..., None]) -> None:
     if json.loads(text)["training"]["backend"] == "unsloth":
         import unsloth  # noqa: F401 - patches torch, Transformers and TRL, so it must come before them
-    from tasks.training_run import Job, Training
+    from tasks.training_run import Training
 
     last = 0
 

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from pydantic import BaseModel
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -24,29 +23,11 @@ from tasks.artifacts import Artifact
 from tasks.checkpoints import Checkpoints
 from tasks.errors import UserError
 from tasks.memory import peak_memory
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training_job import Job
 from tasks.training_model import load_network
 from tasks.training_record import StepRecorder
 from tasks.training_step import SupervisedStep
 from tasks.validation_loss import validation_loss
-
-
-class Job(BaseModel):
-    """All that a training needs to know."""
-
-    model: Artifact
-    dataset: Artifact
-    base: ModelSettings
-    lora: LoraSettings
-    training: TrainingSettings
-    grit: GritSettings | None
-    seed: int
-    adapter: Path
-    """Directory that the adapter is written into."""
-    history: Path
-    """Directory of lines per step and TensorBoard events."""
-    checkpoints: Path
-    """Directory of the checkpoints of this very training; what it holds is gone on from."""
 
 
 class BaselineTrainer(SupervisedStep, SFTTrainer):

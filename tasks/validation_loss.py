@@ -17,6 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tasks.errors import UserError
+from tasks.uncertainty import ratio_stderr
 
 UNSUPERVISED = -100
 """Label of a token that is no target: PyTorch's default `ignore_index`."""
@@ -94,22 +95,6 @@ def read_rows(path: Path) -> list[Row]:
     """Read the tokenised rows of a parquet file."""
     rows: list[Row] = pq.read_table(path, columns=["input_ids", "labels"]).to_pylist()
     return rows
-
-
-def ratio_stderr(sums: Sequence[float], counts: Sequence[float]) -> float | None:
-    """Standard error of sum(sums) / sum(counts) over independent rows.
-
-    Linearised ratio estimator (Cochran, Sampling Techniques, 3rd ed. 1977, section 6.3); with all counts 1 it is the
-    standard error of the mean.
-
-    Returns:
-        None if there are fewer than two rows.
-    """
-    if len(sums) < 2:
-        return None
-    total, number = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
-    residuals = total - number * (total.sum() / number.sum())
-    return float(np.sqrt(len(total) / (len(total) - 1) * (residuals**2).sum()) / number.sum())
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from transformers import PreTrainedTokenizerFast
 from tasks import training_process, training_run
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError, is_temporary
+from tasks.progress import ProgressArtifact
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.training import Training, train
-from tasks.training_record import ProgressArtifact
+from tasks.training_job import Job
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8, dropout=0.1)
@@ -235,7 +236,7 @@ import sys
 import time
 from pathlib import Path
 from tasks.training_process import train_in_child
-from tasks.training_run import Job
+from tasks.training_job import Job
 
 job = Job.model_validate_json(Path(sys.argv[1]).read_text())
 with open(sys.argv[2], "w") as told:
@@ -250,9 +251,7 @@ def test_when_its_parent_dies_the_training_stops_with_a_checkpoint_and_the_next_
     directories = {name: tmp_path / name for name in ("adapter", "history", "checkpoints")}
     for directory in directories.values():
         directory.mkdir()
-    job = training_run.Job(
-        model=tiny_model, dataset=dataset, base=BASE, lora=LORA, training=long, grit=None, seed=7, **directories
-    )
+    job = Job(model=tiny_model, dataset=dataset, base=BASE, lora=LORA, training=long, grit=None, seed=7, **directories)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     told = [tmp_path / "one", tmp_path / "another"]
 

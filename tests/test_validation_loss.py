@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks import validation_loss as module
 from tasks.errors import UserError
-from tasks.validation_loss import UNSUPERVISED, Row, evaluating, ratio_stderr, read_rows, validation_loss
+from tasks.uncertainty import ratio_stderr
+from tasks.validation_loss import UNSUPERVISED, Row, evaluating, read_rows, validation_loss
 
 VOCABULARY, PAD = 97, 0
 

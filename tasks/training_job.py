@@ -1,0 +1,28 @@
+"""What a training is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from tasks.artifacts import Artifact
+from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+
+
+class Job(BaseModel):
+    """All that a training needs to know."""
+
+    model: Artifact
+    dataset: Artifact
+    base: ModelSettings
+    lora: LoraSettings
+    training: TrainingSettings
+    grit: GritSettings | None
+    seed: int
+    adapter: Path
+    """Directory that the adapter is written into."""
+    history: Path
+    """Directory of lines per step and TensorBoard events."""
+    checkpoints: Path
+    """Directory of the checkpoints of this very training; what it holds is gone on from."""
