@@ -49,7 +49,7 @@ def main() -> None:
     names = ("steps", "rows_per_step", "max_length", "validation_rows")
     setup = {"data": Path(arguments.data).name} | {name: getattr(arguments, name) for name in names}
     workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
-    tuning = [(method, rate * ALL[method].rate_factor, 0) for rate in arguments.rates for method in arguments.methods]
+    tuning = [(method, round(rate * ALL[method].rate_factor, 12), 0) for rate in arguments.rates for method in arguments.methods]
     run(tuning, workload, setup, arguments.results)
     best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]
@@ -97,6 +97,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     results = [json.loads(line) for line in lines]
     for one in results:
         one["validation"] = {int(step): loss for step, loss in one["validation"].items()}
+        one["rate"] = round(one["rate"], 12)  # 0.1 x 0.003 is 0.0003
     return results
 
 
