@@ -49,7 +49,11 @@ def main() -> None:
     names = ("steps", "rows_per_step", "max_length", "validation_rows")
     setup = {"data": Path(arguments.data).name} | {name: getattr(arguments, name) for name in names}
     workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
-    tuning = [(method, round(rate * ALL[method].rate_factor, 12), 0) for rate in arguments.rates for method in arguments.methods]
+    tuning = [
+        (method, round(rate * ALL[method].rate_factor, 12), 0)
+        for rate in arguments.rates
+        for method in arguments.methods
+    ]
     run(tuning, workload, setup, arguments.results)
     best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]

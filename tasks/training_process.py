@@ -108,6 +108,7 @@ def _result(end: dict[str, Any], status: int) -> dict[str, Any]:
 
 def main() -> None:
     """The child: read the job, train, tell how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     with os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8") as channel:
 
         def send(**message: Any) -> None:
@@ -149,8 +150,7 @@ def _train(text: str, send: Callable[..., None]) -> None:
     # The training of a parent that was killed may still be at its last step and write there.
     with FileLock(job.checkpoints.with_suffix(".lock")):
         training = Training(job, report)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        signal.signal(signal.SIGTERM, stop)
         facts = training.run()
     if facts is None:
         send(stopped=last)

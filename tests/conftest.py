@@ -16,6 +16,8 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -85,6 +87,26 @@ def tiny_model(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pyt
     smollm2_tokenizer.save_pretrained(directory)
     names = [path.name for path in directory.iterdir()]
     return reference("model", directory, names, {"name": "tiny", "license": "apache-2.0"})
+
+
+@pytest.fixture(scope="session")
+def tokenized_rows(
+    smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, int], Artifact]:
+    """Make so many training and validation rows of different lengths; the first half of each row is the prompt."""
+
+    def make(train: int, validation: int) -> Artifact:
+        generator = torch.Generator().manual_seed(1)
+        with Store(tmp_path_factory.mktemp("dataset")).draft("dataset") as draft:
+            for split, count in (("train", train), ("validation", validation)):
+                ids = [torch.randint(20, 2000, (8 + 2 * (i % 8),), generator=generator).tolist() for i in range(count)]
+                labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
+                pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / f"{split}.parquet")
+            smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
+            draft.facts = {"max_length": 64}
+        return draft.done()
+
+    return make
 
 
 @pytest.fixture(scope="module")

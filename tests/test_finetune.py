@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from prefect.artifacts import Artifact as PrefectArtifact
+from prefect.client.orchestration import get_client
 
 from flows import chat
 from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
+from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
@@ -146,6 +148,12 @@ def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
         assert f"{row['base']:.4f}" in text and f"{row['tuned']:.4f}" in text
     assert data["settings"]["training"]["max_steps"] == 3
     assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["ready"] == 1
+
+
+def test_runs_are_named_by_stage_method_and_model(finetuned: Finetuned, tiny_model: Artifact) -> None:
+    with get_client(sync_client=True) as client:
+        assert f"grit {tiny_model.path.name}" in {run.name for run in client.read_flow_runs()}
+        assert f"train grit {tiny_model.path.name}" in {run.name for run in client.read_task_runs()}
 
 
 def test_prefects_pages_show_the_report_and_the_progress(finetuned: Finetuned) -> None:

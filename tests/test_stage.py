@@ -14,10 +14,12 @@ from prefect.settings import PREFECT_API_URL
 
 from tasks.artifacts import Artifact, Store
 from tasks.cache_key import own_modules
+from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
 from tasks.planning import planning, without_prefect
 from tasks.report import write_report
 from tasks.settings import REPOSITORY, LoraSettings
+from tasks.source import fetch_data
 from tasks.stage import stage
 
 ran: list[str] = []
@@ -192,6 +194,15 @@ def test_only_temporary_failures_are_retried(error: Exception, attempts: int, st
     with pytest.raises(type(error)):
         failing()
     assert len(tried) == attempts
+
+
+def test_a_deployed_run_which_nobody_waits_for_tries_for_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "retries" not in fetch_data._options()
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
+    options = fetch_data._options()
+    delays = options["retry_delay_seconds"](options["retries"])
+    assert (len(delays), sum(delays)) == (6, 630)
+    assert "retries" not in prepare_dataset._options(), "what needs no network is not retried"
 
 
 def test_the_key_covers_the_code_of_imported_modules() -> None:

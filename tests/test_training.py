@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import add_fused_lm_head
 
 from tasks import training_run
@@ -28,18 +26,8 @@ QUICK = TrainingSettings(
 
 
 @pytest.fixture(scope="module")
-def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Sixteen training and four validation rows of different lengths; the first half of each row is the prompt."""
-    store = Store(tmp_path_factory.mktemp("dataset"))
-    generator = torch.Generator().manual_seed(1)
-    with store.draft("dataset") as draft:
-        for split, count in (("train", 16), ("validation", 4)):
-            ids = [torch.randint(20, 2000, (8 + 2 * (i % 8),), generator=generator).tolist() for i in range(count)]
-            labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
-            pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / f"{split}.parquet")
-        smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
-        draft.facts = {"max_length": 64}
-    return draft.done()
+def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
+    return tokenized_rows(16, 4)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 from tasks import training_process, training_run
 from tasks.artifacts import Artifact, Store
@@ -44,17 +41,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    store = Store(tmp_path_factory.mktemp("dataset"))
-    generator = torch.Generator().manual_seed(1)
-    with store.draft("dataset") as draft:
-        for split, count in (("train", 14), ("validation", 2)):
-            ids = [torch.randint(20, 2000, (8 + 2 * (i % 8),), generator=generator).tolist() for i in range(count)]
-            labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in ids]
-            pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / f"{split}.parquet")
-        smollm2_tokenizer.save_pretrained(draft.path / "tokenizer")
-        draft.facts = {"max_length": 64}
-    return draft.done()
+def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
+    return tokenized_rows(14, 2)
 
 
 @pytest.fixture
