@@ -46,6 +46,21 @@ demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the mo
 chat: $(SETUP) ## talk to the demo's model, no Ollama needed
 	$(BIN)/python -m flows.chat --preset demo --method grit
 
+# A server of this checkout's own. Leases kept in memory would end with the server, and leave their slots taken.
+PORT := 4200
+serve down: export PREFECT_HOME ?= $(CURDIR)/.prefect
+serve down: export PREFECT_API_URL = http://127.0.0.1:$(PORT)/api
+serve down: export PREFECT_SERVER_API_PORT = $(PORT)
+serve down: export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE = prefect.server.concurrency.lease_storage.filesystem
+
+.PHONY: serve
+serve: $(SETUP) ## start a Prefect server and a worker in the background, with the deployments; repeat lost runs
+	@$(BIN)/python -m flows.control up
+
+.PHONY: down
+down: ## stop them; runs keep their checkpoints, and the next `make serve` goes on with them
+	@$(BIN)/python -m flows.control down
+
 .PHONY: test
 test: lint ## lint, then run all tests
 	$(BIN)/pytest

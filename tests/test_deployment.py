@@ -1,88 +1,49 @@
-"""The deployments, as the README sets them up: a local server, a process worker, one run."""
+"""The deployments, as `make serve` sets them up: a local server, a process worker, a run; and `make down`."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from tasks.settings import REPOSITORY
-
-PREFECT = str(Path(sys.executable).with_name("prefect"))
-
-
-@contextmanager
-def background(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[None]:
-    """Run a Prefect command beside this block; stop it, and the processes it started, at the end."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [PREFECT, *arguments],
-            env=environment,
-            cwd=REPOSITORY,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(url).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise TimeoutError(f"nothing answers at {url}")
+from tests.serving import Serving
 
 
 @pytest.mark.timeout(600)
-def test_a_deployment_runs_with_a_local_server_and_a_process_worker(
+def test_a_deployment_runs_with_make_serve_and_stops_with_make_down(
     make_preset: Callable[..., str], workplace: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    api = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": api, "PWD": str(REPOSITORY)}
+    served = Serving(tmp_path)
+    try:
+        printed = served.make("serve")
+        assert f"PREFECT_API_URL={served.api}" in printed
+        served.prefect("deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "--watch")
+        (run,) = httpx.post(f"{served.api}/flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
+        assert run["state"]["type"] == "COMPLETED"
+        manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
+        assert json.loads(manifest.read_text())["layers"]
 
-    def prefect(*arguments: str) -> str:
-        command = [PREFECT, *arguments]
-        done = subprocess.run(
-            command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=400
-        )
-        assert done.returncode == 0, (
-            done.stdout + done.stderr + "".join(log.read_text() for log in tmp_path.glob("*.log"))
-        )
-        return done.stdout
+        (nightly,) = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()["schedules"]
+        assert not nightly["active"]
+        slot = httpx.get(f"{served.api}/v2/concurrency_limits/training").json()
+        assert (slot["limit"], slot["active_slots"]) == (1, 0)
 
-    with background(tmp_path / "server.log", environment, "server", "start", "--host", "127.0.0.1", "--port", port):
-        wait_for(f"{api}/health")
-        prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
-        prefect("--no-prompt", "deploy", "--all")
-        with background(tmp_path / "worker.log", environment, "worker", "start", "--pool", "local"):
-            prefect("deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "--watch")
-        (run,) = httpx.post(f"{api}/flow_runs/filter", json={}).json()
-        schedules = httpx.get(f"{api}/deployments/name/finetune/grit").json()["schedules"]
-    assert run["state"]["type"] == "COMPLETED"
-    assert [schedule["active"] for schedule in schedules] == [False]
-    manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
-    assert json.loads(manifest.read_text())["layers"]
+        store = workplace / "stopped"
+        training = {"max_steps": 1_000_000, "warmup_steps": 1}
+        endless = served.start("finetune/grit", preset=make_preset(store=str(store), training=training))
+        served.wait(lambda: any(path.stat().st_size for path in store.glob("drafts/history-*/history.jsonl")))
+        processes = [served.process(name) for name in ("server", "worker")]
+        processes += processes[1].children(recursive=True)
+        assert len(processes) == 4, "server, worker, flow run, training"
+    finally:
+        served.make("down")
+    assert not psutil.wait_procs(processes, timeout=20)[1]
+    assert len(list(store.glob("checkpoints/*/checkpoint-*"))) == 1
+    with sqlite3.connect(tmp_path / "prefect.db") as database:
+        ((state,),) = database.execute("SELECT state_name FROM flow_run WHERE id = ?", (endless,)).fetchall()
+    assert state == "Crashed"

@@ -1,0 +1,153 @@
+"""`make serve` and `make down`: a Prefect server and a worker in the background of this machine.
+
+The Makefile says where: `PREFECT_HOME` (`.prefect` in the checkout) takes database, logs and process ids. What is to go
+on after a reboot is set up with docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import get_current_settings
+
+from flows.recover import recover
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HOME = get_current_settings().home
+API = str(get_current_settings().api.url)
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+POOL = "local"
+SLOT = "training"
+SERVER = ["server", "start", "--host", "127.0.0.1"]
+WORKER = ["worker", "start", "--pool", POOL]
+SECONDS_TO_START = 120
+SECONDS_TO_STOP = 120
+"""A training that is stopped ends its step and writes a checkpoint."""
+
+
+def up() -> None:
+    """Start what does not run; register what is not there, and the deployments anew; repeat lost runs."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker that inherits its being ignored never stops
+    with get_client(sync_client=True) as client:
+        _serve(client)
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            _prefect("work-pool", "create", POOL, "--type", "process")
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
+        _deploy(client)
+        if _running(WORKER) is None:
+            recover()
+            client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
+            _start(WORKER)
+    print(f"""
+Pages:  {API.removesuffix("/api")}
+Logs:   {HOME}/server.log and worker.log
+Run:    export PREFECT_API_URL={API}
+        {os.path.relpath(PREFECT)} deployment run finetune/grit --watch
+Stop:   make down""")
+
+
+def down() -> None:
+    """Stop the runs, the worker, and the server. The next `up` goes on with the runs."""
+    if worker := _running(WORKER):
+        with get_client(sync_client=True) as client, suppress(httpx.HTTPError):
+            client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # or the worker would start further runs
+        for run in (runs := worker.children()):
+            run.terminate()
+        # The worker last: it kills runs that it finds alive when it ends, and nobody would mark them as Crashed.
+        for late in psutil.wait_procs(runs, timeout=SECONDS_TO_STOP)[1]:
+            late.kill()
+        _stop(worker)
+    if server := _running(SERVER):
+        _stop(server)
+
+
+def _stop(process: psutil.Process) -> None:
+    process.terminate()
+    if psutil.wait_procs([process], timeout=SECONDS_TO_STOP)[1]:
+        process.kill()
+
+
+def _serve(client: SyncPrefectClient) -> None:
+    answers = client.api_healthcheck() is None
+    if _running(SERVER) is None:
+        if answers:
+            sys.exit(f"error: {API} is another server's. Use another port: make serve PORT=4300")
+        _start(SERVER)
+    until = time.monotonic() + SECONDS_TO_START
+    while not answers:
+        if _running(SERVER) is None or time.monotonic() > until:
+            sys.exit(f"error: the server does not start. See {HOME}/server.log")
+        time.sleep(0.5)
+        answers = client.api_healthcheck() is None
+
+
+def _deploy(client: SyncPrefectClient) -> None:
+    """Register prefect.yaml, and leave on the schedules that the user has switched on."""
+    on = [
+        (known.id, schedule.id)
+        for known in client.read_deployments()
+        for schedule in known.schedules
+        if schedule.active
+    ]
+    _prefect("--no-prompt", "deploy", "--all")
+    for deployment, schedule in on:
+        with suppress(ObjectNotFound):
+            client.update_deployment_schedule(deployment, schedule, active=True)
+
+
+def _prefect(*arguments: str) -> None:
+    done = subprocess.run(
+        [PREFECT, *arguments], check=False, capture_output=True, text=True, cwd=REPOSITORY, env=_environment()
+    )
+    if done.returncode:
+        sys.exit(f"error: prefect {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+
+
+def _start(command: list[str]) -> None:
+    with (HOME / f"{command[0]}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [PREFECT, *command],
+            cwd=REPOSITORY,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    _pid_file(command).write_text(str(process.pid))
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PWD": str(REPOSITORY)}  # prefect.yaml's directory of the flows
+
+
+def _pid_file(command: list[str]) -> Path:
+    return HOME / f"{command[0]}.pid"
+
+
+def _running(command: list[str]) -> psutil.Process | None:
+    """The process that `_start` has started, unless it ended and its id is another's."""
+    try:
+        process = psutil.Process(int(_pid_file(command).read_text()))
+        return process if process.cmdline()[-len(command) :] == command else None
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.ZombieProcess):
+        return None
+
+
+if __name__ == "__main__":
+    down() if sys.argv[1:] == ["down"] else up()

@@ -1,0 +1,71 @@
+"""`make serve` with a directory and a port of its own, and what tests ask of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tasks.settings import REPOSITORY
+
+
+class Serving:
+    """A Prefect server and its worker, as `make serve` starts them."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.home, self.api = home, f"http://127.0.0.1:{self.port}/api"
+        settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self.environment = os.environ | settings | {"PWD": str(REPOSITORY)}
+
+    def make(self, target: str) -> str:
+        """Call `make` with the environment that the tests run in, which it must not set up."""
+        environment = Path(sys.prefix)
+        setup = f"--old-file={environment / '.setup'}"
+        return self._call("make", setup, f"VENV={environment}", f"PORT={self.port}", target)
+
+    def prefect(self, *arguments: str) -> str:
+        """Call Prefect's command line."""
+        return self._call(str(Path(sys.executable).with_name("prefect")), *arguments)
+
+    def _call(self, *command: str) -> str:
+        done = subprocess.run(
+            command, check=False, env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout
+
+    def logs(self) -> str:
+        return "".join(log.read_text() for log in self.home.glob("*.log"))
+
+    def process(self, name: str) -> psutil.Process:
+        """`server` or `worker`."""
+        return psutil.Process(int((self.home / f"{name}.pid").read_text()))
+
+    def run(self, identity: str) -> dict[str, Any]:
+        """A flow run as the server knows it."""
+        known: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
+        return known
+
+    def start(self, deployment: str, **parameters: object) -> str:
+        """Ask for a run as `prefect deployment run` does, without waiting for it; return its id."""
+        known = httpx.get(f"{self.api}/deployments/name/{deployment}").json()["id"]
+        asked = httpx.post(f"{self.api}/deployments/{known}/create_flow_run", json={"parameters": parameters})
+        return str(asked.raise_for_status().json()["id"])
+
+    def wait(self, what: Callable[[], object], seconds: float = 200) -> None:
+        """Wait until something is so."""
+        until = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < until, self.logs()
+            time.sleep(0.2)

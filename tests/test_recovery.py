@@ -1,0 +1,48 @@
+"""A machine dies under a run: worker and flow run are killed, and the flow `recover` has the run repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving import Serving
+
+
+@pytest.mark.timeout(600)
+def test_a_run_whose_worker_and_process_were_killed_is_repeated_and_completes(
+    make_preset: Callable[..., str], workplace: Path, tmp_path: Path
+) -> None:
+    served = Serving(tmp_path)
+    training = {"max_steps": 200, "warmup_steps": 1, "save_steps": 1, "learning_rate": 1e-3}
+    try:
+        served.make("serve")
+        deployment = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()
+        (nightly,) = deployment["schedules"]
+        served.prefect("deployment", "schedule", "resume", "finetune/grit", nightly["id"])
+        run = served.start("finetune/grit", preset=make_preset(training=training))
+        served.wait(lambda: list(workplace.glob("store/checkpoints/*/checkpoint-*")))
+        server, worker = served.process("server"), served.process("worker")
+        for process in [worker, *worker.children()]:
+            process.kill()
+        worker.wait()
+        assert served.run(run)["state"]["name"] == "Running", "nobody is left to report it"
+
+        served.make("serve")
+        assert served.process("server") == server
+        assert served.process("worker") != worker
+        (nightly,) = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()["schedules"]
+        assert nightly["active"], "what the user has switched on stays on"
+        assert served.run(run)["state"]["name"] == "Running", "its last heartbeat is too fresh to call it lost"
+
+        served.prefect("deployment", "run", "recover/recover", "-p", "silent_minutes=0.01", "--watch")
+        served.wait(lambda: served.run(run)["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"))
+        states = httpx.get(f"{served.api}/flow_run_states/", params={"flow_run_id": run}).json()
+    finally:
+        served.make("down")
+    names = [state["name"] for state in states]
+    assert names[-1] == "Completed"
+    assert names.count("Recovered") == 1
+    assert "scheduled again, repetition 1 of 3" in served.logs()
