@@ -37,18 +37,12 @@ SECONDS_TO_STOP = 120
 
 
 def up() -> None:
-    """Start what does not run; register what is not there, and the deployments anew; repeat lost runs."""
+    """Start what does not run, register what it needs, and repeat lost runs."""
     HOME.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker that inherits its being ignored never stops
     with get_client(sync_client=True) as client:
         _serve(client)
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            _prefect("work-pool", "create", POOL, "--type", "process")
-        with suppress(ObjectAlreadyExists):
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
-        _deploy(client)
+        register(client)
         if _running(WORKER) is None:
             recover()
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
@@ -67,13 +61,37 @@ def down() -> None:
         with get_client(sync_client=True) as client, suppress(httpx.HTTPError):
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # or the worker would start further runs
         for run in (runs := worker.children()):
-            run.terminate()
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
         # The worker last: it kills runs that it finds alive when it ends, and nobody would mark them as Crashed.
         for late in psutil.wait_procs(runs, timeout=SECONDS_TO_STOP)[1]:
             late.kill()
         _stop(worker)
     if server := _running(SERVER):
         _stop(server)
+
+
+def register(client: SyncPrefectClient) -> None:
+    """Make work pool and slot where they are missing, and register the deployments of prefect.yaml.
+
+    What the user has changed stays: the size of pool and slot, and which schedules are switched on.
+
+    Args:
+        client: of the server.
+    """
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        _prefect("work-pool", "create", POOL, "--type", "process")
+    with suppress(ObjectAlreadyExists):
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
+    known = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
+    _prefect("--no-prompt", "deploy", "--all")
+    for deployment, schedules in known.items():
+        for schedule in schedules:
+            if schedule.active:
+                with suppress(ObjectNotFound):
+                    client.update_deployment_schedule(deployment, schedule.id, active=True)
 
 
 def _stop(process: psutil.Process) -> None:
@@ -94,20 +112,6 @@ def _serve(client: SyncPrefectClient) -> None:
             sys.exit(f"error: the server does not start. See {HOME}/server.log")
         time.sleep(0.5)
         answers = client.api_healthcheck() is None
-
-
-def _deploy(client: SyncPrefectClient) -> None:
-    """Register prefect.yaml, and leave on the schedules that the user has switched on."""
-    on = [
-        (known.id, schedule.id)
-        for known in client.read_deployments()
-        for schedule in known.schedules
-        if schedule.active
-    ]
-    _prefect("--no-prompt", "deploy", "--all")
-    for deployment, schedule in on:
-        with suppress(ObjectNotFound):
-            client.update_deployment_schedule(deployment, schedule, active=True)
 
 
 def _prefect(*arguments: str) -> None:
@@ -149,5 +153,14 @@ def _running(command: list[str]) -> psutil.Process | None:
         return None
 
 
+def main(what: str) -> None:
+    """Do `up`, `down`, or, on a server that is there, `register`."""
+    if what == "register":
+        with get_client(sync_client=True) as client:
+            register(client)
+    else:
+        {"up": up, "down": down}[what]()
+
+
 if __name__ == "__main__":
-    down() if sys.argv[1:] == ["down"] else up()
+    main(sys.argv[1])

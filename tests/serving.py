@@ -63,7 +63,7 @@ class Serving:
         asked = httpx.post(f"{self.api}/deployments/{known}/create_flow_run", json={"parameters": parameters})
         return str(asked.raise_for_status().json()["id"])
 
-    def wait(self, what: Callable[[], object], seconds: float = 200) -> None:
+    def wait(self, what: Callable[[], object], seconds: float = 300) -> None:
         """Wait until something is so."""
         until = time.monotonic() + seconds
         while not what():
