@@ -22,13 +22,13 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from tasks.waiting import SLOT
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = get_current_settings().home
 API = str(get_current_settings().api.url)
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 POOL = "local"
-SLOT = "training"
 SERVER = ["server", "start", "--host", "127.0.0.1"]
 WORKER = ["worker", "start", "--pool", POOL]
 SECONDS_TO_START = 120

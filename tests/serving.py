@@ -48,6 +48,14 @@ class Serving:
     def logs(self) -> str:
         return "".join(log.read_text() for log in self.home.glob("*.log"))
 
+    def move_worker(self, machine: Path) -> None:
+        """Stop the worker, and start another that has nothing in common with it but server and checkout."""
+        worker = self.process("worker")
+        worker.terminate()
+        worker.wait(60)
+        self.environment["HOME"] = str(machine)
+        self.make("serve")
+
     def process(self, name: str) -> psutil.Process:
         """`server` or `worker`."""
         return psutil.Process(int((self.home / f"{name}.pid").read_text()))
@@ -56,6 +64,13 @@ class Serving:
         """A flow run as the server knows it."""
         known: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
         return known
+
+    def computed(self) -> list[str]:
+        """The stages that the newest run of `finetune` has computed, and not found cached."""
+        asked = {"flows": {"name": {"any_": ["finetune"]}}, "sort": "START_TIME_DESC", "limit": 1}
+        (run,) = httpx.post(f"{self.api}/flow_runs/filter", json=asked).json()
+        tasks = httpx.post(f"{self.api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
+        return sorted(task["name"].split()[0] for task in tasks if task["state"]["name"] != "Cached")
 
     def start(self, deployment: str, **parameters: object) -> str:
         """Ask for a run as `prefect deployment run` does, without waiting for it; return its id."""

@@ -15,16 +15,29 @@ from tests.serving import Serving
 
 
 @pytest.mark.timeout(600)
-def test_a_deployment_runs_with_make_serve_and_stops_with_make_down(
+def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_down(
     make_preset: Callable[..., str], workplace: Path, tmp_path: Path
 ) -> None:
     served = Serving(tmp_path)
     try:
         printed = served.make("serve")
         assert f"PREFECT_API_URL={served.api}" in printed
-        served.prefect("deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "--watch")
-        (run,) = httpx.post(f"{served.api}/flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
-        assert run["state"]["type"] == "COMPLETED"
+        for impossible in ({"training": {"max_steps": 0}}, {"training": {"max_step": 5}}, {"lora": 3}):
+            with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
+                served.start("finetune/grit", preset=make_preset(), overrides=impossible)
+        here = json.dumps({"store": "~/store", "store_uri": f"file://{workplace}/shared"})
+        command = ["deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "-p", f"overrides={here}"]
+        served.move_worker(tmp_path / "one")
+        served.prefect(*command, "--watch")
+        assert len(served.computed()) == 10
+        served.move_worker(tmp_path / "another")
+        served.prefect(*command, "--watch")
+        # The report says where the store is.
+        assert served.computed() == ["register", "write_report"]
+        for machine in ("one", "another"):
+            assert len(list((tmp_path / machine / "store/gguf").glob("*/model.gguf"))) == 1
+        runs = httpx.post(f"{served.api}/flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
+        assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"], "the impossible ones never began"
         manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
         assert json.loads(manifest.read_text())["layers"]
 
