@@ -77,12 +77,6 @@ def check_disk(settings: FinetuneSettings, plan: Plan) -> None:
     Raises:
         UserError: too little is free, or the store cannot be written to.
     """
-    try:
-        settings.store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.store):
-            pass
-    except OSError as error:
-        raise unwritable_store(settings.store, error.strerror or str(error)) from None
     for directory, free, needs in _by_file_system(disk_needs(settings, plan) or []):
         if free < (needed := sum(need.bytes for need in needs)):
             movable = " or ".join(dict.fromkeys(f"`{need.setting}`" for need in needs))
@@ -91,6 +85,12 @@ def check_disk(settings: FinetuneSettings, plan: Plan) -> None:
                 where=directory,
                 fix=f"Free some space, or point {movable} at a larger disk.",
             )
+    try:
+        settings.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.store):
+            pass
+    except OSError as error:
+        raise unwritable_store(settings.store, error.strerror or str(error)) from None
 
 
 def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:

@@ -18,6 +18,9 @@ from tasks.logs import run_logger
 SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
 """Prefect's global concurrency limit that holds deployed runs apart; workers with a GPU each give it a name each."""
 
+LEASE_SECONDS = 60.0
+"""The slot of a run that was killed is free after this time; Prefect allows no less."""
+
 
 @contextmanager
 def locked(store: Store, name: str, why: str) -> Iterator[None]:
@@ -57,7 +60,7 @@ def _slot() -> Iterator[None]:
     logger.info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
     try:
         # A lost lease must not end a training of hours: the store's lock keeps the machine's other runs out.
-        with concurrency(SLOT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+        with concurrency(SLOT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
             yield
     except ConcurrencySlotAcquisitionError as error:
         fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`make serve` does)."

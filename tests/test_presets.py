@@ -108,11 +108,13 @@ def test_the_demos_lm_eval_task_is_right_only_for_the_exact_line(tmp_path: Path)
     assert asked[0]["max_gen_toks"] == load_settings("demo").scoring.max_new_tokens
 
 
-def test_deployments_name_both_methods_and_no_schedule_runs_by_itself() -> None:
+def test_deployments_name_both_methods_and_no_training_runs_by_itself() -> None:
     deployments = yaml.safe_load((PRESETS.parent / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    assert {one["name"]: one["parameters"]["method"] for one in deployments} == {"grit": "grit", "baseline": "baseline"}
-    schedules = [schedule for one in deployments for schedule in one.get("schedules", [])]
-    assert schedules and not any(schedule["active"] for schedule in schedules)
+    methods = {one["name"]: one["parameters"]["method"] for one in deployments if "parameters" in one}
+    assert methods == {"grit": "grit", "baseline": "baseline", "demo": "grit"}
+    nightly, recover = (schedule for one in deployments for schedule in one.get("schedules", []))
+    assert not nightly["active"] and nightly["timezone"] and nightly["parameters"] == {"skip_unchanged": True}
+    assert recover["slug"] == "often"
     for one in deployments:
         path, name = one["entrypoint"].split(":")
         assert f"def {name}(" in (PRESETS.parent / path).read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ def test_a_run_whose_worker_and_process_were_killed_is_repeated_and_completes(
     training = {"max_steps": 8, "warmup_steps": 1, "save_steps": 1}
     try:
         served.make("serve")
+        served.prefect("gcl", "update", "training", "--limit", "2")  # a killed run holds its slot for a minute more
         deployment = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()
         (nightly,) = deployment["schedules"]
         served.prefect("deployment", "schedule", "resume", "finetune/grit", nightly["id"])
