@@ -75,7 +75,11 @@ class Serving:
     def start(self, deployment: str, **parameters: object) -> str:
         """Ask for a run as `prefect deployment run` does, without waiting for it; return its id."""
         known = httpx.get(f"{self.api}/deployments/name/{deployment}").json()["id"]
-        asked = httpx.post(f"{self.api}/deployments/{known}/create_flow_run", json={"parameters": parameters})
+        for _ in range(60):
+            asked = httpx.post(f"{self.api}/deployments/{known}/create_flow_run", json={"parameters": parameters})
+            if asked.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is busy
+                break
+            time.sleep(1)
         return str(asked.raise_for_status().json()["id"])
 
     def wait(self, what: Callable[[], object], seconds: float = 300) -> None:

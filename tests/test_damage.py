@@ -119,8 +119,11 @@ def test_where_the_disk_is_full_half_way_nothing_is_lost(
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_store_that_cannot_be_written_to(make_preset: Preset, workplace: Path) -> None:
-    for store in ("/proc/store", str(workplace / "rows.jsonl")):
-        with pytest.raises(UserError, match="this cannot be written to: .*point `store` elsewhere"):
+    for store, said in (
+        ("/proc/store", "0.0 GB are free"),
+        (str(workplace / "rows.jsonl"), "cannot be written to: File"),
+    ):
+        with pytest.raises(UserError, match=f"{store}: .*{said}.*point `store`"):
             finetune(make_preset(store=store), "grit")
     make_preset()
 
