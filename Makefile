@@ -63,7 +63,7 @@ down: ## stop them; runs keep their checkpoints, and the next `make serve` goes 
 
 .PHONY: test
 test: lint ## lint, then run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: $(SETUP) ## check style and types

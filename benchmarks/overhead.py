@@ -73,8 +73,10 @@ def main() -> None:
         artifacts.file_sha256 = hashing
 
     def as_functions(overrides: dict[str, Any]) -> None:
+        flows_own = dict(within_stages)
         with without_prefect():
             stages(load_settings(arguments.preset, {**overrides, "method": arguments.method}))
+        within_stages.update(flows_own)
 
     times: dict[str, list[float]] = {"flow": [], "plain functions": []}
     for pair in range(arguments.pairs):

@@ -16,24 +16,32 @@ from tasks.settings import NO_MATTER, REPOSITORY
 OWN_PACKAGES = ("tasks", "grit")
 
 
-@functools.cache
 def own_modules(module: str) -> frozenset[str]:
     """The module and all of the project's modules that it imports, directly or not."""
     found: set[str] = set()
-    waiting = [module]
+    waiting = {module}
     while waiting:
         name = waiting.pop()
-        if name in found or name.split(".")[0] not in OWN_PACKAGES or (path := _source_path(name)) is None:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if _source_path(name):
+            found.add(name)
+            waiting |= _imported(name) - found
     return frozenset(found)
 
 
+@functools.cache
+def _imported(module: str) -> frozenset[str]:
+    """Names that a module imports from the project's packages; some are those of functions and classes."""
+    names: set[str] = set()
+    path = _source_path(module)
+    for node in ast.walk(ast.parse(path.read_bytes())) if path else ():
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
+
+
+@functools.cache
 def _source_path(module: str) -> Path | None:
     base = REPOSITORY.joinpath(*module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from gguf import GGUFReader
 from tqdm import tqdm
 
+from tasks.artifacts import file_sha256
 from tasks.errors import UserError
 from tasks.modelfile import OllamaModel
 
@@ -115,6 +116,23 @@ def write_model(models: Path, name: ModelName, gguf: Path, gguf_sha256: str, mod
             f"cannot be written: {error.strerror}", where=models, fix="Correct ollama.models, or free some space."
         ) from error
     return hashlib.sha256(content).hexdigest()
+
+
+def registered_digest(models: Path, name: ModelName) -> str | None:
+    """The digest of a model in the directory, if its manifest and all files that it names are there and whole.
+
+    Args:
+        models: the model directory.
+        name: of the model.
+    """
+    path = _manifest_path(models, name)
+    try:
+        manifest = json.loads(path.read_bytes())
+        digests = [layer["digest"].removeprefix("sha256:") for layer in (manifest["config"], *manifest["layers"])]
+        whole = all(file_sha256(models / "blobs" / f"sha256-{digest}") == digest for digest in digests)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def gguf_config(gguf: Path) -> dict[str, Any]:

@@ -19,10 +19,6 @@ R = TypeVar("R", bound=BaseModel)
 class Pending:
     """Stands for the result of a stage that would run, and for whatever is read from it."""
 
-    def __init__(self, certain: bool = True) -> None:
-        self.certain = certain
-        """Whether the stage is bound to run anew, or only may be since it follows one that always runs."""
-
     def __getattr__(self, name: str) -> Pending:
         return self
 
@@ -36,7 +32,7 @@ class Plan:
     """What a run would do: the state of each stage, in order."""
 
     stages: list[tuple[str, str]] = field(default_factory=list)
-    """Name and `cached`, `to run`, `always runs`, or `if something changed` after one that always runs."""
+    """Name and `cached` or `to run`."""
     found: list[tuple[str, BaseModel]] = field(default_factory=list)
     """Name and result of the cached stages."""
     keys: list[str] = field(default_factory=list)
@@ -44,20 +40,13 @@ class Plan:
 
     def visit(self, visited: Stage[Any, R], *args: Any, **kwargs: Any) -> Any:
         """Look a stage up; what is not cached is pending, and so are the stages after it."""
-        pending = [value for value in [*args, *kwargs.values()] if isinstance(value, Pending)]
+        pending = any(isinstance(value, Pending) for value in [*args, *kwargs.values()])
         key = None if pending else visited.key(*args, **kwargs)
-        result = visited.look_up(key, store=kwargs["store"]) if key and visited.cached else None
+        result = visited.look_up(key, *args, **kwargs) if key else None
         self.keys += [key] if key else []
-        certain = visited.cached and (any(value.certain for value in pending) or not pending)
-        if result is not None:
-            state = "cached"
-        elif visited.cached:
-            state = "to run" if certain else "if something changed"
-        else:
-            state = "always runs"
-        self.stages.append((visited.name, state))
+        self.stages.append((visited.name, "to run" if result is None else "cached"))
         if result is None:
-            return Pending(certain)
+            return Pending()
         self.found.append((visited.name, result))
         return result
 

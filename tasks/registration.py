@@ -15,19 +15,51 @@ import httpx
 import ollama
 from tqdm import tqdm
 
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.errors import TemporaryError, UserError
-from tasks.modelfile import OllamaModel, is_servable, ollama_model, render_modelfile
-from tasks.ollama_store import CHUNK, ModelName, parse_name, write_model
+from tasks.modelfile import MODELFILES, OllamaModel, is_servable, ollama_model, render_modelfile
+from tasks.ollama_store import CHUNK, ModelName, parse_name, registered_digest, write_model
 from tasks.settings import OllamaSettings
 from tasks.stage import stage
 
 
-@stage(retries=2, cached=False)
+def is_registered(
+    made: Artifact, gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
+) -> bool:
+    """Whether Ollama still has the model that a former registration left there, and the GGUF is still where it was.
+
+    Args:
+        made: what the former registration returned.
+        gguf: the model file.
+        dataset: as for `register`.
+        settings: where it is registered.
+        name: Ollama model name.
+        license_name: as for `register`.
+    """
+    if made.facts["gguf"] != str(gguf.path / "model.gguf"):
+        return False
+    if settings.target == "none":
+        return True
+    if settings.target == "store":
+        return registered_digest(_directory(settings), parse_name(name)) == made.facts["digest"]
+    try:
+        return listed_digest(ollama.Client(host=settings.host), parse_name(name)) == made.facts["digest"]
+    except (ollama.ResponseError, ValueError, httpx.HTTPError, httpx.InvalidURL, ConnectionError):
+        return False  # `register` finds out what ails the server
+
+
+def model_files_sha256(
+    gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
+) -> str:
+    """What outside arguments and code decides a registration: the templates in `modelfiles/`."""
+    return " ".join(file_sha256(path) for path in sorted(MODELFILES.iterdir()))
+
+
+@stage(retries=2, libraries=("gguf", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
 def register(
     gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None, *, store: Store
 ) -> Artifact:
-    """Register the model; repeated for the same model it copies and changes nothing.
+    """Register the model.
 
     Args:
         gguf: the model file.
@@ -47,7 +79,7 @@ def register(
     """
     parsed = parse_name(name)
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
-    facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256}
+    facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256, "gguf": str(file)}
     if settings.target == "none" and not is_servable(dataset):
         return _recorded(facts | {"next": f"the GGUF is {file}; Ollama has no template for its chat format"}, "", store)
     model = ollama_model(dataset, settings, license_name)
@@ -56,7 +88,7 @@ def register(
             facts["digest"] = create_on_server(settings.host, parsed, file, sha256, model)
         facts["next"] = f"ollama run {name}"
     elif settings.target == "store":
-        models = Path(os.path.abspath(settings.models.expanduser()))  # noqa: PTH100, keeps links as they are
+        models = _directory(settings)
         facts["digest"] = write_model(models, parsed, file, sha256, model)
         facts["models"] = str(models)
         serve = f"OLLAMA_MODELS={shlex.quote(str(models))} ollama serve"
@@ -64,6 +96,10 @@ def register(
     made = _recorded(facts, render_modelfile(model, file), store)
     by_hand = f"ollama create {name} -f {shlex.quote(str(made.path / 'Modelfile'))}"
     return made.model_copy(update={"facts": {"next": by_hand, **facts}})
+
+
+def _directory(settings: OllamaSettings) -> Path:
+    return Path(os.path.abspath(settings.models.expanduser()))  # noqa: PTH100, keeps links as they are
 
 
 def _recorded(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:
@@ -114,11 +150,19 @@ def create_on_server(host: str, name: ModelName, file: Path, sha256: str, model:
         # What is shown under this name may then be the former model, which would pass every check below.
         raise UserError(f"creating {name} ended at {status!r}", where=host, fix="See the server's log.")
     check_shown(client, host, name, model)
-    # A name that differs only in case from a known one takes the known spelling.
-    listed = {(entry.model or "").lower(): entry.digest for entry in client.list().models}
-    if not (found := listed.get(str(name).lower())):
+    if not (found := listed_digest(client, name)):
         raise UserError(f"the server does not list {name}", where=host, fix="See the server's log.")
     return found
+
+
+def listed_digest(client: ollama.Client, name: ModelName) -> str | None:
+    """A model's digest as a server lists it, if it does; a name that differs only in case is the same name.
+
+    Args:
+        client: of the server.
+        name: of the model.
+    """
+    return {(entry.model or "").lower(): entry.digest for entry in client.list().models}.get(str(name).lower())
 
 
 def upload(client: ollama.Client, file: Path, digest: str) -> None:

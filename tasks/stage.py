@@ -46,7 +46,7 @@ def stage(
     retries: int = 0,
     watch: Callable[..., str] | None = None,
     reads: Mapping[str, Collection[str]] | None = None,
-    cached: bool = True,
+    still: Callable[..., bool] | None = None,
     alone: bool = False,
 ) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Make a function a stage. It must take a keyword `store` and return an `Artifact`, or a model of such.
@@ -59,10 +59,11 @@ def stage(
         watch: called with the stage's arguments (without `store`); what it returns is part of the cache key. For
             what can change outside, such as the newest commit of a Hub repository.
         reads: of an argument's settings those that matter to the stage, where not all do.
-        cached: false for stages that act on the outside world and are cheap to repeat.
+        still: called with a cached result and the stage's arguments (without `store`); whether the world outside is
+            still as the result says. For stages that act on it.
         alone: no two of these stages run at a time on a GPU.
     """
-    return lambda function: Stage(function, libraries, templates, retries, watch, reads or {}, cached, alone)
+    return lambda function: Stage(function, libraries, templates, retries, watch, reads or {}, still, alone)
 
 
 class Stage(Generic[P, R]):
@@ -76,12 +77,12 @@ class Stage(Generic[P, R]):
         retries: int,
         watch: Callable[..., str] | None,
         reads: Mapping[str, Collection[str]],
-        cached: bool,
+        still: Callable[..., bool] | None,
         alone: bool,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.libraries, self.watch, self.reads = function, libraries, watch, reads
-        self.cached, self.alone = cached, alone
+        self.still, self.alone = still, alone
         self.templates = [Path(inspect.getfile(function)).with_name(name) for name in templates]
         self.name = function.__name__
 
@@ -109,8 +110,6 @@ class Stage(Generic[P, R]):
             result: R = function(self, *args, **kwargs)
             return result
         store, run = _store(kwargs), self.task.with_options(**self._options())
-        if not self.cached:
-            return each_artifact(run(*args, **kwargs), store.located)
         key = self.key(*args, **kwargs)
         run = run.with_options(
             persist_result=True,
@@ -119,9 +118,11 @@ class Stage(Generic[P, R]):
             cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _parameters: key),
         )
         with locked(store, key, f"computes the same: {self.name}"):
-            found = self._bring(store, key)
+            found = self._bring(store, key, *args, **kwargs)
             with device(store) if self.alone and found is None else nullcontext():
-                found = found or self._bring(store, key)  # another machine may have made it while this one waited
+                found = found or self._bring(
+                    store, key, *args, **kwargs
+                )  # another machine may have made it while this one waited
                 state = run.with_options(refresh_cache=found is None)(*args, **kwargs, return_state=True)
                 result = each_artifact(state.result(), store.located)
             self._share(store, key, result, anew=found is None)
@@ -133,13 +134,14 @@ class Stage(Generic[P, R]):
             options |= {"retries": UNATTENDED_RETRIES, "retry_delay_seconds": exponential_backoff(backoff_factor=10)}
         return options
 
-    def _bring(self, store: Store, key: str) -> R | None:
-        """The cached result with all of its files on this machine, if it is whole."""
-        result: R | None = recorded(store, key)
+    def _bring(self, within: Store, key: str, *args: Any, **kwargs: Any) -> R | None:
+        """The cached result with all of its files on this machine, if it is whole and still true."""
+        result: R | None = recorded(within, key)
         if result is not None:
-            (store.results / key).touch()  # what was used of late is not pruned
-            each_artifact(result, store.bring)
-        return result if result is not None and all(one.is_whole() for one in artifacts_in(result)) else None
+            (within.results / key).touch()  # what was used of late is not pruned
+            each_artifact(result, within.bring)
+        whole = result is not None and all(one.is_whole() for one in artifacts_in(result))
+        return result if whole and self._still_true(result, *args, **kwargs) else None
 
     def _share(self, store: Store, key: str, result: R, anew: bool) -> None:
         """Write a result to the store's URI, the record last, unless it is there."""
@@ -162,15 +164,21 @@ class Stage(Generic[P, R]):
         }
         return f"{self.name}-{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()}"
 
-    def look_up(self, key: str, *, store: Store) -> R | None:
-        """The cached result of that key, if there is one and its files are whole, here or at the store's URI."""
+    def look_up(self, key: str, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The cached result of that key, if its files are whole, here or at the store's URI, and it is still true."""
+        store = _store(kwargs)
         result: R | None = recorded(store, key)
         if result is None:
             return None
         for artifact in artifacts_in(result):
             if artifact.size <= SMALL:
                 store.bring(artifact)
-        return result if all(map(store.holds, artifacts_in(result))) else None
+        whole = all(map(store.holds, artifacts_in(result)))
+        return result if whole and self._still_true(result, *args, **kwargs) else None
+
+    def _still_true(self, result: R | None, *args: Any, **kwargs: Any) -> bool:
+        arguments = {name: value for name, value in kwargs.items() if name != "store"}
+        return self.still is None or self.still(result, *args, **arguments)
 
 
 def recorded(store: Store, key: str) -> Any:

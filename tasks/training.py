@@ -128,18 +128,22 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`.",
         )
-    import torch
-
-    if base.dtype == "float16" and not torch.cuda.is_available():
+    if base.dtype == "float16" and not _has_cuda():
         raise UserError("float16 training needs a CUDA GPU", where="model.dtype", fix="Use bfloat16 or float32.")
     if training.backend != "unsloth":
         return
     reason, fix = None, "Use `--training.backend transformers`."
     if grit:
         reason = "Unsloth's fused kernels bypass the hooks that GRIT needs, so GRIT would silently do nothing"
-    elif not torch.cuda.is_available():
+    elif not _has_cuda():
         reason = "Unsloth needs a CUDA GPU and this machine has none"
     elif find_spec("unsloth") is None:
         reason, fix = "Unsloth is not installed", "Use the environment that `make setup-unsloth` makes."
     if reason:
         raise UserError(reason, where="training.backend", fix=fix)
+
+
+def _has_cuda() -> bool:
+    import torch  # takes seconds, which a run that computes nothing has no need for
+
+    return torch.cuda.is_available()

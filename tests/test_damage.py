@@ -63,7 +63,7 @@ def test_damage_to_any_file_of_any_artifact_is_seen(
     own = [(stage, one) for stage, one in found if one.path.is_relative_to(workplace / "store")]
     files = [(stage, one.path / name) for stage, one in own for name in one.files]
     kinds = {one.kind for _, one in own}
-    assert kinds == {"source", "dataset", "scores", "adapter", "history", "merged", "gguf"}
+    assert kinds == {"source", "dataset", "scores", "adapter", "history", "merged", "gguf", "registration", "report"}
     for stage, path in files:
         whole = path.read_bytes()
         damage(path)
@@ -85,7 +85,7 @@ def test_what_is_damaged_is_made_again_and_nothing_else(
     assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
     computed = [r for r in caplog.records if r.name == "prefect.task_runs" and "Finished in state Comp" in r.message]
     names = {str(record.__dict__["task_run_name"]).split()[0] for record in computed}
-    assert names == {owner, "register", *({"write_report"} if owner == "train" else ())}, "seconds differ in the report"
+    assert names == {owner, *({"write_report"} if owner == "train" else ())}, "seconds differ in the report"
     assert to_run(preset) == []
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +22,7 @@ from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
+from tasks.settings import REPOSITORY
 
 Preset = Callable[..., str]
 
@@ -42,10 +45,28 @@ def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset
     preset = make_preset()
     with planning() as plan:
         stages(load_settings(preset, {"method": "grit"}))
-    assert {state for _, state in plan.stages} == {"cached", "always runs", "if something changed"}
+    assert {state for _, state in plan.stages} == {"cached"}
     again = finetune(preset, "grit")
     assert again.gguf == finetuned.gguf
     assert again.report == finetuned.report
+
+
+PLAN = """
+import sys
+from flows.finetune import stages
+from tasks.planning import planning
+from tasks.presets import load_settings
+from tasks.settings import REPOSITORY
+with planning() as plan:
+    stages(load_settings(sys.argv[1], {"method": "grit"}))
+print({state for _, state in plan.stages}, {"torch", "transformers", "datasets"} & sys.modules.keys())
+"""
+
+
+def test_finding_all_cached_takes_no_heavy_library(finetuned: Finetuned, make_preset: Preset) -> None:
+    command = [sys.executable, "-c", PLAN, make_preset()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "{'cached'} set()"
 
 
 AFTER_TRAINING = {"train", "merge", "score tuned", "convert"}
@@ -84,7 +105,9 @@ def test_a_setting_runs_again_what_depends_on_it_and_nothing_else(
         stages(load_settings(make_preset(), overrides))
     scored = iter(("score base", "score tuned"))
     states = {next(scored) if name == "score" else name: state for name, state in plan.stages}
-    assert {name for name, state in states.items() if state == "to run"} == runs | ({"write_report"} if runs else set())
+    registers = {"register"} if "convert" in runs or setting.startswith("ollama.") else set()
+    expected = runs | registers | {"write_report"}  # the report shows all settings
+    assert {name for name, state in states.items() if state == "to run"} == expected
 
 
 def test_the_baseline_is_no_matter_of_grits_settings(finetuned: Finetuned, make_preset: Preset) -> None:
@@ -113,6 +136,9 @@ def test_what_has_not_changed_is_skipped_with_the_reason(
     assert run_again().name == "Skipped"
     (workplace / "rows.jsonl").write_text(rows)
     assert run_again().name == "Completed", "what is registered is now another model"
+    assert run_again().name == "Skipped"
+    next((workplace / "ollama/manifests").rglob("latest")).unlink()
+    assert run_again().name == "Completed", "Ollama has lost the model"
 
 
 class Page(HTMLParser):

@@ -1,7 +1,11 @@
-"""A machine dies under a run: worker and flow run are killed, and the flow `recover` has the run repeated."""
+"""A machine dies under a run: worker and flow run are killed, and the flow `recover` has the run repeated.
+
+Later the server dies and comes back, which the run outlives.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from tests.serving import Serving
 
 
 @pytest.mark.timeout(600)
-def test_a_run_whose_worker_and_process_were_killed_is_repeated_and_completes(
+def test_a_run_outlives_its_worker_its_process_and_its_server(
     make_preset: Callable[..., str], workplace: Path, tmp_path: Path
 ) -> None:
     served = Serving(tmp_path)
@@ -39,6 +43,11 @@ def test_a_run_whose_worker_and_process_were_killed_is_repeated_and_completes(
         assert served.run(run)["state"]["name"] == "Running", "its last heartbeat is too fresh to call it lost"
 
         served.prefect("deployment", "run", "recover/recover", "-p", "silent_minutes=0.01", "--watch")
+        served.wait(lambda: served.run(run)["state"]["name"] == "Running")
+        server.kill()  # the server too goes down under the run, and comes back
+        time.sleep(3)
+        served.make("serve")
+        assert served.process("server") != server
         served.wait(lambda: served.run(run)["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"))
         states = httpx.get(f"{served.api}/flow_run_states/", params={"flow_run_id": run}).json()
     finally:

@@ -19,7 +19,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.modelfile import ollama_model, render_modelfile
 from tasks.ollama_store import ModelName, human_parameters, parse_name
-from tasks.registration import register
+from tasks.registration import is_registered, register
 from tasks.settings import OllamaSettings
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
@@ -99,6 +99,26 @@ def test_a_known_file_is_not_uploaded_again(store: Store, server: OllamaStandIn)
     run(store, settings)
     run(store, settings)
     assert server.requests.count("POST /api/blobs/") == 1
+
+
+@pytest.mark.parametrize("target", ["server", "store"])
+def test_it_is_known_whether_the_model_is_still_there(store: Store, server: OllamaStandIn, target: Any) -> None:
+    settings = OllamaSettings(target=target, host=server.url, models=server.models)
+    made = run(store, settings)
+    asked = (made, make_gguf(store), make_dataset(store), settings, "demo-grit", "apache-2.0")
+    assert is_registered(*asked)
+    run(store, settings, fill=2)
+    assert not is_registered(*asked), "another model has the name now"
+    run(store, settings)
+    assert is_registered(*asked)
+    if target == "store":
+        blob = server.models / "blobs" / f"sha256-{made.facts['gguf_sha256']}"
+        content = blob.read_bytes()
+        blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert not is_registered(*asked), "a bit of it was flipped"
+    else:
+        gone = settings.model_copy(update={"host": "http://127.0.0.1:9"})
+        assert not is_registered(*asked[:3], gone, *asked[4:]), "nobody answers"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_without_prefect_stages_are_plain_functions(store: Store) -> None:
 def test_only_temporary_failures_are_retried(error: Exception, attempts: int, store: Store) -> None:
     tried: list[int] = []
 
-    @stage(retries=2, cached=False)
+    @stage(retries=2)
     def fails(*, store: Store) -> Artifact:
         """Fail."""
         tried.append(1)
