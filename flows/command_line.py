@@ -25,6 +25,7 @@ from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
 from tasks.planning import planning
 from tasks.presets import load_settings
+from tasks.registration import next_command
 from tasks.settings import FinetuneSettings
 
 
@@ -154,7 +155,7 @@ def run(
         return 2
     print(f"\nReport: {finished.report.path / 'report.html'}")
     print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")
-    print(f"Next:   {finished.registration.facts['next']}")
+    print(f"Next:   {next_command(finished.registration, finished.gguf)}")
     return 0
 
 

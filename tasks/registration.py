@@ -26,7 +26,7 @@ from tasks.stage import stage
 def is_registered(
     made: Artifact, gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
 ) -> bool:
-    """Whether Ollama still has the model that a former registration left there, and the GGUF is still where it was.
+    """Whether Ollama still has the model that a former registration left there.
 
     Args:
         made: what the former registration returned.
@@ -36,12 +36,10 @@ def is_registered(
         name: Ollama model name.
         license_name: as for `register`.
     """
-    if made.facts["gguf"] != str(gguf.path / "model.gguf"):
-        return False
     if settings.target == "none":
         return True
     if settings.target == "store":
-        return registered_digest(_directory(settings), parse_name(name)) == made.facts["digest"]
+        return registered_digest(_directory(settings.models), parse_name(name)) == made.facts["digest"]
     try:
         return listed_digest(ollama.Client(host=settings.host), parse_name(name)) == made.facts["digest"]
     except (ollama.ResponseError, ValueError, httpx.HTTPError, httpx.InvalidURL, ConnectionError):
@@ -71,7 +69,8 @@ def register(
 
     Returns:
         The artifact `registration`: `registration.json`, and a Modelfile, which is absent only where Ollama has no
-        template and the target is `none`; `next` in its facts is what to type.
+        template and the target is `none`. Nothing in it names a place on this machine: the Modelfile names the GGUF
+        relative to itself, as Ollama reads it. `next_command` says what to type.
 
     Raises:
         UserError: a bad name, a chat format without an Ollama template, or Ollama refuses.
@@ -79,27 +78,40 @@ def register(
     """
     parsed = parse_name(name)
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
-    facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256, "gguf": str(file)}
+    facts = {"name": name, "model": str(parsed), "target": settings.target, "gguf_sha256": sha256}
     if settings.target == "none" and not is_servable(dataset):
-        return _recorded(facts | {"next": f"the GGUF is {file}; Ollama has no template for its chat format"}, "", store)
+        return _recorded(facts, "", store)
     model = ollama_model(dataset, settings, license_name)
     if settings.target == "server":
         with _clear_errors(settings.host):
             facts["digest"] = create_on_server(settings.host, parsed, file, sha256, model)
-        facts["next"] = f"ollama run {name}"
     elif settings.target == "store":
-        models = _directory(settings)
-        facts["digest"] = write_model(models, parsed, file, sha256, model)
-        facts["models"] = str(models)
-        serve = f"OLLAMA_MODELS={shlex.quote(str(models))} ollama serve"
-        facts["next"] = f"{serve}, and in another terminal: ollama run {name}"
-    made = _recorded(facts, render_modelfile(model, file), store)
-    by_hand = f"ollama create {name} -f {shlex.quote(str(made.path / 'Modelfile'))}"
-    return made.model_copy(update={"facts": {"next": by_hand, **facts}})
+        facts["digest"] = write_model(_directory(settings.models), parsed, file, sha256, model)
+        facts["models"] = str(settings.models)
+    from_ = os.path.relpath(file, store.root / "registration" / "any")  # as deep as the artifact will lie
+    return _recorded(facts, render_modelfile(model, Path(from_).as_posix()), store)
 
 
-def _directory(settings: OllamaSettings) -> Path:
-    return Path(os.path.abspath(settings.models.expanduser()))  # noqa: PTH100, keeps links as they are
+def next_command(registration: Artifact, gguf: Artifact) -> str:
+    """What to type to talk to the model.
+
+    Args:
+        registration: what `register` returned.
+        gguf: the model file.
+    """
+    name, target = registration.facts["name"], registration.facts["target"]
+    if target == "server":
+        return f"ollama run {name}"
+    if target == "store":
+        models = shlex.quote(str(_directory(Path(registration.facts["models"]))))
+        return f"OLLAMA_MODELS={models} ollama serve, and in another terminal: ollama run {name}"
+    if "Modelfile" in registration.files:
+        return f"ollama create {name} -f {shlex.quote(str(registration.path / 'Modelfile'))}"
+    return f"the GGUF is {gguf.path / 'model.gguf'}; Ollama has no template for its chat format"
+
+
+def _directory(models: Path) -> Path:
+    return Path(os.path.abspath(models.expanduser()))  # noqa: PTH100, keeps links as they are
 
 
 def _recorded(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:

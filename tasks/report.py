@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store
+from tasks.registration import next_command
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
 from tasks.uncertainty import ratio_stderr
@@ -53,7 +54,7 @@ def write_report(
         base: scores of the base model.
         tuned: scores of the merged model.
         gguf: the exported file and its answer.
-        registration: what to type next.
+        registration: where the model is known by which name.
         store: where the artifact goes.
 
     Returns:
@@ -75,6 +76,7 @@ def write_report(
         "samples": _samples(scores["base"]["samples"], scores["tuned"]["samples"]),
         "gguf": gguf.facts,
         "registration": registration.facts,
+        "next": next_command(registration, gguf),
         "settings": settings.model_dump(mode="json"),
         "provenance": [
             ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {history.facts['device']}"),

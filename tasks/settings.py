@@ -253,9 +253,9 @@ class FinetuneSettings(Section):
     """`baseline` is LoRA with AdamW, `grit` the same with what the section `grit` says."""
     seed: Count = 3407
     """Rules the split, the data order and the initial adapter."""
-    store: Path = Path(".artifacts")
+    store: Path = Field(Path(".artifacts"), json_schema_extra=NO_MATTER)
     """Directory of all outputs and of the cache."""
-    store_uri: str | None = None
+    store_uri: str | None = Field(None, json_schema_extra=NO_MATTER)
     """Where outputs and cache are kept for other machines too: an address that fsspec knows, e.g. s3://bucket/path."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

@@ -22,6 +22,7 @@ from tasks.artifacts import Artifact
 from tasks.errors import UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
+from tasks.registration import next_command
 from tasks.settings import REPOSITORY
 
 Preset = Callable[..., str]
@@ -37,7 +38,7 @@ def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
     manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
     assert json.loads(manifest.read_text())["layers"][0]["digest"] == f"sha256:{finetuned.gguf.files['model.gguf']}"
-    assert finetuned.registration.facts["next"].endswith("ollama run tiny-grit")
+    assert next_command(finetuned.registration, finetuned.gguf).endswith("ollama run tiny-grit")
     assert not list((workplace / "store/drafts").iterdir()), "nothing half-written is left"
 
 

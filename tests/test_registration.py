@@ -19,7 +19,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.modelfile import ollama_model, render_modelfile
 from tasks.ollama_store import ModelName, human_parameters, parse_name
-from tasks.registration import is_registered, register
+from tasks.registration import is_registered, next_command, register
 from tasks.settings import OllamaSettings
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
@@ -72,16 +72,24 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
     assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
     assert ["temperature", "0.5"] in parameters
-    assert "ollama run demo-grit" in made.facts["next"]
-    assert (made.path / "Modelfile").read_text().startswith("# Written by")
+    assert "ollama run demo-grit" in next_command(made, make_gguf(store))
+    modelfile = (made.path / "Modelfile").read_text()
+    (from_,) = [line.removeprefix("FROM ") for line in modelfile.splitlines() if line.startswith("FROM ")]
+    assert (made.path / from_).samefile(make_gguf(store).path / "model.gguf"), (
+        "as Ollama reads it: beside the Modelfile"
+    )
+    assert str(store.root) not in modelfile + json.dumps(made.facts), "holds on any machine"
 
 
 def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp_path: Path) -> None:
     settings = OllamaSettings(target="none", models=tmp_path / "models")
     made = run(store, settings)
-    assert made.facts["next"].startswith("ollama create demo-grit -f ") and (made.path / "Modelfile").is_file()
+    assert (
+        next_command(made, make_gguf(store)).startswith("ollama create demo-grit -f ")
+        and (made.path / "Modelfile").is_file()
+    )
     other = run(store, settings, ollama_template=None)
-    assert other.facts["next"].startswith("the GGUF is ") and not (other.path / "Modelfile").exists()
+    assert next_command(other, make_gguf(store)).startswith("the GGUF is ") and not (other.path / "Modelfile").exists()
     assert not (tmp_path / "models").exists()
 
 

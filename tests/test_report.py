@@ -177,7 +177,7 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
         base,
         tuned,
         make(store, "gguf", gguf),
-        make(store, "registration", {"next": "ollama run it"}),
+        make(store, "registration", {"name": "it", "target": "server"}),
         store=store,
     )
     return json.loads((made.path / "report.json").read_text()), Path(made.path / "report.html").read_text()
