@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from filelock import FileLock, Timeout
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import deployment
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from tasks.artifacts import Store
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError, is_temporary
 from tasks.logs import run_logger
 
 SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
@@ -20,6 +21,9 @@ SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
 
 LEASE_SECONDS = 60.0
 """The slot of a run that was killed is free after this time; Prefect allows no less."""
+
+SERVER_MAY_BE_GONE = 600.0
+"""Seconds for which a run that needs a slot waits for a server that does not answer."""
 
 
 @contextmanager
@@ -49,6 +53,7 @@ def device(store: Store) -> Iterator[None]:
 
     Raises:
         UserError: the server has no such limit.
+        TemporaryError: the server does not answer for ten minutes.
     """
     with locked(store, "device", "trains or scores on this machine"), _slot() if deployment.id else nullcontext():
         yield
@@ -56,12 +61,26 @@ def device(store: Store) -> Iterator[None]:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    logger = run_logger()
-    logger.info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
+    run_logger().info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
+    with ExitStack() as held:
+        _take(held)
+        yield
+
+
+@retry(
+    retry=retry_if_exception_type(TemporaryError),
+    wait=wait_random_exponential(multiplier=5, max=60),
+    stop=stop_after_delay(SERVER_MAY_BE_GONE),
+    before_sleep=lambda attempt: run_logger().warning("%s", attempt.outcome and attempt.outcome.exception()),
+    reraise=True,
+)
+def _take(held: ExitStack) -> None:
     try:
         # A lost lease must not end a training of hours: the store's lock keeps the machine's other runs out.
-        with concurrency(SLOT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
-            yield
+        slot = concurrency(SLOT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+        held.enter_context(slot)
     except ConcurrencySlotAcquisitionError as error:
+        if error.__cause__ and is_temporary(error.__cause__):
+            raise TemporaryError(f"concurrency limit {SLOT}: the Prefect server does not answer") from error
         fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`make serve` does)."
         raise UserError(f"no slot can be taken: {error}", where=f"concurrency limit {SLOT}", fix=fix) from None

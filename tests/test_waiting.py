@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from tenacity import wait_none
 
+from tasks import waiting
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.stage import stage
@@ -80,3 +87,24 @@ def test_what_is_cached_waits_for_nobody(store: Store) -> None:
         before = len(held)
         holding(store, 1)
     assert len(held) == before
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
+    failures = iter([httpx.ConnectError("nobody is there"), httpx.ReadTimeout("too slow")])
+    real = waiting.concurrency
+
+    @contextmanager
+    def unreliable(*arguments: Any, **options: Any) -> Iterator[None]:
+        if failure := next(failures, None):
+            raise ConcurrencySlotAcquisitionError("no slot") from failure
+        with real(*arguments, **options):
+            yield
+
+    monkeypatch.setattr(waiting, "concurrency", unreliable)
+    monkeypatch.setattr(waiting._take.retry, "wait", wait_none())
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(SLOT, 1)
+    with device(Store(tmp_path)):
+        assert next(failures, None) is None
