@@ -6,19 +6,23 @@ on after a reboot is set up with docs/operations.md.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolUpdate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
@@ -83,7 +87,9 @@ def register(client: SyncPrefectClient) -> None:
         client.read_work_pool(POOL)
     except ObjectNotFound:
         _prefect("work-pool", "create", POOL, "--type", "process")
-    with suppress(ObjectAlreadyExists):
+    try:
+        client.read_global_concurrency_limit_by_name(SLOT)
+    except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
     known = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
     _prefect("--no-prompt", "deploy", "--all")
@@ -103,8 +109,8 @@ def _stop(process: psutil.Process) -> None:
 def _serve(client: SyncPrefectClient) -> None:
     answers = client.api_healthcheck() is None
     if _running(SERVER) is None:
-        if answers:
-            sys.exit(f"error: {API} is another server's. Use another port: make serve PORT=4300")
+        if _is_taken(urlsplit(API).port):
+            sys.exit(f"error: another program serves {API}. Use another port: make serve PORT=4300")
         _start(SERVER)
     until = time.monotonic() + SECONDS_TO_START
     while not answers:
@@ -112,6 +118,11 @@ def _serve(client: SyncPrefectClient) -> None:
             sys.exit(f"error: the server does not start. See {HOME}/server.log")
         time.sleep(0.5)
         answers = client.api_healthcheck() is None
+
+
+def _is_taken(port: int | None) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port or 80)) == 0
 
 
 def _prefect(*arguments: str) -> None:
@@ -153,8 +164,11 @@ def _running(command: list[str]) -> psutil.Process | None:
         return None
 
 
-def main(what: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Do `up`, `down`, or, on a server that is there, `register`."""
+    parser = argparse.ArgumentParser(prog="python -m flows.control", description=__doc__)
+    parser.add_argument("what", choices=("up", "down", "register"))
+    what = parser.parse_args(arguments).what
     if what == "register":
         with get_client(sync_client=True) as client:
             register(client)
@@ -163,4 +177,4 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

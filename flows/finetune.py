@@ -23,7 +23,7 @@ from tasks.estimate import check_disk, disk_needs
 from tasks.finished import remember, same_run
 from tasks.merging import merge
 from tasks.model import fetch_model
-from tasks.planning import Plan, planning
+from tasks.planning import Plan, planning, recording
 from tasks.preflight import check_prepared, check_settings
 from tasks.presets import Overrides, given, load_settings
 from tasks.registration import register
@@ -70,8 +70,9 @@ def finetune(
         fetch_model(settings.model, store=store)
         plan = _plan(settings)
     check_disk(settings, plan)
-    finetuned = stages(settings)
-    remember(store, _plan(settings), finetuned.report, finetuned.registration, settings.model_dump(mode="json"))
+    with recording() as done:
+        finetuned = stages(settings)
+    remember(store, done, finetuned.registration, settings.model_dump(mode="json"))
     publish(finetuned.report)
     return finetuned
 

@@ -15,7 +15,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from tasks.artifacts import Store
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError
 from tasks.presets import settings_error
 from tasks.pruning import find_waste, kept_runs, remove
 
@@ -35,7 +35,7 @@ class Prune(BaseSettings):
     store_uri: str | None = None
     """The address where they are kept for other machines too, if any."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """Finished runs of each Ollama model whose results stay."""
+    """How many models of each Ollama name stay, with all that made them."""
     hours: Annotated[float, Field(ge=0)] = 24
     """What was used in the last hours stays: a run may be at it."""
     yes: bool = False
@@ -51,15 +51,17 @@ class Prune(BaseSettings):
         if not waste:
             console.print("Nothing to remove.")
             return
-        sums: dict[tuple[str, str], list[int]] = defaultdict(list)
+        sums: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         for one in waste:
-            sums[one.name.partition("/")[0], one.why].append(one.bytes)
-        table = Table("in", "why", "number", "MB", title=f"to remove from {store.root}")
-        for (directory, why), sizes in sums.items():
-            table.add_row(directory, why, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
+            sums["the URI" if one.at_uri else "here", one.name.partition("/")[0], one.why].append(one.bytes)
+        table = Table("at", "in", "why", "number", "MB", title=f"to remove from {store.root}")
+        for (place, directory, why), sizes in sums.items():
+            table.add_row(place, directory, why, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
         console.print(table)
         if self.yes or Confirm.ask(f"Remove {sum(one.bytes for one in waste) / 1e9:.2f} GB?", default=False):
-            remove(store, waste)
+            still = find_waste(store, self.keep, self.hours)  # a run may have begun while nobody answered
+            shown = {(one.name, one.at_uri) for one in waste}
+            remove(store, [one for one in still if (one.name, one.at_uri) in shown])
             console.print("Removed.")
 
 
@@ -70,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"error: {settings_error(error, 'command line')}", file=sys.stderr)
         return 2
-    except UserError as error:
+    except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except EOFError:

@@ -73,7 +73,15 @@ def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forg
         message = f"{found}; scheduled again, repetition {recoveries + 1} of {MOST_RECOVERIES}"
         state = Scheduled(name=RECOVERED, message=message)
         logger.warning("%s: %s", run.name, message)
-    client.set_flow_run_state(run.id, state, force=True)
+    # Without force Prefect lets no run leave Running for Scheduled.
+    if _unchanged(client, run):
+        client.set_flow_run_state(run.id, state, force=True)
+
+
+def _unchanged(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run is still in the state in which it was found; it may have ended, or been cancelled, meanwhile."""
+    now = client.read_flow_run(run.id).state
+    return now is not None and run.state is not None and now.id == run.state.id
 
 
 def last_sign_of_life(client: SyncPrefectClient, run: FlowRun) -> datetime:

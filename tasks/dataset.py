@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HISTOGRAM_BINS = 24
+FACTS = (
+    *("rows", "tokens", "supervised_tokens", "chat_format", "max_length"),
+    *("ollama_template", "end_of_turn", "system"),
+)
+"""What later stages read of the data card. It is a file of the artifact, so that its digest covers them."""
 
 
 @dataclass
@@ -86,12 +91,7 @@ def prepare_dataset(
         tokenizer.save_pretrained(draft.path / "tokenizer")
         card = _card(splits, tokenizer, source, data, chat)
         (draft.path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.facts = {
-            **{key: card[key] for key in ("rows", "tokens", "supervised_tokens", "chat_format", "max_length")},
-            "ollama_template": known_format(tokenizer),
-            "end_of_turn": str(tokenizer.eos_token),
-            "system": default_system(tokenizer) if chat.system is None else chat.system,
-        }
+        draft.facts = {key: card[key] for key in FACTS}
     return draft.done()
 
 
@@ -221,6 +221,9 @@ def _card(
     return {
         "source_sha256": source.digest,
         "chat_format": chat.format,
+        "ollama_template": known_format(tokenizer),
+        "end_of_turn": str(tokenizer.eos_token),
+        "system": default_system(tokenizer) if chat.system is None else chat.system,
         "max_length": data.max_length,
         "rows": {name: len(split.tokens) for name, split in splits.items()},
         "tokens": tokens,

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from pathlib import Path
 
 import httpx
 import httpx2
+import requests
 
-NO_ANSWER = (httpx.TransportError, httpx2.TransportError)
-"""What HTTP clients raise where nobody answers; huggingface-hub uses the one before its version 2, then the other."""
+NO_ANSWER = (
+    *(httpx.TransportError, httpx2.TransportError),  # huggingface-hub uses the one before its version 2, then the other
+    *(requests.ConnectionError, requests.Timeout, socket.gaierror),
+)
+"""What HTTP clients raise where nobody answers."""
+BUSY = "devices are busy or unavailable"
+"""CUDA's words for a GPU that another process has to itself."""
 
 
 class UserError(Exception):
@@ -40,32 +48,45 @@ class TemporaryError(Exception):
     """A failure that may pass by itself, such as a server that does not answer: worth another attempt."""
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+"""Of a file. A firewall says it of connections, and then there is no file name."""
 
 
-def unwritable(error: BaseException | None) -> str | None:
-    """Why something cannot be written, if that is what an error comes from: a full disk, a quota, no right to write.
+def unwritable(error: BaseException | None, store: Path) -> UserError | None:
+    """What the user is told where an error comes from a full disk, a quota, or no right to write; none otherwise.
 
-    Libraries that are not written in Python tell it in the text alone.
+    Args:
+        error: which; what it was raised from is looked at too. Libraries that are not written in Python tell the cause
+            in the text alone.
+        store: blamed where the error names no file.
     """
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        for known in UNWRITABLE:
-            if number == known or (known != errno.EPERM and os.strerror(known) in str(error)):
-                return os.strerror(known)
+        number, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+        told = [known for known in (*FULL, errno.EACCES) if os.strerror(known) in str(error)]
+        if number in FULL or (number in FORBIDDEN and name) or (number is None and told):
+            return _unwritable(os.strerror(number or told[0]), name, store)
         error = error.__cause__ or error.__context__
     return None
 
 
+def _unwritable(reason: str, name: object, store: Path) -> UserError:
+    file = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else None
+    if file and file.is_absolute() and not file.is_relative_to(store):
+        fix = "Free some space or give the right to write there; finished stages are cached."
+        return UserError(f"this cannot be written to: {reason}", where=file, fix=fix)
+    return unwritable_store(store, reason)
+
+
 def unwritable_store(directory: object, reason: str) -> UserError:
-    """What the user is told of it."""
+    """What the user is told of a store that cannot be written."""
     fix = "Free some space or give the right to write, or point `store` elsewhere; finished stages are cached."
     return UserError(f"this cannot be written to: {reason}", where=directory, fix=fix)
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Say whether another attempt may succeed: network trouble and overloaded servers, nothing else."""
+    """Say whether another attempt may succeed: network trouble, overloaded servers, a busy GPU, nothing else."""
     response = getattr(error, "response", None)
     if (status := getattr(response, "status_code", None)) is not None:
         return status == 429 or status >= 500
-    return isinstance(error, (TemporaryError, ConnectionError, TimeoutError, *NO_ANSWER))
+    return isinstance(error, (TemporaryError, ConnectionError, TimeoutError, *NO_ANSWER)) or BUSY in str(error)

@@ -27,6 +27,8 @@ class FinishedRun(BaseModel):
     target: str
     """Where it was registered: `server`, `store`, `none`."""
     gguf_sha256: str
+    registration: str
+    """Path below the store of what was registered, with the Modelfile."""
     keys: tuple[str, ...]
     """The cache key of each stage, in order; together they say what was asked for."""
     artifacts: tuple[str, ...]
@@ -35,37 +37,42 @@ class FinishedRun(BaseModel):
     """All settings."""
 
 
-def remember(store: Store, plan: Plan, report: Artifact, registration: Artifact, settings: dict[str, Any]) -> None:
+def remember(store: Store, done: Plan, registration: Artifact, settings: dict[str, Any]) -> None:
     """Record a finished run.
 
     Args:
         store: where.
-        plan: the stages as they stand after the run.
-        report: the run's report.
+        done: its stages.
         registration: what was registered.
         settings: the run's settings.
     """
-    results = [report, registration, *(result for _, result in plan.found)]
-    paths = sorted({store.portable(one).path for result in results for one in artifacts_in(result)})
+    paths = sorted({store.portable(one).path for _, result in done.found for one in artifacts_in(result)})
     run = FinishedRun(
         at=datetime.now(UTC),
         model=registration.facts["name"],
         target=registration.facts["target"],
         gguf_sha256=registration.facts["gguf_sha256"],
-        keys=tuple(plan.keys),
+        registration=store.portable(registration).path.as_posix(),
+        keys=tuple(done.keys),
         artifacts=tuple(path.as_posix() for path in paths if not path.is_absolute()),
         settings=settings,
     )
     digest = hashlib.sha256(json.dumps(run.keys).encode()).hexdigest()[:8]
-    name = f"{RUNS}/{run.at:%Y-%m-%dT%H-%M-%S.%f}-{digest}.json"
+    # Numbered, since a clock may be set back.
+    number = 1 + max((_number(path) for path, _ in finished_runs(store)), default=0)
+    name = f"{RUNS}/{number:06d}-{run.at:%Y-%m-%dT%H-%M-%S}-{digest}.json"
     with store.new_file(name) as path:
         path.write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def finished_runs(store: Store) -> Iterator[tuple[Path, FinishedRun]]:
     """The records of finished runs with their files, newest first; one that cannot be read counts as none."""
     store.bring_files(RUNS)
-    for path in sorted((store.root / RUNS).glob("*.json"), reverse=True):
+    for path in sorted((store.root / RUNS).glob("[0-9]*-*.json"), reverse=True):
         try:
             yield path, FinishedRun.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):

@@ -29,12 +29,12 @@ class Pending:
 
 @dataclass
 class Plan:
-    """What a run would do: the state of each stage, in order."""
+    """What a run would do, or has done: the state of each stage, in order."""
 
     stages: list[tuple[str, str]] = field(default_factory=list)
-    """Name and `cached` or `to run`."""
+    """Name and `cached`, `to run`, or `done`."""
     found: list[tuple[str, BaseModel]] = field(default_factory=list)
-    """Name and result of the cached stages."""
+    """Name and result of the cached or done stages."""
     keys: list[str] = field(default_factory=list)
     """Cache keys of the stages whose arguments are known."""
 
@@ -70,6 +70,37 @@ def planning() -> Iterator[Plan]:
     plan = Plan()
     with _calling(plan.visit):
         yield plan
+
+
+_done: ContextVar[Plan | None] = ContextVar("_done", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Plan]:
+    """Record the stages that run within this block, or are taken from the cache.
+
+    Looking them up afterwards could tell of others, since what they read may have changed meanwhile.
+    """
+    plan = Plan()
+    token = _done.set(plan)
+    try:
+        yield plan
+    finally:
+        _done.reset(token)
+
+
+def note(name: str, key: str, result: BaseModel) -> None:
+    """Add a stage to what is recorded, if anything is.
+
+    Args:
+        name: the stage's.
+        key: its cache key.
+        result: what it returned.
+    """
+    if (plan := _done.get()) is not None:
+        plan.stages.append((name, "done"))
+        plan.found.append((name, result))
+        plan.keys.append(key)
 
 
 @contextmanager

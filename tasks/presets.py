@@ -36,6 +36,8 @@ def optional(section: type[BaseModel], leave_out: frozenset[str] = frozenset()) 
 
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     Overrides = Section
 else:
     Overrides = optional(FinetuneSettings, frozenset({"method"}))
@@ -98,10 +100,15 @@ def settings_error(error: ValidationError, where: object) -> UserError:
     faults = "; ".join(
         f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
         + ("unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
-        + ("" if isinstance(fault["input"], dict | Section) else f" (got {fault['input']!r})")
+        + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
         for fault in error.errors()
     )
     return UserError(faults, where=where, fix="`--help` lists every setting.")
+
+
+def _may_be_shown(fault: ErrorDetails) -> bool:
+    """Not what is long, nor what a validator of ours refuses, which may hold a secret."""
+    return fault["type"] != "value_error" and not isinstance(fault["input"], dict | Section)
 
 
 def _holds(given: Any, keys: tuple[int | str, ...]) -> bool:

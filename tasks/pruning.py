@@ -25,25 +25,31 @@ class Waste:
     """Path below the store."""
     bytes: int
     why: str
+    at_uri: bool = False
+    """Whether it is at the store's URI, not on this machine."""
 
 
 def kept_runs(store: Store, keep: int) -> list[FinishedRun]:
-    """The newest finished runs, so many of each Ollama model."""
-    by_model: dict[str, list[FinishedRun]] = defaultdict(list)
+    """The newest finished runs: one of each GGUF, and so many GGUFs of each Ollama model."""
+    by_model: dict[str, dict[str, FinishedRun]] = defaultdict(dict)
     for _, run in finished_runs(store):
-        by_model[run.model].append(run)
-    return [run for runs in by_model.values() for run in runs[:keep]]
+        by_model[run.model].setdefault(run.gguf_sha256, run)
+    return [run for runs in by_model.values() for run in list(runs.values())[:keep]]
 
 
 def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
     """List what can go.
 
-    What was used within the last hours stays, since a run that has not ended may need it.
+    What was used within the last hours stays, since a run that has not ended may need it. Of what is at the URI alone,
+    nobody knows when it was used, only when it was written; a run elsewhere that needs it has a copy of its own.
 
     Args:
-        store: what is looked through, on this machine.
-        keep: newest finished runs of each Ollama model whose results stay.
+        store: what is looked through, on this machine and at its URI.
+        keep: how many models of each name stay, with all that the newest run that made one has used.
         hours: how long ago something must have been used last.
+
+    Raises:
+        UserError, TemporaryError: what is at the URI cannot be read.
     """
     before = time.time() - 3600 * hours
     runs = kept_runs(store, keep)
@@ -54,28 +60,38 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
         if record.name in keys or record.stat().st_mtime >= before:
             result = recorded(store, record.name)
             made = artifacts_in(result) if result is not None else ()
+            needed |= {record.relative_to(store.root).as_posix()}
             needed |= {store.portable(artifact).path.as_posix() for artifact in made}
         else:
             waste.append(_waste(store, record, "result of a former run"))
-    waste += [_waste(store, path, "record of a former run") for path, run in finished_runs(store) if run not in runs]
+    for path, run in finished_runs(store):
+        if run in runs:
+            needed.add(path.relative_to(store.root).as_posix())
+        else:
+            waste.append(_waste(store, path, "record of a former run"))
     for path in _contents(store):
         # A training writes into several drafts, at each step into one of them.
         used = _newest(path.parent if path.parent.name == "drafts" else path)
         if path.relative_to(store.root).as_posix() not in needed and used < before:
             waste.append(_waste(store, path, _why(path)))
+    former = {one.name for one in waste if one.name.startswith(f"{RUNS}/")}
+    needed |= {f"{store.results.name}/{key}" for key in keys}
+    for name, (size, written) in (store.remote.contents() if store.remote else {}).items():
+        if name in former or (name not in needed and written < before):
+            waste.append(Waste(name, size, "no finished run that is kept needs it", at_uri=True))
     return waste
 
 
 def remove(store: Store, waste: list[Waste]) -> None:
-    """Remove it, here and at the store's URI; records first, so that nothing refers to what is gone."""
+    """Remove it; records first, so that nothing refers to what is gone."""
     for one in sorted(waste, key=lambda one: not one.name.startswith((RUNS, store.results.name))):
         path = store.root / one.name
-        if path.is_dir():
+        if one.at_uri and store.remote:
+            store.remote.remove(one.name)
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        if store.remote:
-            store.remote.remove(one.name)
 
 
 def _contents(store: Store) -> Iterator[Path]:

@@ -41,7 +41,7 @@ def is_registered(
     if settings.target == "store":
         return registered_digest(_directory(settings.models), parse_name(name)) == made.facts["digest"]
     try:
-        return listed_digest(ollama.Client(host=settings.host), parse_name(name)) == made.facts["digest"]
+        return listed_digest(_client(settings.host, 10), parse_name(name)) == made.facts["digest"]
     except (ollama.ResponseError, ValueError, httpx.HTTPError, httpx.InvalidURL, ConnectionError):
         return False  # `register` finds out what ails the server
 
@@ -139,7 +139,7 @@ def create_on_server(host: str, name: ModelName, file: Path, sha256: str, model:
     Raises:
         UserError: the server does not finish, or shows something else than was sent.
     """
-    client = ollama.Client(host=host)
+    client = _client(host, 600)
     digest = f"sha256:{sha256}"
     upload(client, file, digest)
     status = None
@@ -165,6 +165,11 @@ def create_on_server(host: str, name: ModelName, file: Path, sha256: str, model:
     if not (found := listed_digest(client, name)):
         raise UserError(f"the server does not list {name}", where=host, fix="See the server's log.")
     return found
+
+
+def _client(host: str, seconds: float) -> ollama.Client:
+    """A client that waits so long for an answer to begin or go on; without a limit one would wait for ever."""
+    return ollama.Client(host=host, timeout=httpx.Timeout(10, read=seconds, write=seconds))
 
 
 def listed_digest(client: ollama.Client, name: ModelName) -> str | None:
@@ -243,6 +248,8 @@ def _clear_errors(host: str) -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
+        if error.status_code == 429 or error.status_code >= 500:
+            raise TemporaryError(f"{host}: Ollama cannot just now (HTTP {error.status_code}): {error.error}") from error
         raise UserError(f"Ollama refuses: {error.error}", where=host, fix="See the server's log.") from error
     except (ValueError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:  # no URL, or an answer that is no JSON
         raise UserError("no Ollama server is behind this address", where=host, fix="Correct ollama.host.") from error

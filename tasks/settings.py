@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -231,6 +232,13 @@ class ExportSettings(Section):
     """Your own llama.cpp checkout; none: the pinned converter that `make setup` installs."""
 
 
+def without_secret(address: str | None) -> str | None:
+    """Refuse an address that carries a user's name or password: settings are printed, and sent to Prefect's server."""
+    if address and urlsplit(address if "//" in address else f"//{address}").username is not None:
+        raise ValueError("no user name or password here: give them in the environment, as the address's service says")
+    return address
+
+
 class OllamaSettings(Section):
     """Registration with Ollama."""
 
@@ -244,6 +252,8 @@ class OllamaSettings(Section):
     """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS)."""
     parameters: dict[str, float | int | bool | str] = {}
     """Further Modelfile parameters, e.g. {temperature: 0.2}."""
+
+    _no_secret = field_validator("host")(without_secret)
 
 
 class FinetuneSettings(Section):
@@ -266,6 +276,8 @@ class FinetuneSettings(Section):
     scoring: ScoringSettings = ScoringSettings()
     export: ExportSettings = ExportSettings()
     ollama: OllamaSettings = OllamaSettings()
+
+    _no_secret = field_validator("store_uri")(without_secret)
 
     @field_validator("store", mode="after")
     @classmethod

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.errors import TemporaryError, UserError
 from tasks.settings import SOURCE_FIELDS, DataSettings
 from tasks.stage import stage
@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def newest_commit(settings: DataSettings, seed: int) -> str:
-    """What outside the settings decides the rows: the Hub's newest commit, or the state of local files.
+    """What outside the settings decides the rows: the Hub's newest commit, or the digest of local files.
 
     Where the Hub cannot be reached, the commit that was downloaded last, if any: what was made of it stays cached.
     """
@@ -40,7 +40,7 @@ def newest_commit(settings: DataSettings, seed: int) -> str:
             marks.append(f"faker {_faker_version()}")
         elif _is_file(source):
             path = Path(source).expanduser()
-            marks.append(f"{path.stat().st_size}-{path.stat().st_mtime_ns}" if path.is_file() else "missing")
+            marks.append(file_sha256(path) if path.is_file() else "missing")
         else:
             marks.append(_newest_or_downloaded(source, settings.revision))
     return " ".join(marks)

@@ -27,8 +27,8 @@ from pydantic import BaseModel
 
 from tasks.artifacts import Store, artifacts_in, each_artifact, file_sha256
 from tasks.cache_key import identity, own_modules, source_sha256
-from tasks.errors import UserError, is_temporary, unwritable, unwritable_store
-from tasks.planning import instead
+from tasks.errors import TemporaryError, UserError, is_temporary, unwritable
+from tasks.planning import instead, note
 from tasks.waiting import device, locked
 
 P = ParamSpec("P")
@@ -92,8 +92,9 @@ class Stage(Generic[P, R]):
             try:
                 return each_artifact(self.function(*args, **kwargs), store.portable)
             except Exception as error:
-                if not isinstance(error, UserError) and (reason := unwritable(error)):
-                    raise unwritable_store(store.root, reason) from error
+                told = isinstance(error, UserError | TemporaryError)
+                if not told and (clear := unwritable(error, store.root)):
+                    raise clear from error
                 raise
 
         self.task = task(
@@ -120,12 +121,12 @@ class Stage(Generic[P, R]):
         with locked(store, key, f"computes the same: {self.name}"):
             found = self._bring(store, key, *args, **kwargs)
             with device(store) if self.alone and found is None else nullcontext():
-                found = found or self._bring(
-                    store, key, *args, **kwargs
-                )  # another machine may have made it while this one waited
+                # Another machine may have made it while this one waited.
+                found = found or self._bring(store, key, *args, **kwargs)
                 state = run.with_options(refresh_cache=found is None)(*args, **kwargs, return_state=True)
                 result = each_artifact(state.result(), store.located)
-            self._share(store, key, result, anew=found is None)
+                self._share(store, key, result, anew=found is None)
+        note(self.name, key, result)
         return result
 
     def _options(self) -> dict[str, Any]:

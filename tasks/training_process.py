@@ -15,12 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from tasks.errors import TemporaryError, UserError
+from tasks.errors import BUSY, TemporaryError, UserError
 from tasks.settings import REPOSITORY
 from tasks.training_job import Job
 
-BUSY = "devices are busy or unavailable"
-"""CUDA's words for a GPU that another process has to itself."""
 STOP_SECONDS = 300.0
 """How long a stopped training may take to finish its step and write a checkpoint."""
 
@@ -130,6 +128,7 @@ def main() -> None:
 
 def _train(text: str, send: Callable[..., None]) -> None:
     if json.loads(text)["training"]["backend"] == "unsloth":
+        os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # it would tell its maker what machine this is
         import unsloth  # noqa: F401 - patches torch, Transformers and TRL, so it must come before them
     from tasks.training_run import Training
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from prefect.settings import PREFECT_API_URL
 
 from flows.finetune import Finetuned, finetune, stages
 from tasks.artifacts import artifacts_in
-from tasks.errors import UserError, unwritable
+from tasks.errors import UserError, is_temporary, unwritable
 from tasks.planning import Plan, planning
 from tasks.presets import load_settings
 
@@ -135,10 +137,34 @@ def test_libraries_tell_of_a_full_disk_in_many_ways() -> None:
         except RuntimeError as inner:
             raise ValueError("cannot save") from inner
     except ValueError as error:
-        assert unwritable(error) == "No space left on device"
-    assert unwritable(OSError(30, "x")) == "Read-only file system"
-    assert unwritable(FileNotFoundError(2, "x")) is None
-    assert unwritable(ValueError("Operation not permitted in this state")) is None
+        assert told(error) == "/store: this cannot be written to: No space left on device"
+    assert told(OSError(30, "x")) == "/store: this cannot be written to: Read-only file system"
+    assert told(PermissionError(13, "x", "/store/a")) == "/store: this cannot be written to: Permission denied"
+    assert told(OSError(28, "x", "/cache/a")) == "/cache/a: this cannot be written to: No space left on device"
+    assert told(FileNotFoundError(2, "x")) is None
+    assert told(ValueError("Operation not permitted in this state")) is None
+    assert told(PermissionError(1, "a firewall forbids the connection")) is None
+
+
+def told(error: BaseException) -> str | None:
+    clear = unwritable(error, Path("/store"))
+    return f"{clear.where}: {clear.what}" if clear else None
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (socket.gaierror(-3, "Temporary failure in name resolution"), True),
+        (requests.ConnectionError("nobody answers"), True),
+        (requests.Timeout("too slow"), True),
+        (RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (OSError(28, "No space left on device"), False),
+        (UserError("wrong", where="here", fix="Mend it."), False),
+    ],
+)
+def test_what_may_pass_is_told_from_what_does_not(error: Exception, passes: bool) -> None:
+    assert is_temporary(error) is passes
 
 
 def test_a_clock_that_was_set_back_is_no_matter(finetuned: Finetuned, make_preset: Preset, workplace: Path) -> None:

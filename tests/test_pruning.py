@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect import flow
@@ -12,8 +15,8 @@ from prefect import flow
 from flows.prune import run
 from tasks.artifacts import Store
 from tasks.finished import finished_runs, remember, same_run
-from tasks.planning import Plan, planning
-from tests.test_stage import chain, ran, runs
+from tasks.planning import Plan, planning, recording
+from tests.test_stage import chain, newest, ran, runs
 
 DAY = 86400
 
@@ -22,13 +25,15 @@ def finish(store: Store, number: int, model: str = "grit") -> None:
     """A run that registers a model, as the flow leaves it."""
 
     def whole() -> None:
-        chain(store, number)
+        with recording() as done:
+            chain(store, number)
         with store.draft("registration") as draft:
             (draft.path / "registration.json").write_text(f'"{model}"')
-            draft.facts = {"name": model, "target": "none", "gguf_sha256": "00"}
+            draft.facts = {"name": model, "target": "none", "gguf_sha256": f"{number:02}"}
         with store.draft("report") as report:
             (report.path / "report.html").write_text(f"{number} {model}")
-        remember(store, plan_of(store, number), report.done(), draft.done(), {"number": number})
+        done.found += [("register", draft.done()), ("write_report", report.done())]
+        remember(store, done, draft.done(), {"number": number})
 
     flow(whole, name="whole")()
 
@@ -40,8 +45,9 @@ def plan_of(store: Store, number: int) -> Plan:
 
 
 def age(store: Store, days: float) -> None:
-    """Make all that the store holds older."""
-    for path in sorted(store.root.rglob("*"), reverse=True):
+    """Make all that the store holds older, here and at its URI."""
+    shared = Path(str(store.uri).removeprefix("file://"))
+    for path in sorted([*store.root.rglob("*"), *shared.rglob("*")], reverse=True):
         before = path.stat().st_mtime - days * DAY
         os.utime(path, (before, before))
 
@@ -126,3 +132,62 @@ def test_only_the_newest_run_of_a_model_tells_that_nothing_has_changed(store: St
     for path in Path(str(store.uri).removeprefix("file://")).glob("number/*/number.txt"):
         path.unlink()
     assert same_run(store, plan_of(store, 2), "grit") is None, "what it made is not whole"
+
+
+def test_the_same_model_again_takes_no_other_ones_place(store: Store) -> None:
+    for number in (1, 2, 2, 2):
+        finish(store, number)
+    age(store, 2)
+    assert prune(store, "--keep", "2", "--yes") == 0
+    assert [run.settings["number"] for _, run in finished_runs(store)] == [2, 1]
+    assert runs(store, 1) == []
+
+
+def test_what_is_at_the_address_alone_goes_by_its_age(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other", store.uri)
+    runs(other, 7)
+    age(other, 2)
+    runs(other, 8)
+    finish(store, 1)
+    assert prune(store, "--yes") == 0
+    third = Store(tmp_path / "third", store.uri)
+    assert runs(third, 8) == [], "another machine may be at it"
+    assert runs(third, 7) == ["first", "second"]
+
+
+def test_what_a_run_takes_up_while_nobody_answers_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs(store, 1)
+    runs(store, 2)
+    age(store, 2)
+
+    def answer(*_: object) -> str:
+        assert runs(store, 1) == []
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert prune(store) == 0
+    assert runs(store, 1) == []
+    assert runs(store, 2) == ["first", "second"]
+
+
+def test_a_clock_that_was_set_back_changes_no_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(store, 1)
+
+    monkeypatch.setattr("tasks.finished.datetime", SimpleNamespace(now=lambda tz: datetime(2001, 1, 1, tzinfo=tz)))
+    finish(store, 2)
+    assert [run.settings["number"] for _, run in finished_runs(store)] == [2, 1]
+    assert same_run(store, plan_of(store, 2), "grit") is not None
+
+
+def test_what_changes_under_a_run_is_no_part_of_its_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan_of(store, 1).keys
+    real = Store.new_file
+
+    def later(self: Store, name: str) -> AbstractContextManager[Path]:
+        monkeypatch.setitem(newest, "commit", "2")
+        return real(self, name)
+
+    monkeypatch.setattr(Store, "new_file", later)
+    finish(store, 1)
+    assert list(next(finished_runs(store))[1].keys)[:1] == before
+    assert same_run(store, plan_of(store, 1), "grit") is None

@@ -201,6 +201,12 @@ def test_a_server_that_is_down_may_be_tried_again(store: Store) -> None:
         run(store, OllamaSettings(target="server", host="http://127.0.0.1:9"))
 
 
+def test_a_server_that_is_overloaded_may_be_tried_again(store: Store, server: OllamaStandIn) -> None:
+    server.faults = Faults(overloaded=True)
+    with pytest.raises(TemporaryError, match=r"cannot just now \(HTTP 503\): server busy"):
+        run(store, OllamaSettings(target="server", host=server.url))
+
+
 @pytest.mark.parametrize(
     "name", ["", "-x", "a b", "../x", "a/b/c/d", "x:", "x:y:z", "x@y", "x:cloud", "x:my-cloud", "a.b/x", "é", "x" * 81]
 )

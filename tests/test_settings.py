@@ -24,6 +24,8 @@ from tasks.settings import FinetuneSettings, GritSettings, TrainingSettings
         ({"training.learning_rate": float("nan")}, "training.learning_rate: Input should be a finite number"),
         ({"data": {"validation_fraction": 0.6, "test_fraction": 0.5}}, "no row is left for training"),
         ({"method": "magic"}, "method: Input should be 'baseline' or 'grit'"),
+        ({"store_uri": "s3://key:hush@bucket"}, "store_uri: no user name or password here"),
+        ({"ollama.host": "me:hush@example.org:11434"}, "ollama.host: no user name or password here"),
         ({"lora.target_modules": []}, "lora.target_modules: Tuple should have at least 1 item"),
     ],
 )
@@ -32,6 +34,7 @@ def test_impossible_settings_are_one_clear_line(overrides: dict[str, object], sa
         load_settings("demo", overrides)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_an_error_says_whether_the_preset_or_what_was_given_beside_it_is_at_fault(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from flows.finetune import Finetuned, finetune, stages
 from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError
 from tasks.planning import planning
 from tasks.presets import Overrides, load_settings
 from tasks.remote import Remote
@@ -55,20 +57,42 @@ def test_what_comes_damaged_does_not_come(uri: str, tmp_path: Path) -> None:
     assert not told.path.exists()
 
 
-def test_a_file_appears_there_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = Remote(f"file://{tmp_path}/shared")
+def test_a_file_appears_there_when_it_is_whole(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote, real, cuts = Remote(uri), shutil.copyfileobj, iter([True])
     (tmp_path / "source").write_bytes(b"12345")
 
-    def cut(source: object, target: object, length: int) -> None:
-        target.write(b"12")
-        raise OSError("the line is cut")
+    def cut(source: Any, target: Any, length: int) -> None:
+        if next(cuts, False):
+            target.write(b"12")
+            raise OSError("the line is cut")
+        real(source, target, length)
 
-    with monkeypatch.context() as context, pytest.raises(OSError, match="the line is cut"):
-        context.setattr("tasks.remote.shutil.copyfileobj", cut)
-        remote.push(tmp_path / "source", "kind/file")
-    assert not remote.holds("kind/file")
+    monkeypatch.setattr("tasks.remote.shutil.copyfileobj", cut)
+    with monkeypatch.context() as context:
+        context.setattr("tasks.remote.PATIENCE", 0)
+        with pytest.raises(TemporaryError, match=f"store_uri {uri}: OSError: the line is cut"):
+            remote.push(tmp_path / "source", "kind/file")
+    assert remote.contents() == {}
+    cuts = iter([True])
     remote.push(tmp_path / "source", "kind/file")
-    assert remote.sizes("kind") == {"file": 5}
+    assert remote.sizes("kind") == {"file": 5}, "the second attempt succeeds"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+def test_what_no_attempt_mends_is_not_tried_again(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def fail(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise error
+
+    monkeypatch.setattr("tasks.remote.shutil.copyfileobj", fail)
+    (tmp_path / "source").write_bytes(b"12345")
+    with pytest.raises(UserError, match=f"store_uri file://.*{error.strerror}.*free some space"):
+        Remote(f"file://{tmp_path}/shared").push(tmp_path / "source", "kind/file")
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3a+x://bucket"])

@@ -39,6 +39,8 @@ class Faults:
     """As a server would that does not know them."""
     no_json: bool = False
     """Something else listens on this port."""
+    overloaded: bool = False
+    """`create` answers HTTP 503."""
 
 
 class OllamaStandIn(ThreadingHTTPServer):
@@ -88,6 +90,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._blob(route.removeprefix("blobs/"), body)
         if route in LEFT_OUT:
             return self._send(501, {"error": "the stand-in for Ollama leaves this out"})
+        if route == "create" and self.server.faults.overloaded:
+            return self._send(503, {"error": "server busy, please try again. maximum pending requests exceeded"})
         if route not in METHODS:
             return self._send(404, text="404 page not found")
         if METHODS[route] != self.command:
