@@ -2,7 +2,8 @@
 
 Run with `python -m benchmarks.crash [--preset demo] [--kills 20] [--set training.max_steps=8 ...]`. Each kill is a
 SIGKILL to the run, its training and its temporary Prefect server. The runs must end with the same GGUF, byte for byte,
-and no stage that had finished may be computed again; otherwise the exit status is 1.
+no stage that had finished may be computed again, and there must be as many kills as were asked for; otherwise the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -33,6 +35,8 @@ STAGES = (
 )
 SHARE = {"train": 5}
 """Kills in a stage for two in each of the others."""
+MOST_RUNS = 4
+"""A run that ends before it is hit in all stages is followed by another."""
 ENDED = re.compile(r"Task run '(\w+) .*Finished in state (\w+)")
 
 
@@ -149,35 +153,54 @@ def main() -> int:
         options += [f"--{name}", value]
     random.seed(arguments.seed)
     weights = [SHARE.get(stage, 2) for stage in STAGES]
-    counts = [max(1, round(arguments.kills * weight / sum(weights))) for weight in weights]
-    targets = [index for index, count in enumerate(counts) for _ in range(count)]
+    owed = Counter({index: math.ceil(arguments.kills * weight / sum(weights)) for index, weight in enumerate(weights)})
     kills: list[Kill] = []
+    disturbed: list[Run] = []
     with tempfile.TemporaryDirectory() as directory:
-        undisturbed, disturbed = (Run(Path(directory) / name, options) for name in ("undisturbed", "disturbed"))
+        undisturbed = Run(Path(directory) / "undisturbed", options)
         started = time.monotonic()
         undisturbed.attempt()
         peace = time.monotonic() - started
-        disturbed.durations = undisturbed.durations
         started = time.monotonic()
-        for target in tqdm(targets, unit="kill"):
-            # A run can end before it is hit: what it has left to do takes less time than the undisturbed run took.
-            for _ in range(5):
-                if kill := disturbed.attempt(target, random.random()):  # noqa: S311, no secret
-                    kills.append(kill)
-                    break
-        disturbed.attempt()
+        with tqdm(total=owed.total(), unit="kill") as bar:
+            while owed.total() and len(disturbed) < MOST_RUNS:
+                disturbed.append(Run(Path(directory) / f"disturbed-{len(disturbed)}", options))
+                disturbed[-1].durations = undisturbed.durations
+                kills += disturb(disturbed[-1], owed, bar)
         trouble = time.monotonic() - started
-        same = undisturbed.gguf_sha256() == disturbed.gguf_sha256()
-        left = list(disturbed.store.glob("drafts/*"))
+        same = {run.gguf_sha256() for run in disturbed} == {undisturbed.gguf_sha256()}
+        left = [path for run in disturbed for path in run.store.glob("drafts/*")]
         bytes_left = sum(file.stat().st_size for path in left for file in path.rglob("*") if file.is_file())
     show(kills)
     lost = [kill.lost for kill in kills]
-    print(f"{len(kills)} kills: {dict(Counter(kill.stage for kill in kills))}")
+    repeated = [name for run in disturbed for name in run.repeated]
+    print(f"{len(kills)} kills of {len(disturbed)} runs: {dict(Counter(kill.stage for kill in kills))}")
     print(f"undisturbed {peace:.0f} s, disturbed {trouble:.0f} s; each restart takes some seconds of its own")
     print(f"work lost: {sum(lost):.0f} s in all, median {statistics.median(lost):.1f} s, most {max(lost):.1f} s")
     print(f"left behind: {len(left)} drafts, {bytes_left / 1e6:.1f} MB (`make clean-artifacts` removes them)")
-    print(f"the same GGUF: {same}; finished stages computed again: {disturbed.repeated or 'none'}")
-    return 0 if same and not disturbed.repeated else 1
+    print(f"the same GGUF: {same}; finished stages computed again: {repeated or 'none'}")
+    return 0 if same and not repeated and len(kills) >= arguments.kills else 1
+
+
+def disturb(run: Run, owed: Counter[int], bar: tqdm[Any]) -> list[Kill]:
+    """Kill a run in each stage as often as is owed, and let it end.
+
+    Args:
+        run: which has not been started.
+        owed: kills by the stage's index; those that were made are taken off. A run that ends before it is hit leaves
+            the rest to the next.
+        bar: shows the kills.
+    """
+    kills: list[Kill] = []
+    for target in sorted(owed.elements()):
+        kill = run.attempt(target, random.random())  # noqa: S311, no secret
+        if kill is None:
+            return kills
+        kills.append(kill)
+        owed[target] -= 1
+        bar.update()
+    run.attempt()
+    return kills
 
 
 def show(kills: list[Kill]) -> None:
