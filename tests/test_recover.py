@@ -1,0 +1,93 @@
+"""What `recover` does with runs as a real server knows them; tests/test_recovery.py kills real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+
+from flows import recover as module
+from flows.recover import MOST_RECOVERIES, recover
+from tasks.settings import REPOSITORY
+
+LONG_AGO = timedelta(hours=1)
+
+
+@pytest.fixture
+def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def run_in(client: SyncPrefectClient, state: State) -> UUID:
+    """A deployed run of `finetune` in this state."""
+    deployment = client.create_deployment(client.create_flow_from_name("finetune"), name=f"d-{uuid4()}")
+    run = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(run.id, state, force=True)
+    return run.id
+
+
+def name_of(client: SyncPrefectClient, run: UUID) -> str | None:
+    return client.read_flow_run(run).state_name
+
+
+def test_the_lost_are_repeated_and_the_others_left(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "silent": run_in(client, Running()),
+        "living": run_in(client, Running()),
+        "crashed": run_in(client, Crashed()),
+        "failed": run_in(client, Failed()),
+        "cancelled": run_in(client, Cancelled()),
+        "completed": run_in(client, Completed()),
+    }
+    real = module.last_sign_of_life
+    monkeypatch.setattr(
+        module,
+        "last_sign_of_life",
+        lambda asked, run: real(asked, run) - (LONG_AGO if run.id == found["silent"] else timedelta(0)),
+    )
+    recover()
+    assert {what: name_of(client, run) for what, run in found.items()} == {
+        **{"silent": "Recovered", "crashed": "Recovered"},
+        **{"living": "Running", "failed": "Failed", "cancelled": "Cancelled", "completed": "Completed"},
+    }
+
+
+def test_what_crashes_again_and_again_fails(client: SyncPrefectClient) -> None:
+    run = run_in(client, Crashed())
+    for _ in range(MOST_RECOVERIES):
+        recover()
+        assert name_of(client, run) == "Recovered"
+        client.set_flow_run_state(run, Crashed(), force=True)
+    recover()
+    assert name_of(client, run) == "Failed"
+
+
+def test_a_run_that_ends_while_it_is_looked_at_stays_ended(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(client, Running())
+
+    def ends_meanwhile(_: SyncPrefectClient, one: FlowRun) -> datetime:
+        client.set_flow_run_state(one.id, Completed(), force=True)
+        return datetime.now(UTC) - LONG_AGO
+
+    monkeypatch.setattr(module, "last_sign_of_life", ends_meanwhile)
+    recover()
+    assert name_of(client, run) == "Completed"
+
+
+def test_the_notifications_are_ones_that_prefect_takes(client: SyncPrefectClient) -> None:
+    text = (REPOSITORY / "docs/operations/notifications.yaml").read_text().replace("BLOCK\n", f"{uuid4()}\n")
+    automations = [AutomationCore.model_validate(one) for one in yaml.safe_load(text)["automations"]]
+    for automation in automations:
+        created = client._client.post("/automations/", json=automation.model_dump(mode="json"))
+        assert created.status_code == 201, created.text
+    assert [one.name for one in automations] == ["finetune-went-wrong", "finetune-completed"]
