@@ -35,7 +35,7 @@ def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
         stages(settings)
     found: dict[str, Any] = dict(plan.found)
     if "convert" not in found:
-        fix = "Start it with python -m flows.finetune and the same options."
+        fix = "Start it with `python -m flows.finetune` and the same options; the demo's with `make demo`."
         raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
     model = ollama_model(found["prepare_dataset"], settings.ollama, None)
     gguf = Store(settings.store, settings.store_uri).bring(found["convert"])

@@ -15,7 +15,7 @@ from prefect import flow
 from pydantic import BaseModel
 
 from flows.command_line import main
-from flows.publishing import method_and_model, publish, show_user_errors_as_one_line, skipped
+from flows.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import convert
 from tasks.dataset import prepare_dataset
@@ -73,8 +73,7 @@ def finetune(
     with recording() as done:
         finetuned = stages(settings)
     remember(store, done, finetuned.registration, settings.model_dump(mode="json"))
-    publish(finetuned.report)
-    return finetuned
+    return published(finetuned.report, finetuned)
 
 
 def _plan(settings: FinetuneSettings) -> Plan:

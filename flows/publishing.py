@@ -10,6 +10,7 @@ from prefect import State
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import BaseModel
 
 from tasks.artifacts import Artifact
 from tasks.errors import TemporaryError, UserError
@@ -18,10 +19,17 @@ from tasks.logs import run_logger
 from tasks.presets import given, load_settings
 
 
-def publish(report: Artifact) -> None:
-    """Put the short report on the flow run's page."""
+def published(report: Artifact, result: BaseModel) -> State[Any]:
+    """Put the short report on the flow run's page, and return the state in which the run ends.
+
+    Args:
+        report: the run's.
+        result: what the flow returns.
+    """
     text = (report.path / "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(text, key="report", description=f"Full report: {report.path / 'report.html'}")
+    where = f"Full report: {report.path / 'report.html'}"
+    create_markdown_artifact(text, key="report", description=where)
+    return Completed(message=where, data=result)  # notifications show a state's message
 
 
 def method_and_model() -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,9 @@ def main() -> None:
         def send(**message: Any) -> None:
             channel.write(json.dumps(message) + "\n")
 
+        # Nothing that a user could act on: names that both of transformers' versions here know, and ours for the base.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name|Could not find a config file")
         try:
             _train(sys.stdin.read(), send)
         except UserError as error:
