@@ -1,13 +1,16 @@
-"""Stage: the adapter is merged into the 16-bit base, and the result is checked tensor by tensor."""
+"""Stage: the adapter is merged into the 16-bit base, tensor by tensor, and the result is compared with the base."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import mmap
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
+from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
@@ -15,17 +18,16 @@ from tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-PEFT_PREFIX = "base_model.model."
-COMPUTED = ".rotary_emb.inv_freq"
-"""Older files carry this table, which the model computes itself and no longer saves."""
 TIED_HEAD = "lm_head.weight"
+INDEX = "model.safetensors.index.json"
 
 
 @stage(libraries=("torch", "transformers", "peft", "safetensors"))
 def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_code: bool, *, store: Store) -> Artifact:
-    """Merge W + alpha / r * B A into the base weights, in the base's own dtype, with one copy of them in memory.
+    """Merge W + alpha / r * B A into the base weights, with one weight matrix in memory at a time.
+
+    The sum is made in float32 and rounded once to the base's dtype. Files, names, order and dtypes are the base's.
 
     Args:
         model: the 16-bit base model.
@@ -38,57 +40,76 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
         The artifact `merged`: a model directory; its facts count changed and unchanged tensors.
 
     Raises:
-        UserError: a merged weight is not finite, or the adapter targets an output layer tied to the embedding.
+        UserError: a merged weight is not finite, the adapter targets an output layer tied to the embedding, or it is of
+            a kind that cannot be merged.
         RuntimeError: a targeted tensor is unchanged, another one changed, or a part of the adapter was not used.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    modules = adapter_modules(adapter)
-    base = AutoModelForCausalLM.from_pretrained(
-        model.path, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
-    )
-    if TIED_HEAD in modules and base.config.get_text_config().tie_word_embeddings:
+    from tasks.adapter_weights import Adapter
+
+    weights = Adapter(adapter.path)
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=trust_remote_code)
+    tied = bool(config.get_text_config().tie_word_embeddings)
+    if tied and (shared := sorted(weights.targets & tied_names(model.path))):
         raise UserError(
-            "the output layer is tied to the embedding, so merging into it would change the embedding as well",
+            f"output layer and embedding are tied, so changing {shared[0]} would change the other as well",
             where="lora.target_modules",
-            fix="Leave lm_head out.",
+            fix="Leave it out.",
         )
-    network = PeftModel.from_pretrained(base, str(adapter.path))
-    try:
-        merged = network.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(str(error), where="merge", fix="The training diverged: lower training.learning_rate.") from None
+    if missing := sorted(weights.targets - dict(tensor_files(model.path)).keys()):
+        raise RuntimeError(f"the adapter names layers that the base lacks: {', '.join(missing[:5])}")
     with store.draft("merged") as draft:
+        with tqdm(total=_bytes(model.path), desc="Merging", unit="B", unit_scale=True) as bar:
+            for file in weight_files(model.path):
+                rewrite(file, draft.path / file.name, weights.targets, weights.merged, bar)
+        if (model.path / INDEX).is_file():
+            shutil.copyfile(model.path / INDEX, draft.path / INDEX)
         tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
-        _set_tokens(merged, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        merged.save_pretrained(draft.path)
+        _write_configuration(model.path, config, tokenizer.eos_token_id, tokenizer.pad_token_id, draft.path)
         tokenizer.save_pretrained(draft.path)
-        del base, network, merged
-        draft.facts = {**check_merged(model.path, draft.path, modules), "parameters": model.facts.get("parameters")}
+        changed = check_merged(model.path, draft.path, weights.targets)
+        draft.facts = {**changed, "parameters": model.facts.get("parameters")}
     return draft.done()
 
 
-def adapter_modules(adapter: Artifact) -> set[str]:
-    """Names of the base tensors that the adapter changes, from its safetensors file.
+def rewrite(
+    source: Path, target: Path, names: set[str], change: Callable[[str, Tensor], Tensor], bar: tqdm[Any]
+) -> None:
+    """Copy a safetensors file with some of its tensors changed.
+
+    Names, shapes and dtypes stay, so that the header does; no more than one changed tensor is in memory.
+
+    Args:
+        source: the file.
+        target: the file to write.
+        names: of the tensors that change; those of other files count for nothing.
+        change: called with the name and the values of each; returns the new values, in the same shape and dtype.
+        bar: advanced by the bytes written.
 
     Raises:
-        RuntimeError: an A without B or the reverse, a key of another kind, or a B that was never trained.
+        UserError: a new value is not finite.
     """
-    pairs: dict[str, set[str]] = {}
-    untrained = []
-    for key, tensor in _tensors(adapter.path):
-        module, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
-        if part not in ("A.weight", "B.weight"):
-            raise RuntimeError(f"the adapter's tensor {key} is no LoRA weight and would be lost in the merge")
-        pairs.setdefault(module, set()).add(part)
-        if part == "B.weight" and not bool(tensor.any()):
-            untrained.append(module)
-    if incomplete := sorted(module for module, parts in pairs.items() if len(parts) < 2):
-        raise RuntimeError(f"the adapter has only A or only B for {', '.join(incomplete)}")
-    if untrained:
-        raise RuntimeError(f"B is zero, so nothing was learned, in {', '.join(sorted(untrained))}")
-    return {f"{module}.weight" for module in pairs}
+    import torch
+
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        with target.open("wb") as out, memoryview(content) as view, safe_open(source, framework="pt") as tensors:
+            out.write(view[:start])
+            for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = about["data_offsets"]
+                if name in names:
+                    old = tensors.get_tensor(name)
+                    new = change(name, old)
+                    if not bool(torch.isfinite(new).all()):
+                        fix = "The training diverged, or float16 is too narrow: lower training.learning_rate."
+                        raise UserError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)
+                    out.write(new.contiguous().view(torch.uint8).numpy().data)
+                else:
+                    out.write(view[start + begin : start + end])
+                bar.update(end - begin)
 
 
 def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]:
@@ -104,12 +125,7 @@ def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]
     """
     import torch
 
-    before, after = dict(_locations(base)), dict(_locations(merged))
-    if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"):
-        before.pop(TIED_HEAD, None)  # some files carry the embedding a second time under this name
-        after.pop(TIED_HEAD, None)
-    if missing := sorted(targeted - before.keys()):
-        raise RuntimeError(f"the adapter names layers that the base lacks: {', '.join(missing[:5])}")
+    before, after = dict(tensor_files(base)), dict(tensor_files(merged))
     if before.keys() != after.keys():
         raise RuntimeError(f"base and merged differ in {', '.join(sorted(before.keys() ^ after.keys())[:5])}")
     for name, file in before.items():
@@ -121,31 +137,50 @@ def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]
     return {"changed_tensors": len(targeted), "unchanged_tensors": len(before) - len(targeted)}
 
 
-def _set_tokens(model: PreTrainedModel, eos: int, pad: int) -> None:
-    """Generation stops at the end of a turn, and keeps stopping where the base model did."""
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError:  # some models name a temperature without this, which loads and cannot be saved
-        model.generation_config.do_sample = True
-    former = model.generation_config.eos_token_id
-    others = former if isinstance(former, list) else [former]
-    model.generation_config.eos_token_id = [eos, *(token for token in others if token not in (None, eos))]
-    model.generation_config.pad_token_id = pad
-    model.config.eos_token_id, model.config.pad_token_id = eos, pad
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's weights, sorted; the directory may hold others, such as another copy of them."""
+    if (directory / INDEX).is_file():
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        return sorted({directory / name for name in index["weight_map"].values()})
+    one = directory / "model.safetensors"
+    return [one] if one.is_file() else sorted(directory.glob("*.safetensors"))
 
 
-def _locations(directory: Path) -> Iterator[tuple[str, Path]]:
-    for file in sorted(directory.glob("*.safetensors")):
+def tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Name and file of each tensor of a model."""
+    for file in weight_files(directory):
         with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if not name.endswith(COMPUTED)]  # noqa: SIM118, no mapping
-            yield from ((name, file) for name in names)
+            yield from ((name, file) for name in tensors.keys())  # noqa: SIM118, no mapping
+
+
+def tied_names(directory: Path) -> set[str]:
+    """Names of the output layer's weight and the embedding's, which are one where they are tied."""
+    return {TIED_HEAD, *(name for name, _ in tensor_files(directory) if name.endswith("embed_tokens.weight"))}
+
+
+def _write_configuration(base: Path, config: Any, eos: int, pad: int, directory: Path) -> None:
+    """Generation stops at the end of a turn, and keeps stopping where the base model did."""
+    from transformers import GenerationConfig
+
+    given = (base / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(base) if given else GenerationConfig.from_model_config(config)
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # some models name a temperature without this, which loads and cannot be saved
+        generation.do_sample = True
+    former = generation.eos_token_id
+    others = former if isinstance(former, list) else [former]
+    generation.eos_token_id = [eos, *(token for token in others if token not in (None, eos))]
+    config.eos_token_id, config.pad_token_id = eos, pad
+    generation.pad_token_id = pad
+    generation.save_pretrained(directory)
+    config.save_pretrained(directory)
+
+
+def _bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(directory))
 
 
 def _load(file: Path, name: str) -> Tensor:
     with safe_open(file, framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, file in _locations(directory):
-        yield name, _load(file, name)
