@@ -72,9 +72,10 @@ lint: $(SETUP) ## check style and types
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(SETUP) ## measure what Prefect and caching add, what kills cost, what GRIT costs, who converges fastest (3 hours)
+bench: $(SETUP) ## measure what Prefect and caching add, what kills cost, what merging and GRIT cost, who converges fastest (3 hours)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.crash --set training.max_steps=8
+	$(BIN)/python -m benchmarks.merge
 	$(BIN)/python -m benchmarks.grit_overhead
 	$(BIN)/python -m benchmarks.grit_convergence --results benchmarks/results/extraction.jsonl
 	$(BIN)/python -m benchmarks.convergence_report benchmarks/results/extraction.jsonl --picture .artifacts/convergence.png

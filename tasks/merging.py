@@ -1,4 +1,4 @@
-"""Stage: the adapter is merged into the 16-bit base, tensor by tensor, and the result is compared with the base."""
+"""Stage: the adapter is merged into the 16-bit base, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tasks.adapter_weights import Adapter
 
 TIED_HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -42,7 +44,7 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
     Raises:
         UserError: a merged weight is not finite, the adapter targets an output layer tied to the embedding, or it is of
             a kind that cannot be merged.
-        RuntimeError: a targeted tensor is unchanged, another one changed, or a part of the adapter was not used.
+        RuntimeError: a targeted tensor is unchanged, or a part of the adapter was not used.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -57,20 +59,41 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
             where="lora.target_modules",
             fix="Leave it out.",
         )
-    if missing := sorted(weights.targets - dict(tensor_files(model.path)).keys()):
+    names = set(tensor_names(model.path))
+    if missing := sorted(weights.targets - names):
         raise RuntimeError(f"the adapter names layers that the base lacks: {', '.join(missing[:5])}")
     with store.draft("merged") as draft:
-        with tqdm(total=_bytes(model.path), desc="Merging", unit="B", unit_scale=True) as bar:
-            for file in weight_files(model.path):
-                rewrite(file, draft.path / file.name, weights.targets, weights.merged, bar)
-        if (model.path / INDEX).is_file():
-            shutil.copyfile(model.path / INDEX, draft.path / INDEX)
+        merge_files(model.path, weights, draft.path)
         tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
         _write_configuration(model.path, config, tokenizer.eos_token_id, tokenizer.pad_token_id, draft.path)
         tokenizer.save_pretrained(draft.path)
-        changed = check_merged(model.path, draft.path, weights.targets)
-        draft.facts = {**changed, "parameters": model.facts.get("parameters")}
+        draft.facts = {
+            "changed_tensors": len(weights.targets),
+            "unchanged_tensors": len(names - weights.targets),
+            "parameters": model.facts.get("parameters"),
+        }
     return draft.done()
+
+
+def merge_files(base: Path, weights: Adapter, directory: Path) -> None:
+    """Write a base's weight files with an adapter merged into them, and their index.
+
+    Args:
+        base: directory of the base model.
+        weights: the adapter.
+        directory: where to.
+
+    Raises:
+        UserError: a merged weight is not finite.
+        RuntimeError: a targeted tensor is unchanged.
+    """
+    files = weight_files(base)
+    size = sum(file.stat().st_size for file in files)
+    with tqdm(total=size, desc="Merging", unit="B", unit_scale=True) as bar:
+        for file in files:
+            rewrite(file, directory / file.name, weights.targets, weights.merged, bar)
+    if (base / INDEX).is_file():
+        shutil.copyfile(base / INDEX, directory / INDEX)
 
 
 def rewrite(
@@ -89,6 +112,7 @@ def rewrite(
 
     Raises:
         UserError: a new value is not finite.
+        RuntimeError: a tensor that should change does not, or has another shape or dtype.
     """
     import torch
 
@@ -103,6 +127,8 @@ def rewrite(
                 if name in names:
                     old = tensors.get_tensor(name)
                     new = change(name, old)
+                    if new.shape != old.shape or new.dtype != old.dtype or torch.equal(new, old):
+                        raise RuntimeError(f"{name} was not changed by the merge, or lost its shape or dtype")
                     if not bool(torch.isfinite(new).all()):
                         fix = "The training diverged, or float16 is too narrow: lower training.learning_rate."
                         raise UserError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)
@@ -110,31 +136,6 @@ def rewrite(
                 else:
                     out.write(view[start + begin : start + end])
                 bar.update(end - begin)
-
-
-def check_merged(base: Path, merged: Path, targeted: set[str]) -> dict[str, int]:
-    """Compare two model directories tensor by tensor, one pair in memory at a time.
-
-    Args:
-        base: directory of the base model.
-        merged: directory of the merged model.
-        targeted: names of the tensors that must differ; all others must be equal bit for bit.
-
-    Raises:
-        RuntimeError: something is missing, unchanged or changed against expectation.
-    """
-    import torch
-
-    before, after = dict(tensor_files(base)), dict(tensor_files(merged))
-    if before.keys() != after.keys():
-        raise RuntimeError(f"base and merged differ in {', '.join(sorted(before.keys() ^ after.keys())[:5])}")
-    for name, file in before.items():
-        old, new = _load(file, name), _load(after[name], name)
-        if old.shape != new.shape or old.dtype != new.dtype:
-            raise RuntimeError(f"{name} was {old.dtype} {tuple(old.shape)} and is {new.dtype} {tuple(new.shape)}")
-        if torch.equal(old, new) == (name in targeted):
-            raise RuntimeError(f"{name} was {'not ' if name in targeted else ''}changed by the merge")
-    return {"changed_tensors": len(targeted), "unchanged_tensors": len(before) - len(targeted)}
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -146,16 +147,16 @@ def weight_files(directory: Path) -> list[Path]:
     return [one] if one.is_file() else sorted(directory.glob("*.safetensors"))
 
 
-def tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Name and file of each tensor of a model."""
+def tensor_names(directory: Path) -> Iterator[str]:
+    """Name of each tensor of a model."""
     for file in weight_files(directory):
         with safe_open(file, framework="pt") as tensors:
-            yield from ((name, file) for name in tensors.keys())  # noqa: SIM118, no mapping
+            yield from tensors.keys()
 
 
 def tied_names(directory: Path) -> set[str]:
     """Names of the output layer's weight and the embedding's, which are one where they are tied."""
-    return {TIED_HEAD, *(name for name, _ in tensor_files(directory) if name.endswith("embed_tokens.weight"))}
+    return {TIED_HEAD, *(name for name in tensor_names(directory) if name.endswith("embed_tokens.weight"))}
 
 
 def _write_configuration(base: Path, config: Any, eos: int, pad: int, directory: Path) -> None:
@@ -175,12 +176,3 @@ def _write_configuration(base: Path, config: Any, eos: int, pad: int, directory:
     generation.pad_token_id = pad
     generation.save_pretrained(directory)
     config.save_pretrained(directory)
-
-
-def _bytes(directory: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(directory))
-
-
-def _load(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as tensors:
-        return tensors.get_tensor(name)

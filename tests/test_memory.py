@@ -119,6 +119,7 @@ def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Pa
     copy = (model.path / "model.safetensors").stat().st_size
     assert copy > 200 * 2**20, "large beside all else that the stages hold"
     assert {name: round(peak / copy, 1) for name, peak in peaks.items() if peak >= 2 * copy} == {}
+    assert peaks["merge"] < copy / 4, "a matrix at a time"
 
 
 if __name__ == "__main__":
