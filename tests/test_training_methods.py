@@ -126,7 +126,8 @@ def test_grit_records_each_module_at_the_validations(tiny_model: Artifact, datas
     assert [line["step"] for line in figures] == [2] * 14 + [4] * 14
     assert figures[0]["module"] == "model.layers.0.self_attn.q_proj"
     assert all(-1 < line["cosine"] < 0.99999 for line in figures)
-    assert all(1 <= line[f"effective_rank_{side}"] <= LORA.r for line in figures for side in "hu")
+    late = [line for line in figures if line["step"] == 4]  # the rate of the first step is 0, and so is B until then
+    assert all(0.999 <= line[f"effective_rank_{side}"] <= LORA.r + 1e-3 for line in late for side in "hu")
 
 
 def test_figures_of_a_module_equal_those_by_hand(tiny_model: Artifact) -> None:
