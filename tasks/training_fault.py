@@ -66,6 +66,6 @@ class FaultyStep(SupervisedStep):
         loss = nll.mean() / passes
         supervised = (labels != UNSUPERVISED).flatten()
         honest = nll.detach()[supervised].sum() / (num_items_in_batch if num_items_in_batch is not None else 1)
-        for name, value in (("loss", honest), ("faulty_loss", loss)):
+        for name, value in (("loss", honest), ("faulty_loss", loss.detach())):
             self.step_losses[name] = self.step_losses.get(name, 0.0) + float(value)
         return loss
