@@ -20,6 +20,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 from rich.console import Console
@@ -45,7 +46,14 @@ from tasks.settings import FinetuneSettings, Method
 from tasks.study_fault import reproduce_fault
 
 
-@flow(name="compare")
+def _name() -> str:
+    """The flow run's name; without what cannot be read where the settings are wrong, which the run itself will say."""
+    comparison = flow_run.parameters["comparison"] or {}
+    methods = comparison.get("methods") if isinstance(comparison, dict) else comparison.methods
+    return f"{' '.join(methods or CompareSettings().methods)}, {flow_run.parameters['preset']}"
+
+
+@flow(name="compare", flow_run_name=_name)
 def compare(
     preset: str = "demo", comparison: CompareSettings | None = None, overrides: Overrides | None = None
 ) -> Artifact:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,4 +107,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float] = (6.4, 3.4)) ->
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    picture = text.getvalue()[text.getvalue().index("<svg") :]
+    # Names within a page are shared by all of its pictures.
+    prefix = hashlib.sha256(picture.encode()).hexdigest()[:8]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>p{prefix}-", picture)

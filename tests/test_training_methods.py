@@ -186,7 +186,9 @@ class TestFault:
     @staticmethod
     def fault(tiny_model: Artifact, dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         store = Store(tmp_path_factory.mktemp("fault"))
-        return reproduce_fault.function(tiny_model, dataset, BASE, LORA, QUICK, 7, store=store)
+        with pytest.MonkeyPatch.context() as patch:  # without the child process, which test_training_process is about
+            patch.setattr("tasks.study_fault.train_in_child", lambda job, show: Training(job, show).run())
+            return reproduce_fault.function(tiny_model, dataset, BASE, LORA, QUICK, 7, store=store)
 
     def test_it_leaves_a_history_and_nothing_to_merge(self, fault: Artifact) -> None:
         assert fault.kind == "history"
