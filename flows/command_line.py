@@ -46,11 +46,12 @@ class CommandLine(BaseSettings, FinetuneSettings):
     """Print the settings, what is cached, and the estimated disk and time; run nothing."""
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any]]:
+def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -> tuple[str, bool, dict[str, Any]]:
     """Read the command line.
 
     Args:
         arguments: without the program's name.
+        options: what may be given; `preset` and `plan` among it.
 
     Returns:
         The preset, whether only to plan, and the settings given, nested.
@@ -59,15 +60,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any]]:
         UserError: an option that does not exist, or has no value.
     """
     try:
-        given = CliSettingsSource(CommandLine, cli_parse_args=list(arguments), cli_exit_on_error=False)()
+        given = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
-        raise UserError(what, where="command line", fix=_meant(what)) from None
+        raise UserError(what, where="command line", fix=_meant(what, options)) from None
     return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", given
 
 
-def _meant(what: str) -> str:
-    known = [f"--{name}" for name in _dotted(FinetuneSettings)]
+def _meant(what: str, options: type[BaseModel]) -> str:
+    known = [f"--{name}" for name in _dotted(options)]
     near = [name for said in what.split() for name in difflib.get_close_matches(said.partition("=")[0], known, n=1)]
     return f"Did you mean {', '.join(near)}?" if near else "`--help` lists every setting."
 
@@ -99,7 +100,7 @@ class _StoppedError(Exception):
 
 
 @contextmanager
-def _stopping_at_once() -> Iterator[None]:
+def stopping_at_once() -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into `_StoppedError` when the flow has ended.
 
     Ctrl-C reaches Prefect's temporary server as well, so that nobody should wait for its answers any longer.
@@ -131,16 +132,32 @@ def run(
 
     It is 0, 2 for something the user can put right, or 130 after Ctrl-C and 143 after SIGTERM, as shells count.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        preset, plan, overrides = parse(given)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+
+    def act() -> None:
+        preset, plan, overrides = parse(words)
         settings = load_settings(preset, overrides)
         if plan:
             show_plan(settings, stages)
-            return 0
+            return
         method = overrides.pop("method", settings.method)
-        with _stopping_at_once():
+        with stopping_at_once():
             finished = flow(preset, method, overrides)
+        print(f"\nReport: {finished.report.path / 'report.html'}")
+        print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *words])}")
+        print(f"Next:   {next_command(finished.registration, finished.gguf)}")
+
+    return exit_status(act)
+
+
+def exit_status(act: Callable[[], None]) -> int:
+    """Do what a command does, and turn its end into an exit status, with one line where something went wrong.
+
+    Args:
+        act: what to do, with flows run within `stopping_at_once`.
+    """
+    try:
+        act()
     except _StoppedError as error:
         print("stopped: the same command goes on where this one was; finished stages are cached", file=sys.stderr)
         return 128 + int(error.args[0])
@@ -153,15 +170,16 @@ def run(
         server = get_current_settings().api.url
         print(f"error: {server}: no Prefect server answers. Start it, or unset PREFECT_API_URL.", file=sys.stderr)
         return 2
-    print(f"\nReport: {finished.report.path / 'report.html'}")
-    print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *given])}")
-    print(f"Next:   {next_command(finished.registration, finished.gguf)}")
     return 0
 
 
 def main(flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any]) -> NoReturn:
     """Run a flow from the command line and leave Python."""
-    status = run(flow, stages)
+    leave(run(flow, stages))
+
+
+def leave(status: int) -> NoReturn:
+    """Leave Python with an exit status, quietly."""
     logging.disable()  # what to do next stays the last line, before Prefect's "Stopping temporary server"
     if status > 128:  # Prefect's threads complain of the server, which the same Ctrl-C has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -9,7 +9,7 @@ Run `python -m flows.finetune --help` for the command line.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow
 from pydantic import BaseModel
@@ -40,6 +40,16 @@ class Finetuned(BaseModel):
     report: Artifact
     gguf: Artifact
     registration: Artifact
+
+
+class Tuned(NamedTuple):
+    """What one training leads to."""
+
+    adapter: Artifact
+    history: Artifact
+    merged: Artifact
+    scores: Artifact
+    gguf: Artifact
 
 
 @flow(name="finetune", flow_run_name=method_and_model)
@@ -90,26 +100,44 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     """
     check_settings(settings)
     store = Store(settings.store, settings.store_uri)
-    seed, trust = settings.seed, settings.model.trust_remote_code
-    grit = settings.grit if settings.method == "grit" else None
+    model, dataset, base_scores = prepared(settings)
+    made = tuned(settings, model, dataset, settings.seed)
 
+    license_name = model.facts.get("license")
+    registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
+    report = write_report(
+        settings, model, dataset, made.history, base_scores, made.scores, made.gguf, registration, store=store
+    )
+    return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration)
+
+
+def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
+    """What all methods share: the base model, the data set, and the base model's scores."""
+    store, seed = Store(settings.store, settings.store_uri), settings.seed
     model = fetch_model(settings.model, store=store)
     source = fetch_data(settings.data, seed, store=store)
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
+    trust = settings.model.trust_remote_code
+    return model, dataset, score(model, dataset, settings.scoring, trust, "base", seed, store=store)
 
-    base_scores = score(model, dataset, settings.scoring, trust, "base", seed, store=store)
-    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, seed, store=store)
+
+def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Tuned:
+    """Train with one method and one seed, score what ships, and export it.
+
+    Args:
+        settings: with the method.
+        model: the base model.
+        dataset: its rows; the split is no matter of the training's seed.
+        training_seed: rules the data order and the initial adapter.
+    """
+    store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
+    grit = settings.grit if settings.method == "grit" else None
+    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
     merged = merge(model, dataset, trained.adapter, trust, store=store)
-    tuned_scores = score(merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
-
+    scores = score(merged, dataset, settings.scoring, trust, "tuned", settings.seed, store=store)
     gguf = convert(merged, dataset, settings.export, store=store)
-    license_name = model.facts.get("license")
-    registration = register(gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
-    report = write_report(
-        settings, model, dataset, trained.history, base_scores, tuned_scores, gguf, registration, store=store
-    )
-    return Finetuned.model_construct(report=report, gguf=gguf, registration=registration)
+    return Tuned(trained.adapter, trained.history, merged, scores, gguf)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The flow `recover`: runs of `finetune` that crashed, or whose machine died, are scheduled again.
+"""The flow `recover`: runs of `finetune` and `compare` that crashed, or whose machine died, are scheduled again.
 
 Prefect's open-source server marks a run Crashed only where somebody is left to report it. A run whose worker died with
 it stays Running for ever; what tells it from a living one is that its heartbeats stop. A worker then repeats the same
@@ -46,7 +46,7 @@ def recover(silent_minutes: PositiveFloat = 10, forget_hours: PositiveFloat = 48
     """
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=["finetune"])),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=["finetune", "compare"])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE_OR_CRASHED)),
                 deployment_id=FlowRunFilterDeploymentId(is_null_=False),

@@ -63,9 +63,10 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         needs.append(Need("checkpoints", CHECKPOINTS * 12 * adapter, settings.store, "store"))
     if "merge" in waiting:
         bytes_per_weight = 4 if settings.model.dtype == "float32" else 2
-        needs.append(Need("merged model", parameters * bytes_per_weight, settings.store, "store"))
+        size = parameters * bytes_per_weight * waiting.count("merge")
+        needs.append(Need("merged model", size, settings.store, "store"))
     if "convert" in waiting:
-        needs.append(Need("GGUF", gguf, settings.store, "store"))
+        needs.append(Need("GGUF", gguf * waiting.count("convert"), settings.store, "store"))
     if settings.ollama.target == "store" and not _registered(settings, found.get("convert")):
         needs.append(Need("Ollama's copy", gguf, settings.ollama.models.expanduser(), "ollama.models"))
     return [need for need in needs if need.bytes]
@@ -119,6 +120,7 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
 
 def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
     training, found, waiting = settings.training, dict(plan.found), _waiting(plan)
+    trainings = waiting.count("train")
     rows, length, bound = None, float(settings.data.max_length), "at most"
     dataset: Any = found.get("prepare_dataset")
     if dataset is not None:
@@ -126,16 +128,16 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
         rows, length, bound = card["rows"]["validation"], card["tokens"]["train"] / card["rows"]["train"], "about"
     rate = 0.5 * _matmul_rate(settings.model.dtype)
     parts = []
-    if "train" in waiting:
+    if trainings:
         # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
         passes = 6 if training.gradient_checkpointing else 4
-        tokens = training.per_device_batch_size * training.gradient_accumulation_steps * training.max_steps * length
+        batch = training.per_device_batch_size * training.gradient_accumulation_steps
+        tokens = trainings * training.max_steps * batch * length
         counted = f" (each row as {length:.0f} tokens, until they are read)" if rows is None else ""
         parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}{counted}")
     if rows is not None:
         measured = waiting.count("score")
-        if "train" in waiting:
-            measured += 1 + training.max_steps // (training.eval_steps or training.max_steps)
+        measured += trainings * (1 + training.max_steps // (training.eval_steps or training.max_steps))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
     others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]
     said = ", ".join(parts) or "not known"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -53,7 +55,7 @@ def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[fl
         axes.set(xlabel="optimizer step", ylabel="nats per supervised token", ylim=(0, None))
         axes.legend()
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
@@ -76,7 +78,7 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
             handles = [*handles, *right.get_lines()]
         axes.legend(handles=handles)
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def length_histogram(histogram: dict[str, Sequence[int]]) -> str:
@@ -90,13 +92,22 @@ def length_histogram(histogram: dict[str, Sequence[int]]) -> str:
         axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=TRAINING, alpha=0.8)
         axes.set(xlabel="tokens in a row", ylabel="training rows")
 
-    return _svg(draw)
+    return svg(draw)
 
 
-def _svg(draw: Any) -> str:
+def svg(draw: Callable[[Axes], None], size: tuple[float, float] = (6.4, 3.4)) -> str:
+    """Draw one picture.
+
+    Args:
+        draw: draws into empty axes.
+        size: width and height in inches.
+    """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    picture = text.getvalue()[text.getvalue().index("<svg") :]
+    # Names within a page are shared by all of its pictures.
+    prefix = hashlib.sha256(picture.encode()).hexdigest()[:8]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>p{prefix}-", picture)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from pydantic import BaseModel
-
 from tasks.artifacts import Artifact, Store
 from tasks.registration import next_command
+from tasks.rendering import figure, flat_settings, jinja, plusminus, provenance, signed
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
 from tasks.uncertainty import ratio_stderr
-
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
 
 _OPENINGS = {
     (True, False): "The tuned model is better than the base model on held-out data.",
@@ -31,7 +24,7 @@ _OPENINGS = {
 """By whether something is better, and whether something is worse."""
 
 
-@stage(libraries=("matplotlib", "jinja2"), templates=("report.html.j2", "report.md.j2"))
+@stage(libraries=("matplotlib", "jinja2"), templates=("report.html.j2", "report.md.j2", "style.css.j2"))
 def write_report(
     settings: FinetuneSettings,
     model: Artifact,
@@ -78,12 +71,7 @@ def write_report(
         "registration": registration.facts,
         "next": next_command(registration, gguf),
         "settings": settings.model_dump(mode="json"),
-        "provenance": [
-            ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {history.facts['device']}"),
-            ("Python", platform.python_version()),
-            *((name, version(name)) for name in LIBRARIES),
-            *((f"{artifact.kind} SHA-256", artifact.digest) for artifact in artifacts),
-        ],
+        "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in artifacts]),
     }
     from tasks.figures import gradient_curve, length_histogram, loss_curve
 
@@ -91,7 +79,7 @@ def write_report(
         **data,
         "settings": settings,
         "training": list(_training_table(history.facts, steps)),
-        "flat_settings": list(_flat(settings)),
+        "flat_settings": list(flat_settings(settings)),
         "reasons": sorted({reason for left in data["card"]["left_out"].values() for reason in left}),
         "turn_reasons": sorted({reason for left in data["card"]["turns_left_out"].values() for reason in left}),
         "figures": {
@@ -102,7 +90,7 @@ def write_report(
     }
     with store.draft("report") as draft:
         for name in ("report.html", "report.md"):
-            (draft.path / name).write_text(_jinja().get_template(f"{name}.j2").render(view), encoding="utf-8")
+            (draft.path / name).write_text(jinja().get_template(f"{name}.j2").render(view), encoding="utf-8")
         text = json.dumps(data, indent=2, ensure_ascii=False)
         (draft.path / "report.json").write_text(text + "\n", encoding="utf-8")
         draft.facts = {"verdict": data["verdict"]["text"]}
@@ -173,21 +161,6 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
     return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
 
 
-def figure(value: float | None) -> str:
-    """A figure to four digits after the point; a dash where there is none."""
-    return "—" if value is None else f"{value:.4f}"
-
-
-def signed(value: float | None) -> str:
-    """A difference, always with its sign; a dash where there is none."""
-    return "—" if value is None else f"{value:+.4f}"
-
-
-def plusminus(error: float | None) -> str:
-    """One standard error, or nothing where none is known."""
-    return "" if error is None else f" ± {error:.4f}"
-
-
 def _compared(
     name: str,
     base: tuple[float | None, float | None],
@@ -256,25 +229,6 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
         yield "modules with GRIT factors in use, last step", f"{last['ready']:.0%}"
         yield "mean rank, last step", f"{last['rank']:.1f}"
         yield "largest condition number, last step", f"{last['condition_h']:.0f} (h), {last['condition_u']:.0f} (u)"
-
-
-def _flat(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def _jinja() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"figure": figure, "signed": signed, "plusminus": plusminus}
-    return environment
 
 
 def _json(path: Path) -> Any:

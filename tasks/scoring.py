@@ -131,16 +131,39 @@ def sample_answers(
     Returns:
         For each one the last user turn, the expected answer and the model's.
     """
+    rows = conversations(dataset, settings.samples)
+    answers = generate(model, tokenizer, dataset, rows, settings)
+    return [
+        {"prompt": row["prompt"], "expected": row["completion"], "answer": answer}
+        for row, (answer, _stopped) in zip(rows, answers, strict=True)
+    ]
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: Any, dataset: Artifact, rows: list[dict[str, Any]], settings: ScoringSettings
+) -> list[tuple[str, bool]]:
+    """Answer conversations greedily.
+
+    Args:
+        model: from `load_model`.
+        tokenizer: with the chat template.
+        dataset: says how a turn ends.
+        rows: conversations, whose last message is left out.
+        settings: longest answer, rows in one forward pass.
+
+    Returns:
+        For each conversation the answer, and whether the model ended its turn itself.
+    """
     import torch
 
     from tasks.validation_loss import evaluating
 
-    conversations = _conversations(dataset, settings.samples)
-    answers: list[str] = []
-    for start in trange(0, len(conversations), settings.batch_size, desc="Sample answers", unit="batch"):
+    ends = torch.tensor(model.generation_config.eos_token_id)
+    answers: list[tuple[str, bool]] = []
+    for start in trange(0, len(rows), settings.batch_size, desc="Answers", unit="batch"):
         prompts = [
             tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-            for row in conversations[start : start + settings.batch_size]
+            for row in rows[start : start + settings.batch_size]
         ]
         encoded = tokenizer(
             prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
@@ -150,13 +173,14 @@ def sample_answers(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=settings.max_new_tokens,
-            )
-        texts = tokenizer.batch_decode(tokens[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-        answers += [text.partition(dataset.facts["end_of_turn"])[0].strip() for text in texts]
-    return [
-        {"prompt": row["prompt"], "expected": row["completion"], "answer": answer}
-        for row, answer in zip(conversations, answers, strict=True)
-    ]
+            )[:, encoded["input_ids"].shape[1] :].cpu()
+        stopped = torch.isin(tokens, ends).any(dim=1).tolist()
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        answers += [
+            (text.partition(dataset.facts["end_of_turn"])[0].strip(), done or dataset.facts["end_of_turn"] in text)
+            for text, done in zip(texts, stopped, strict=True)
+        ]
+    return answers
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: Any, end_of_turn: str) -> list[int]:
@@ -167,7 +191,13 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any, end_of_turn: str) -> lis
     return sorted(found - {None})
 
 
-def _conversations(dataset: Artifact, number: int) -> list[dict[str, Any]]:
+def conversations(dataset: Artifact, number: int) -> list[dict[str, Any]]:
+    """The first held-out conversations: test rows, or validation rows if there are none.
+
+    Args:
+        dataset: the data set.
+        number: of conversations, at most.
+    """
     path = next((p for p in (dataset.path / "test.jsonl", dataset.path / "validation.jsonl") if p.is_file()), None)
     if path is None:
         return []

@@ -17,6 +17,8 @@ from grit.config import Basis, GRITConfig, Variant
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Method = Literal["baseline", "grit"]
+Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
+PEFT_OPTIMIZERS = ("lora_plus", "lora_fa", "riemannian")
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -146,8 +148,10 @@ class TrainingSettings(Section):
     """Decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """The gradient is clipped to this norm, after preconditioning."""
-    optimizer: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
-    """AdamW by PyTorch, or with 8-bit state by bitsandbytes."""
+    optimizer: Optimizer = "adamw_torch"
+    """AdamW by PyTorch; `adamw_8bit`: with 8-bit state by bitsandbytes; or, for the baseline, one of PEFT's:
+    `lora_plus` (LoRA+, arXiv 2402.12354: B learns 16 times as fast as A, and `learning_rate` is the geometric mean of
+    the two), `lora_fa` (LoRA-FA, arXiv 2308.03303: A stays as it is), `riemannian` (arXiv 2402.02347)."""
     batching: Literal["length_grouped", "packed"] = "length_grouped"
     """Rows of like length padded together, or rows packed end to end with no attention across them."""
     gradient_checkpointing: bool = True

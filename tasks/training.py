@@ -19,7 +19,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.logs import run_logger
 from tasks.progress import ProgressArtifact
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.settings import PEFT_OPTIMIZERS, GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.stage import stage
 from tasks.training_job import Job
 from tasks.training_process import OutOfMemoryError, train_in_child
@@ -119,8 +119,14 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
 
     Raises:
         UserError: Unsloth with GRIT, without CUDA or not installed; float16 without CUDA; 8-bit Adam with a GRIT that
-            acts on Adam's moments.
+            acts on Adam's moments; GRIT with one of PEFT's optimizers, which change gradients themselves.
     """
+    if grit and training.optimizer in PEFT_OPTIMIZERS:
+        raise UserError(
+            f"{training.optimizer} is a method of its own, and GRIT goes before AdamW",
+            where="training.optimizer",
+            fix="Use `--training.optimizer adamw_torch`, or train the baseline.",
+        )
     if grit and training.optimizer == "adamw_8bit" and (grit.variant in AFTER_OPTIMIZER or grit.reprojection_freq):
         raise UserError(
             f"GRIT's {grit.variant if grit.variant in AFTER_OPTIMIZER else 'reprojection'} acts on Adam's moments, "

@@ -20,9 +20,11 @@ class Job(BaseModel):
     training: TrainingSettings
     grit: GritSettings | None
     seed: int
-    adapter: Path
-    """Directory that the adapter is written into."""
+    adapter: Path | None
+    """Directory that the adapter is written into; none where none is wanted."""
     history: Path
     """Directory of lines per step and TensorBoard events."""
+    fault: bool = False
+    """Reproduce the study's loss and batch, see `tasks.training_fault`; needs `grit`."""
     checkpoints: Path
     """Directory of the checkpoints of this very training; what it holds is gone on from."""

@@ -14,6 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.energy import EnergyMeter
 from tasks.errors import UserError
 
 RECORD = "record.json"
@@ -39,6 +40,11 @@ class StepRecorder(TrainerCallback):
         self.directory, self.validate, self.eval_steps = directory, validate, eval_steps
         self.steps: list[dict[str, Any]] = []
         self.validation: list[tuple[int, float]] = []
+        self.modules: list[dict[str, Any]] = []
+        """What GRIT did in each module, at the steps of a validation."""
+        self.energy = EnergyMeter()
+        self.resumed = False
+        """Whether a part of the training ran in another process, whose energy is not known here."""
         self.trainer: Any = None
         self.report = report
         self._writer = SummaryWriter(str(directory / "tensorboard"))
@@ -54,6 +60,8 @@ class StepRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock of one optimizer step."""
+        self.trainer.diagnose_modules = self._is_measured(state.global_step + 1, state.max_steps)
+        self.trainer.step_losses = {}
         self.trainer.step_tokens = self.trainer.step_supervised_tokens = 0
         self._started = time.perf_counter()
 
@@ -62,6 +70,7 @@ class StepRecorder(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._seconds = time.perf_counter() - self._started
+        self.energy.read()
 
     def on_log(
         self,
@@ -90,6 +99,7 @@ class StepRecorder(TrainerCallback):
             "supervised_tokens": self.trainer.step_supervised_tokens,
             "seconds": round(self._seconds, 4),
         }
+        line |= self.trainer.step_losses
         if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm_preconditioned"])):
             raise UserError(
                 f"training diverged at step {step}: loss {line['loss']}, gradient norm {logs['grad_norm']}",
@@ -98,14 +108,20 @@ class StepRecorder(TrainerCallback):
             )
         if grit:
             line["grit"] = {name: value for name, value in grit.items() if name != "grad_norm"}
-        if step == state.max_steps or (self.eval_steps and step % self.eval_steps == 0):
+        if self._is_measured(step, state.max_steps):
             self._validate(step, line)
+            self._keep_modules([{"step": step} | module for module in getattr(self.trainer, "module_figures", [])])
         self._keep(line)
         self.report(step, state.max_steps, line)
 
     def save(self, checkpoint: Path, basis_seconds: float) -> None:
         """Write what was recorded so far into a checkpoint."""
-        recorded = {"steps": self.steps, "validation": self.validation, "basis_seconds": basis_seconds}
+        recorded = {
+            "steps": self.steps,
+            "validation": self.validation,
+            "modules": self.modules,
+            "basis_seconds": basis_seconds,
+        }
         (checkpoint / RECORD).write_text(json.dumps(recorded), encoding="utf-8")
 
     def go_on_from(self, checkpoint: Path) -> float:
@@ -113,6 +129,8 @@ class StepRecorder(TrainerCallback):
         recorded = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
         for line in recorded["steps"]:
             self._keep(line)
+        self._keep_modules(recorded["modules"])
+        self.resumed = True
         for step, loss in recorded["validation"]:
             self.validation.append((step, loss))
             self._writer.add_scalar("validation_loss", loss, step)
@@ -134,7 +152,17 @@ class StepRecorder(TrainerCallback):
             "tokens": sum(step["tokens"] for step in self.steps),
             "supervised_tokens": sum(step["supervised_tokens"] for step in self.steps),
             "validation": [list(point) for point in self.validation],
+            "energy_joules": None if self.resumed else self.energy.read(),
         }
+
+    def _is_measured(self, step: int, last: int) -> bool:
+        return step == last or bool(self.eval_steps and step % self.eval_steps == 0)
+
+    def _keep_modules(self, figures: list[dict[str, Any]]) -> None:
+        self.modules += figures
+        if figures:
+            with (self.directory / "modules.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(module) + "\n" for module in figures)
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.steps.append(line)

@@ -22,9 +22,13 @@ from grit.trainer import GritTrainer
 from tasks.artifacts import Artifact
 from tasks.checkpoints import Checkpoints
 from tasks.errors import UserError
+from tasks.grit_modules import gradients, module_figures
 from tasks.memory import peak_memory
+from tasks.settings import PEFT_OPTIMIZERS
+from tasks.training_fault import FaultyStep, PaddedCollator
 from tasks.training_job import Job
 from tasks.training_model import load_network
+from tasks.training_optimizer import peft_optimizer
 from tasks.training_record import StepRecorder
 from tasks.training_step import SupervisedStep
 from tasks.validation_loss import validation_loss
@@ -36,6 +40,23 @@ class BaselineTrainer(SupervisedStep, SFTTrainer):
 
 class PreconditionedTrainer(SupervisedStep, GritTrainer):
     """The same with GRIT."""
+
+    diagnose_modules = False
+    """Whether this step's figures of each module are wanted."""
+    module_figures: list[dict[str, Any]]
+    """Of the last step for which they were wanted, see `tasks.grit_modules`."""
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        if not self.diagnose_modules:
+            return super()._clip_grad_norm(model)
+        raw = gradients(self.grit_manager)
+        norm = super()._clip_grad_norm(model)
+        self.module_figures = module_figures(self.grit_manager, raw)
+        return norm
+
+
+class FaultyTrainer(FaultyStep, PreconditionedTrainer):
+    """The study's loss and batch, see `tasks.training_fault`."""
 
 
 class Training:
@@ -93,9 +114,10 @@ class Training:
                 manager.close()
             if trainer.state.global_step < job.training.max_steps:
                 return None
-            save_adapter(network, job.adapter)
+            if job.adapter:
+                save_adapter(network, job.adapter, with_cut_directions=manager is None)
         facts = self.recorder.summary() | {
-            "method": "grit" if job.grit else "baseline",
+            "method": "study-fault" if job.fault else "grit" if job.grit else "baseline",
             "basis_seconds": round(manager.basis_seconds, 3) if manager else 0.0,
             "peak_memory_bytes": peak.bytes,
             "peak_memory_kind": peak.kind,
@@ -128,7 +150,7 @@ def make_trainer(
         lr_scheduler_type=training.lr_scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim=training.optimizer,
+        optim="adamw_torch" if training.optimizer in PEFT_OPTIMIZERS else training.optimizer,
         gradient_checkpointing=training.gradient_checkpointing,
         train_sampling_strategy="random" if packed else "group_by_length",
         packing=packed,
@@ -151,19 +173,32 @@ def make_trainer(
         "processing_class": tokenizer,
         "callbacks": [recorder],
     }
-    trainer = PreconditionedTrainer(grit_manager=manager, **shared) if manager else BaselineTrainer(**shared)
+    if job.fault:
+        shared["data_collator"] = PaddedCollator(tokenizer.pad_token_id, dataset.facts["max_length"])
+    kind = FaultyTrainer if job.fault else PreconditionedTrainer
+    trainer = kind(grit_manager=manager, **shared) if manager else BaselineTrainer(**shared)
     for parameter in network.parameters():
         if parameter.requires_grad:
             # TRL turns the adapter of a quantised base into bfloat16, whose 8 bits round small updates away.
             parameter.data = parameter.data.float()
+    trainer.optimizer = peft_optimizer(network, job.lora, training)  # none: the trainer makes AdamW
     recorder.trainer = trainer
     trainer.add_callback(checkpoints)
     return trainer
 
 
-def save_adapter(network: PeftModel, directory: Path) -> None:
-    """Save the adapter as safetensors, at the ranks that GRIT left, with the same bytes for the same weights."""
-    save_without_cut_directions(network, directory)
+def save_adapter(network: PeftModel, directory: Path, *, with_cut_directions: bool) -> None:
+    """Save the adapter as safetensors, with the same bytes for the same weights.
+
+    Args:
+        network: the trained model.
+        directory: where PEFT writes.
+        with_cut_directions: at full rank, rather than at the ranks that GRIT left.
+    """
+    if with_cut_directions:
+        network.save_pretrained(str(directory), safe_serialization=True)
+    else:
+        save_without_cut_directions(network, directory)
     (directory / "README.md").unlink(missing_ok=True)
     config = directory / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))

@@ -16,6 +16,9 @@ class SupervisedStep:
     step_supervised_tokens: int = 0
     """Tokens that enter the loss, since the last reset."""
 
+    step_losses: dict[str, float]
+    """Losses of the running step that go into the history in place of the trainer's own; empty for none."""
+
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Count, then train as before."""
         mask = inputs.get("attention_mask")

@@ -13,7 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store, reference
+from tasks.errors import UserError
+from tasks.forgetting import measure_forgetting, paragraphs, read_text
 from tasks.scoring import score
 from tasks.settings import ScoringSettings
 from tests.own_tasks import CHOICES, GENERATION_TASK
@@ -227,3 +230,47 @@ def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: 
     assert changed != before
     (tasks / "choices.py").write_text(CHOICES + "# changed\n", encoding="utf-8")
     assert key() != changed
+
+
+def test_answers_are_measured_and_those_that_run_on_are_told_apart(
+    learned: Artifact, dataset: Artifact, store: Store
+) -> None:
+    settings = ScoringSettings(tasks=(), max_new_tokens=24)
+    made = answer_prompts.function(learned, dataset, settings, 6, False, store=store)
+    lines = [json.loads(line) for line in (made.path / "answers.jsonl").read_text().splitlines()]
+    assert [line["expected"] for line in lines] == [row["completion"] for row in CONVERSATIONS[:6]]
+    for line in lines[:LEARNED]:
+        assert line["answer"] == line["expected"] and line["stopped"]
+        assert line["measures"] == {
+            "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
+        }  # fmt: skip
+    cut = answer_prompts.function(
+        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, False, store=store
+    )
+    for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
+        assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
+
+
+def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
+    tiny_model: Artifact, dataset: Artifact, store: Store, tokenizer: Any, tmp_path: Path
+) -> None:
+    long = dataset.model_copy(update={"facts": dataset.facts | {"max_length": 12}})
+    text = "One two three four.\n\nFive\nsix seven.\n\n\nWord\n\n" + "eight " * 50
+    (tmp_path / "text.txt").write_text(text)
+    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), False)
+    made = measure_forgetting.function(*arguments, store=store)
+    found = json.loads((made.path / "rows.json").read_text())
+    network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.bfloat16)
+    for index, paragraph in enumerate(("One two three four.", "Five six seven.", "eight " * 49 + "eight")):
+        ids = torch.tensor([tokenizer.encode(paragraph, add_special_tokens=False)[:12]])
+        with torch.no_grad():
+            loss = network(input_ids=ids, labels=ids).loss
+        assert found["supervised_tokens"][index] == ids.shape[1] - 1
+        assert found["nll"][index] / found["supervised_tokens"][index] == pytest.approx(float(loss), rel=2e-3)
+    key = measure_forgetting.key(*arguments, store=store)
+    (tmp_path / "text.txt").write_text(text + " nine")
+    assert measure_forgetting.key(*arguments, store=store) != key
+    assert len(paragraphs(read_text(None))) >= 15
+    (tmp_path / "text.txt").write_text("Word\n\n")
+    with pytest.raises(UserError, match=r"text\.txt: the text is empty"):
+        measure_forgetting.function(*arguments, store=store)

@@ -163,3 +163,41 @@ def test_longest_rows_come_first() -> None:
     handle.remove()
     assert all(earlier >= later for earlier, later in pairwise(lengths))
     assert len(lengths) == 4
+
+
+def test_padding_splitting_packing_and_masking_change_no_number() -> None:
+    """Each row alone; all in one batch; padded further; packed end to end; with more prompt before the same target."""
+    generator = torch.Generator().manual_seed(4)
+    lengths = (5, 9, 12, 7)
+    rows: list[Row] = []
+    for length in lengths:
+        ids = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [UNSUPERVISED] * 2 + ids[2:]})
+    alone = validation_loss(MODEL, rows, 1, PAD)
+    together = validation_loss(MODEL, rows, len(rows), PAD)
+    further = validation_loss(
+        MODEL,
+        [{name: [*row[name], *[fill] * 30] for name, fill in (("input_ids", PAD), ("labels", -100))} for row in rows],
+        2,
+        PAD,
+    )
+    halves = [validation_loss(MODEL, part, 2, PAD) for part in (rows[:2], rows[2:])]
+    packed_ids = torch.tensor([[token for row in rows for token in row["input_ids"]]])
+    positions = torch.tensor([[place for length in lengths for place in range(length)]])
+    starts = {sum(lengths[:index]) for index in range(len(lengths))}
+    with torch.no_grad():
+        logits = MODEL(input_ids=packed_ids, position_ids=positions, use_cache=False).logits[0].log_softmax(-1)
+    labels = [label for row in rows for label in row["labels"]]
+    targets = [(t, label) for t, label in enumerate(labels) if label != UNSUPERVISED and t not in starts]
+    packed = -math.fsum(float(logits[t - 1, label]) for t, label in targets) / len(targets)
+    for found in (together, further):
+        assert found.row_nll == pytest.approx(alone.row_nll, abs=1e-5)
+        assert found.row_tokens == alone.row_tokens
+        assert found.loss == pytest.approx(alone.loss, abs=1e-5)
+        assert found.stderr == pytest.approx(alone.stderr, abs=1e-5)
+    accumulated = sum(half.loss * half.supervised_tokens for half in halves) / alone.supervised_tokens
+    assert accumulated == pytest.approx(alone.loss, abs=1e-5)
+    assert packed == pytest.approx(alone.loss, abs=1e-5)
+    unmasked = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    assert validation_loss(MODEL, unmasked, 2, PAD).supervised_tokens == sum(length - 1 for length in lengths)
+    assert abs(validation_loss(MODEL, unmasked, 2, PAD).loss - alone.loss) > 1e-3, "the prompt is another matter"

@@ -1,0 +1,100 @@
+"""Measures by method, seed and held-out row, and how methods differ in them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from tasks.artifacts import Artifact
+from tasks.compared_runs import ComparedRun
+from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
+from tasks.statistics import Estimate, over_seeds, over_seeds_and_rows, paired
+
+Runs = dict[str, list[ComparedRun]]
+"""By method, in the order of the seeds."""
+
+
+@dataclass
+class Measure:
+    """One row of the table, before it is reduced."""
+
+    name: str
+    better: Literal["lower", "higher"] | None
+    """None where neither is."""
+    values: dict[str, np.ndarray]
+    """By method: [S], or by held-out row [S, R]."""
+    digits: int = 4
+    counts: np.ndarray | None = None
+    """[R]: what each row's sum is divided by."""
+    base: np.ndarray | None = None
+    """The base model's, [1] or [1, R]."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By method: what a number cannot say."""
+    group: str = ""
+
+    def estimate(self, method: str, confidence: float) -> Estimate:
+        """The mean of a method."""
+        values = self.values[method]
+        if self.counts is None:
+            return over_seeds(values, confidence)
+        return over_seeds_and_rows(values, self.counts, confidence)
+
+    def difference(self, one: str, other: str, confidence: float) -> Estimate:
+        """`one` - `other`, paired."""
+        return paired(self.values[one], self.values[other], self.counts, confidence)
+
+    def to_base(self, method: str, confidence: float) -> Estimate | None:
+        """The method - the base model, paired by row."""
+        if self.base is None:
+            return None
+        return paired(self.values[method], self.base, self.counts, confidence)
+
+    def best(self, confidence: float) -> str | None:
+        """The method whose difference to every other one exceeds its error; the allowed error is shared among them."""
+        if self.better is None or len(self.values) < 2:
+            return None
+        sign = 1 if self.better == "lower" else -1
+        means = {method: sign * self.estimate(method, confidence).value for method in self.values}
+        first = min(means, key=lambda method: means[method])
+        others = [method for method in means if method != first]
+        shared = 1 - (1 - confidence) / len(others)
+        return first if all(self.difference(first, other, shared).exceeds_error for other in others) else None
+
+
+def wins(runs: Runs, confidence: float) -> list[dict[str, Any]]:
+    """For each method but the first and each measure of answers: how often its answer is better than the first's.
+
+    Args:
+        runs: by method.
+        confidence: of the interval of wins less losses.
+    """
+    reference, *others = runs
+    rows = []
+    for method in others:
+        for name, meaning in MEASURES.items():
+            one, other = (matrix([answer_measures(run.answers) for run in runs[m]], name) for m in (method, reference))
+            if one is None or other is None:
+                continue
+            sign = np.sign(one - other) * (-1 if name in LOWER_IS_BETTER else 1)
+            net = over_seeds_and_rows(sign, np.ones(sign.shape[1]), confidence)
+            shares = {
+                "win": float((sign > 0).mean()),
+                "tie": float((sign == 0).mean()),
+                "loss": float((sign < 0).mean()),
+            }
+            rows.append({"method": method, "measure": meaning, **shares, "net": net})
+    return rows
+
+
+def answer_measures(answers: Artifact) -> list[dict[str, float]]:
+    """The measures of each answer of the artifact `answers`."""
+    return [line["measures"] for line in read_answers(answers)]
+
+
+def read_answers(answers: Artifact) -> list[dict[str, Any]]:
+    """The lines of the artifact `answers`."""
+    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,215 @@
+"""Every figure of a comparison, out of the outputs of the runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.artifacts import Artifact
+from tasks.compared_runs import BaseFigures, ComparedRun
+from tasks.comparison import Measure, Runs, answer_measures
+from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
+
+LAST = 10
+"""Optimizer steps over which the final training loss is taken."""
+
+
+def steps_of(history: Artifact) -> list[dict[str, Any]]:
+    """The lines of a training's history."""
+    return [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def final_training_loss(steps: list[dict[str, Any]]) -> float:
+    """Nats per supervised token over the last steps, each measured before its update."""
+    last = steps[-LAST:]
+    total = math.fsum(step["loss"] * step["supervised_tokens"] for step in last)
+    return total / sum(step["supervised_tokens"] for step in last)
+
+
+def reached(run: ComparedRun, target: float) -> tuple[int, float] | None:
+    """Step and seconds of training at the first validation that was no higher than a loss; none if none was.
+
+    Seconds count the optimizer steps and, with GRIT, the finding of its first basis; not the validations.
+    """
+    steps, facts = steps_of(run.history), run.history.facts
+    for step, loss in facts["validation"]:
+        if loss <= target:
+            return step, facts["basis_seconds"] + sum(line["seconds"] for line in steps[:step])
+    return None
+
+
+def measures(runs: Runs, base: BaseFigures) -> list[Measure]:
+    """Every measure of the table that these runs have.
+
+    Args:
+        runs: all methods with the same seeds; the first method is the reference.
+        base: of the base model.
+    """
+    found = [*_losses(runs, base), *_lm_eval(runs, base), *_quality(runs, base), *_forgetting(runs, base)]
+    return [*found, *_reaching(runs), *_costs(runs)]
+
+
+def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
+    steps = {method: [steps_of(run.history) for run in each] for method, each in runs.items()}
+    training = {method: np.array([final_training_loss(one) for one in each]) for method, each in steps.items()}
+    found = [Measure("final training loss, nats per supervised token", "lower", training)]
+    before = _rows(base.scores)["validation"]
+    if before:
+        counts = np.array(before["supervised_tokens"])
+        values = {
+            method: np.array([_rows(run.scores)["validation"]["nll"] for run in each]) for method, each in runs.items()
+        }
+        perplexity = {method: math.exp(float(each.sum() / len(each) / counts.sum())) for method, each in values.items()}
+        notes = {method: f"perplexity {value:.4f}" for method, value in perplexity.items()}
+        name = f"validation loss, nats per supervised token ({len(counts)} rows)"
+        found.append(Measure(name, "lower", values, 4, counts, np.array([before["nll"]]), notes))
+        gap = {method: each.sum(axis=1) / counts.sum() - training[method] for method, each in values.items()}
+        found.append(Measure("generalisation gap: validation less training loss", None, gap))
+        lowest = {
+            method: np.array([min(run.history.facts["validation"], key=lambda point: point[1])[0] for run in each])
+            for method, each in runs.items()
+        }
+        found.append(Measure("step of the lowest validation loss", None, lowest, 1))
+    return _grouped(found, "loss")
+
+
+def _lm_eval(runs: Runs, base: BaseFigures) -> list[Measure]:
+    found = []
+    for task, metrics in _scores(base.scores)["lm_eval"].items():
+        for metric, before in metrics.items():
+            name = f"{task}: {metric} ({before['n']} documents)"
+            higher = before["higher_is_better"]
+            better: Any = None if higher is None else "higher" if higher else "lower"
+            documents = _rows(base.scores)["lm_eval"].get(task, {}).get(metric)
+            if documents is None:
+                values = {
+                    m: [_scores(run.scores)["lm_eval"][task][metric]["value"] for run in r] for m, r in runs.items()
+                }
+                if all(value is not None for each in values.values() for value in each):
+                    found.append(Measure(name, better, {method: np.array(each) for method, each in values.items()}))
+                continue
+            matrices = {m: np.array([_rows(run.scores)["lm_eval"][task][metric] for run in r]) for m, r in runs.items()}
+            found.append(Measure(name, better, matrices, 4, np.ones(len(documents)), np.array([documents])))
+    return _grouped(found, "test")
+
+
+def _quality(runs: Runs, base: BaseFigures) -> list[Measure]:
+    found = []
+    before = [answer_measures(base.answers)]
+    if not before[0]:
+        return []
+    for name, meaning in MEASURES.items():
+        of_base = matrix(before, name)
+        if of_base is not None:
+            values = {m: matrix([answer_measures(run.answers) for run in r], name) for m, r in runs.items()}
+            known = {method: each for method, each in values.items() if each is not None}
+            better: Any = "lower" if name in LOWER_IS_BETTER else "higher"
+            counts = np.ones(of_base.shape[1])
+            found.append(Measure(f"{meaning} ({of_base.shape[1]} answers)", better, known, 4, counts, of_base))
+    return _grouped(found, "answers")
+
+
+def _forgetting(runs: Runs, base: BaseFigures) -> list[Measure]:
+    before = _json(base.forgetting.path / "rows.json")
+    counts = np.array(before["supervised_tokens"])
+    values = {m: np.array([_json(run.forgetting.path / "rows.json")["nll"] for run in r]) for m, r in runs.items()}
+    name = f"loss on a text outside the data, nats per token ({len(counts)} paragraphs)"
+    return _grouped([Measure(name, "lower", values, 4, counts, np.array([before["nll"]]))], "forgetting")
+
+
+def _reaching(runs: Runs) -> list[Measure]:
+    reference = next(iter(runs))
+    targets = [run.history.facts["validation"][-1][1] for run in runs[reference] if run.history.facts["validation"]]
+    if len(targets) < len(runs[reference]):
+        return []
+    found = [
+        Measure(f"{what} to reach {reference}'s final validation loss", "lower", {}, 1) for what in ("steps", "seconds")
+    ]
+    for method, each in runs.items():
+        points = [reached(run, target) for run, target in zip(each, targets, strict=True)]
+        did = [point for point in points if point is not None]
+        for index, one in enumerate(found):
+            if len(did) == len(points):
+                one.values[method] = np.array([point[index] for point in did], dtype=float)
+            else:
+                one.notes[method] = f"reached with {len(did)} of {len(points)} seeds"
+    return _grouped(found, "cost")
+
+
+def _costs(runs: Runs) -> list[Measure]:
+    def facts(name: str, scale: float = 1.0) -> dict[str, np.ndarray]:
+        return {m: np.array([run.history.facts[name] * scale for run in r], dtype=float) for m, r in runs.items()}
+
+    def rate(name: str) -> dict[str, np.ndarray]:
+        return {
+            m: np.array([run.history.facts[name] / run.history.facts["total_seconds"] for run in r])
+            for m, r in runs.items()
+        }
+
+    norms = {
+        m: np.array([np.mean([step["grad_norm"] for step in steps_of(run.history)[-LAST:]]) for run in r])
+        for m, r in runs.items()
+    }
+    kind = next(iter(runs.values()))[0].history.facts["peak_memory_kind"]
+    effective = {m: np.array([float(adapter_weights(run.adapter)) for run in r]) for m, r in runs.items()}
+    size = {m: np.array([run.gguf.size / 1e6 for run in r]) for m, r in runs.items()}
+    found = [
+        Measure("median seconds of a step", "lower", facts("median_seconds_per_step"), 3),
+        Measure("seconds of all steps", "lower", facts("total_seconds"), 1),
+        Measure("seconds of finding the first basis", None, facts("basis_seconds"), 1),
+        Measure("tokens per second", "higher", rate("tokens"), 1),
+        Measure("supervised tokens per second", "higher", rate("supervised_tokens"), 1),
+        Measure(f"peak memory, GB ({kind})", "lower", facts("peak_memory_bytes", 1e-9), 2),
+        Measure(f"gradient norm before clipping, mean of the last {LAST} steps", None, norms),
+        Measure("trainable parameters", None, facts("trainable_parameters"), 0),
+        Measure("effective parameters (weights of the saved adapter)", None, effective, 0),
+        Measure("GGUF, MB", None, size, 2),
+    ]
+    speed = {m: [run.gguf.facts.get("answer", {}).get("tokens_per_second") for run in r] for m, r in runs.items()}
+    if all(value is not None for each in speed.values() for value in each):
+        found.append(
+            Measure(
+                "GGUF, tokens per second of one answer in llama.cpp",
+                None,
+                {m: np.array(v) for m, v in speed.items()},
+                1,
+            )
+        )
+    energy = {m: [run.history.facts["energy_joules"] for run in r] for m, r in runs.items()}
+    told = {m: np.array(each) / 1e3 for m, each in energy.items() if None not in each}
+    untold = {m: "not told" for m in runs if m not in told}
+    found.append(Measure("energy of the processor while training, kJ", "lower", told, 1, notes=untold))
+    return _grouped(found, "cost")
+
+
+def adapter_weights(adapter: Artifact) -> int:
+    """Number of weights in an adapter's file: without the directions of rank space that GRIT has cut."""
+    from safetensors import safe_open
+
+    count = 0
+    with safe_open(adapter.path / "adapter_model.safetensors", framework="np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118, no mapping
+            count += math.prod(tensors.get_slice(name).get_shape())
+    return count
+
+
+def _grouped(found: list[Measure], group: str) -> list[Measure]:
+    for one in found:
+        one.group = group
+    return found
+
+
+def _scores(scores: Artifact) -> Any:
+    return _json(scores.path / "scores.json")
+
+
+def _rows(scores: Artifact) -> Any:
+    return _json(scores.path / "rows.json")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,117 @@
+"""What is compared: the methods, how often each is trained, and what is measured beside the stages' own figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from tasks.settings import Count, FinetuneSettings, PositiveInt, Section
+
+ComparedMethod = Literal[
+    "baseline",
+    "baseline-unsloth",
+    "grit",
+    "grit:adamw",
+    "grit:kfac",
+    "grit:eigen_adam",
+    "grit:graft",
+    "grit:riemannian",
+    "grit:published",
+    "lora_plus",
+    "lora_fa",
+    "riemannian",
+    "study-fault",
+]
+FAULT = "study-fault"
+"""A reproduction of a fault, see `tasks.training_fault`: no method, and nothing is made of it."""
+EVALUATIONS = 10
+"""Validations during a training whose settings ask for none: the curves and the time to a loss need some."""
+
+
+class CompareSettings(Section):
+    """What a comparison does."""
+
+    methods: tuple[ComparedMethod, ...] = Field(("baseline", "grit"), min_length=1)
+    """What is compared; the first is what the others are measured against. `grit:VARIANT` is GRIT with another variant,
+    `study-fault` a reproduction of the study's faults."""
+    seeds: PositiveInt = 3
+    """Trainings of each method. Their seeds count up from the setting `seed`, which alone rules the data."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Confidence of the intervals; divided among the other methods where the best of several is marked."""
+    answers: Count = 32
+    """Held-out prompts that every model answers, for what the loss does not show."""
+    forgetting_text: Path | None = None
+    """A text that no method was trained on, paragraphs apart by empty lines; none: the one that comes with this."""
+
+    @field_validator("methods", mode="after")
+    @classmethod
+    def _once_each_and_a_real_one_first(cls, methods: tuple[ComparedMethod, ...]) -> tuple[ComparedMethod, ...]:
+        if len(set(methods)) < len(methods):
+            raise ValueError("a method is named twice")
+        if methods and methods[0] == FAULT:
+            raise ValueError(f"{FAULT} is no method to measure others against: name another first")
+        return methods
+
+    def training_seeds(self, seed: int) -> tuple[int, ...]:
+        """The seeds of the trainings of each method.
+
+        Args:
+            seed: the setting `seed`, which is the first of them.
+        """
+        return tuple(range(seed, seed + self.seeds))
+
+
+def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with which a method is trained, and nothing is registered.
+
+    Args:
+        method: which.
+        settings: shared by all methods.
+
+    Raises:
+        ValueError: the method is a reproduction of a fault, which has no settings of its own.
+    """
+    if method == FAULT:
+        raise ValueError(f"{FAULT} is no method")
+    name, _, variant = method.partition(":")
+    changes: dict[str, dict[str, Any]] = {
+        "baseline": {},
+        "baseline-unsloth": {"training": {"backend": "unsloth"}},
+        "grit": {"grit": {"variant": variant}} if variant else {},
+    }
+    change = changes.get(name, {"training": {"optimizer": name}})
+    values = settings.model_dump()
+    values["method"] = "grit" if name == "grit" else "baseline"
+    values["ollama"]["target"] = "none"
+    values["training"]["eval_steps"] = settings.training.eval_steps or max(
+        1, settings.training.max_steps // EVALUATIONS
+    )
+    for section, fields in change.items():
+        values[section] |= fields
+    return FinetuneSettings.model_validate(values)
+
+
+def settings_that_differ(methods: dict[str, FinetuneSettings]) -> list[tuple[str, dict[str, Any]]]:
+    """Settings in which methods differ, by dotted name: the value of each method.
+
+    Args:
+        methods: settings by method; a baseline's section `grit` counts as off.
+    """
+    flat = {name: dict(_flat(settings)) for name, settings in methods.items()}
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
+    rows = [(key, {name: values.get(key, "—") for name, values in flat.items()}) for key in keys]
+    return [(key, values) for key, values in rows if len({str(value) for value in values.values()}) > 1]
+
+
+def _flat(settings: FinetuneSettings) -> list[tuple[str, Any]]:
+    found = []
+    for section, value in settings.model_dump(mode="json").items():
+        if section == "grit" and settings.method != "grit":
+            continue
+        if isinstance(value, dict):
+            found += [(f"{section}.{key}", inner) for key, inner in value.items()]
+        else:
+            found.append((section, value))
+    return found

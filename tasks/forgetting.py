@@ -1,0 +1,87 @@
+"""Stage: the loss of a model on a text that the fine-tuning did not see, to tell what it has forgotten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.scoring import load_model
+from tasks.settings import ScoringSettings
+from tasks.stage import stage
+
+OWN_TEXT = Path(__file__).with_name("forgetting.txt")
+
+
+def _watch(text: str | None, **_others: object) -> str:
+    return hashlib.sha256(read_text(text).encode()).hexdigest()
+
+
+@stage(libraries=("torch", "transformers"), watch=_watch, reads={"settings": ("batch_size",)}, alone=True)
+def measure_forgetting(
+    model: Artifact,
+    dataset: Artifact,
+    settings: ScoringSettings,
+    text: str | None,
+    trust_remote_code: bool,
+    *,
+    store: Store,
+) -> Artifact:
+    """Measure the loss of every token of a plain text, without a chat template.
+
+    Args:
+        model: weights in 16 bits.
+        dataset: its tokenizer; its `max_length` cuts paragraphs.
+        settings: rows in one forward pass.
+        text: path of the text; none for the one that comes with this.
+        trust_remote_code: run Python code that comes with the model.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `forgetting`: `rows.json` with `nll` (nats) and `supervised_tokens` of each paragraph.
+
+    Raises:
+        UserError: the text cannot be read or is empty, or the loss is not a number.
+    """
+    from accelerate.utils.memory import clear_device_cache
+
+    from tasks.validation_loss import validation_loss
+
+    network, tokenizer = load_model(model, dataset, trust_remote_code)
+    rows = []
+    for paragraph in paragraphs(read_text(text)):
+        ids = tokenizer(paragraph, add_special_tokens=False)["input_ids"][: dataset.facts["max_length"]]
+        rows.append({"input_ids": ids, "labels": ids})
+    loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where=text or OWN_TEXT.name)
+    del network
+    clear_device_cache(garbage_collection=True)
+    with store.draft("forgetting") as draft:
+        values = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
+        (draft.path / "rows.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
+        draft.facts = {"loss": loss.loss, "rows": len(rows)}
+    return draft.done()
+
+
+def read_text(text: str | None) -> str:
+    """The text of a file, or that of this package.
+
+    Raises:
+        UserError: it cannot be read as UTF-8, or holds nothing.
+    """
+    path = Path(text).expanduser() if text else OWN_TEXT
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"the text cannot be read: {said}", where=path, fix="Correct forgetting_text.") from None
+    if not paragraphs(found):
+        raise UserError("the text is empty", where=path, fix="Correct forgetting_text.")
+    return found
+
+
+def paragraphs(text: str) -> list[str]:
+    """Its paragraphs, each on one line; those of a single word are left out, for nothing in them is predicted."""
+    found = (" ".join(part.split()) for part in text.split("\n\n"))
+    return [paragraph for paragraph in found if " " in paragraph]

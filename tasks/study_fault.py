@@ -1,0 +1,68 @@
+"""Stage: the study's faults reproduced. Its result is a history and no adapter, so that nothing can be made of it."""
+
+from __future__ import annotations
+
+import shutil
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.progress import ProgressArtifact
+from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.stage import stage
+from tasks.training_job import Job
+from tasks.training_process import OutOfMemoryError, train_in_child
+
+
+@stage(
+    libraries=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"),
+    retries=2,
+    reads={"base": ModelSettings.model_fields.keys() - {"name", "revision"}},
+    alone=True,
+)
+def reproduce_fault(
+    model: Artifact,
+    dataset: Artifact,
+    base: ModelSettings,
+    lora: LoraSettings,
+    training: TrainingSettings,
+    seed: int,
+    *,
+    store: Store,
+) -> Artifact:
+    """Train as the study's GRIT did: rows padded to the full length, padding in the loss, no preconditioner.
+
+    Args:
+        model: the base model.
+        dataset: tokenised rows; its `max_length` is what they are padded to.
+        base: dtype and quantisation of the base.
+        lora: the adapter.
+        training: the optimisation; batches are packed by nothing, and the optimizer is AdamW.
+        seed: rules the initial adapter and the data order.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `history`: for each step `loss`, nats per supervised token, and `faulty_loss`, nats per position.
+
+    Raises:
+        UserError: training diverged, or a batch of full-length rows does not fit into memory.
+        TemporaryError: the training's process was killed or stopped.
+    """
+    checkpoints = (
+        store.root / "checkpoints" / reproduce_fault.key(model, dataset, base, lora, training, seed, store=store)
+    )
+    plain = training.model_copy(update={"optimizer": "adamw_torch", "batching": "length_grouped"})
+    never = GritSettings(variant="published", basis="initial", ng_warmup_steps=training.max_steps)
+    with store.draft("history") as history:
+        job = Job(
+            model=model, dataset=dataset, base=base, lora=lora, training=plain, grit=never, seed=seed, adapter=None,
+            history=history.path, checkpoints=checkpoints, fault=True,
+        )  # fmt: skip
+        try:
+            history.facts = train_in_child(job, ProgressArtifact().show)
+        except OutOfMemoryError as error:
+            fix = "Lower data.max_length, or leave the method study-fault out."
+            raise UserError(
+                f"rows of the full length do not fit into memory: {error}", where="training", fix=fix
+            ) from None
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return history.done()

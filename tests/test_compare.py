@@ -1,0 +1,214 @@
+"""The flow `compare` on a tiny random model: every stage for real, through Prefect, and its report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from flows.compare import compare, parse_comparison, plan_of, run
+from flows.finetune import stages as finetune_stages
+from grit.config import Variant
+from tasks import training_run
+from tasks.artifacts import Artifact
+from tasks.comparison_settings import ComparedMethod, CompareSettings, settings_of, settings_that_differ
+from tasks.errors import UserError
+from tasks.planning import planning
+from tasks.presets import load_settings
+from tests.test_finetune import Page
+
+Preset = Callable[..., str]
+METHODS = ("baseline", "grit", "baseline-unsloth", "study-fault")
+WANTED = CompareSettings(methods=METHODS, seeds=2, answers=3)
+SHARED: dict[str, Any] = {"training": {"max_steps": 4, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Without the child process, which test_training_process is about."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("training", "study_fault"):
+            patch.setattr(f"tasks.{module}.train_in_child", lambda job, show: training_run.Training(job, show).run())
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compared(make_preset: Preset, prefect_server: None, in_this_process: None) -> Artifact:
+    report = compare(make_preset(), WANTED, SHARED)
+    assert isinstance(report, Artifact)
+    return report
+
+
+@pytest.fixture(scope="module")
+def data(compared: Artifact) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((compared.path / "report.json").read_text())
+    return loaded
+
+
+def test_nothing_is_registered_and_nothing_is_left_half_written(compared: Artifact, workplace: Path) -> None:
+    assert not (workplace / "ollama").exists()
+    assert not (workplace / "store/registration").exists()
+    assert not list((workplace / "store/drafts").iterdir())
+
+
+def test_a_fault_and_what_cannot_run_are_told_and_not_compared(data: dict[str, Any], workplace: Path) -> None:
+    assert data["methods"] == ["baseline", "grit"]
+    assert "Unsloth needs a CUDA GPU" in data["not_run"]["baseline-unsloth"]
+    assert data["fault"]["faulty_loss"] > 0
+    assert data["fault"]["seed"] == 3407
+    # Two methods and two seeds; of the fault there is a history alone.
+    assert [len(list((workplace / "store" / kind).iterdir())) for kind in ("history", "adapter", "merged", "gguf")] == [
+        5, 4, 4, 4,
+    ]  # fmt: skip
+
+
+def test_a_further_seed_or_method_runs_only_what_is_new(
+    compared: Artifact, make_preset: Preset, in_this_process: None
+) -> None:
+    settings = load_settings(make_preset(), SHARED)
+
+    def to_run(**changes: Any) -> list[str]:
+        plan = plan_of(settings, WANTED.model_copy(update=changes))
+        return [name for name, state in plan.stages if state == "to run"]
+
+    one = ["train", "merge", "score", "convert", "answer_prompts", "measure_forgetting"]
+    assert to_run() == []
+    assert to_run(seeds=3) == [*one, *one, "write_comparison"]
+    assert to_run(methods=(*METHODS, "lora_fa")) == [*one, *one, "write_comparison"]
+    assert to_run(methods=("baseline", "grit")) == ["write_comparison"]
+    assert to_run(answers=2) == ["answer_prompts"] * 5 + ["write_comparison"]
+
+
+def test_finetune_finds_what_the_comparison_has_made(
+    compared: Artifact, make_preset: Preset, in_this_process: None
+) -> None:
+    with planning() as plan:
+        finetune_stages(load_settings(make_preset(), SHARED | {"method": "grit"}))
+    assert [name for name, state in plan.stages if state == "to run"] == ["register", "write_report"]
+
+
+def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str, Any]) -> None:
+    html = (compared.path / "report.html").read_text()
+    page = Page(html)
+    assert page.loads == [], "nothing is loaded from elsewhere"
+    assert len(html) < 3_000_000
+    assert page.pictures == 4 + 3 + 1, "curves, GRIT's modules, the fault"
+    text = " ".join(" ".join(page.text).split())
+    assert " ".join(data["verdict"]["text"].split()) in text
+    assert data["verdict"]["text"] in (compared.path / "report.md").read_text()
+    for row in data["table"]:
+        assert row["name"] in text
+        for cell in row["cells"].values():
+            assert cell["text"] in text
+    for published in ("11.6×", "0.0899", "averaged over padding"):
+        assert published in text
+    assert "grit.variant" in text and "grit.variant" in [key for key, _ in data["settings_that_differ"]]
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert ids and len(set(ids)) == len(ids), "pictures in one page share their names otherwise"
+
+
+def test_the_tables_figures_are_those_of_the_runs(data: dict[str, Any], workplace: Path) -> None:
+    rows = {row["name"]: row for row in data["table"]}
+    (validation,) = (row for name, row in rows.items() if name.startswith("validation loss"))
+    scores = [json.loads(path.read_text()) for path in (workplace / "store/scores").glob("*/scores.json")]
+    tuned = sorted(one["validation"]["loss"] for one in scores if one["model"] == "tuned")
+    means = [validation["cells"][method]["estimate"]["value"] for method in ("baseline", "grit")]
+    assert sum(means) / 2 == pytest.approx(sum(tuned) / 4)
+    difference = validation["cells"]["grit"]["to_reference"]
+    assert difference["value"] == pytest.approx(means[1] - means[0])
+    seconds = rows["median seconds of a step"]["cells"]["grit"]["values"]
+    assert seconds == [r["median_seconds_per_step"] for r in data["runs"] if r["method"] == "grit"]
+    assert rows["steps to reach baseline's final validation loss"]["cells"]["baseline"]["values"] == [4, 4]
+
+
+def test_events_of_all_runs_lie_under_one_root(compared: Artifact) -> None:
+    found = {name.rsplit("/", 1)[0] for name in compared.files if "/events." in name}
+    assert found == {f"tensorboard/{m}/seed-{seed}" for m in ("baseline", "grit") for seed in (3407, 3408)}
+
+
+def test_a_method_that_diverges_is_left_out_with_the_reason(
+    compared: Artifact,
+    make_preset: Preset,
+    prefect_server: None,
+    in_this_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def diverge(*_: Any) -> None:
+        raise UserError("training diverged at step 2", where="training.learning_rate", fix="Lower it.")
+
+    monkeypatch.setattr("tasks.training.train_in_child", diverge)
+    wanted = CompareSettings(methods=("baseline", "lora_plus"), seeds=2, answers=3)
+    report = compare(make_preset(), wanted, SHARED)
+    data = json.loads((report.path / "report.json").read_text())
+    assert data["methods"] == ["baseline"]
+    assert "seed 3407: training.learning_rate: training diverged at step 2" in data["not_run"]["lora_plus"]
+    assert "nothing to compare" in data["verdict"]["text"]
+
+
+def test_the_command_line() -> None:
+    words = ["--preset", "x.yaml", "--methods", "baseline,grit:kfac", "--seeds", "5", "--training.max_steps", "40"]
+    preset, plan, comparison, settings = parse_comparison(words)
+    assert (preset, plan, comparison.seeds) == ("x.yaml", False, 5)
+    assert comparison.methods == ("baseline", "grit:kfac")
+    assert load_settings("demo", settings).training.max_steps == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "baseline,gritt"], "methods.1: Input should be"),
+        (["--methods", "grit,grit"], "a method is named twice"),
+        (["--methods", "study-fault,grit"], "no method to measure others against"),
+        (["--seeds", "0"], "seeds: Input should be greater than or equal to 1"),
+        (["--method", "grit"], "Use --methods baseline,grit."),
+        (["--seed_s", "2"], "Did you mean --seeds?"),
+        (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], make_preset: Preset, in_this_process: None
+) -> None:
+    assert run(["--preset", make_preset(), "--plan", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_plan_counts_stages(make_preset: Preset, capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
+    unused = make_preset(store=str(workplace / "unused"))
+    assert run(["--preset", unused, "--plan", "--methods", "baseline,lora_fa", "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"train +│ 0 +│ 4", printed)
+    assert "Time: training at most" in printed
+    assert not (workplace / "unused").exists()
+
+
+def test_each_variant_and_optimizer_is_a_method() -> None:
+    methods: tuple[ComparedMethod, ...] = get_args(ComparedMethod)
+    assert {f"grit:{variant}" for variant in get_args(Variant)} < set(methods)
+    demo = load_settings("demo", {"ollama.target": "store"})
+    for method in methods[:-1]:
+        own = settings_of(method, demo)
+        assert own.ollama.target == "none"
+        assert own.data == demo.data and own.lora == demo.lora and own.seed == demo.seed
+        kind, _, variant = method.partition(":")
+        assert own.method == ("grit" if kind == "grit" else "baseline")
+        assert not variant or own.grit.variant == variant
+        if kind in ("lora_plus", "lora_fa", "riemannian"):
+            assert own.training.optimizer == kind
+    assert settings_of("baseline-unsloth", demo).training.backend == "unsloth"
+    assert settings_of("baseline", load_settings("demo", {"training.eval_steps": None})).training.eval_steps == 8
+    with pytest.raises(ValueError, match="no method"):
+        settings_of("study-fault", demo)
+
+
+def test_settings_that_differ_are_those_and_no_others() -> None:
+    demo = load_settings("demo", {})
+    rows = dict(settings_that_differ({m: settings_of(m, demo) for m in ("baseline", "lora_fa")}))
+    assert rows == {"training.optimizer": {"baseline": "adamw_torch", "lora_fa": "lora_fa"}}
+    both = dict(settings_that_differ({m: settings_of(m, demo) for m in ("baseline", "grit")}))
+    assert both["grit.variant"] == {"baseline": "—", "grit": "kfac"}
+    assert "data.source" not in both
