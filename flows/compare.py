@@ -31,9 +31,9 @@ from flows.finetune import prepared, tuned
 from flows.publishing import show_user_errors_as_one_line
 from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun
+from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.comparison_report import write_comparison
-from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, settings_of
+from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
 from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
 from tasks.forgetting import measure_forgetting, read_text
@@ -44,6 +44,7 @@ from tasks.preflight import check_settings
 from tasks.presets import Overrides, given, load_settings, settings_error
 from tasks.settings import FinetuneSettings, Method
 from tasks.study_fault import reproduce_fault
+from tasks.training import train
 
 
 def _name() -> str:
@@ -105,6 +106,11 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
         }
 
     base = _whole(BaseFigures, scores=base_scores, **measured(model))
+    trials: list[Any] = []
+    for method, own in methods.items():
+        methods[method], tried = _at_best_rate(method, own, comparison, model, dataset)
+        trials += tried
+    first = methods[comparison.methods[0]]
     runs: list[Any] = []
     faults: list[Any] = []
     if FAULT in comparison.methods:  # once: it is shown, not compared
@@ -126,7 +132,38 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
             else:
                 parts = {name: getattr(made, name) for name in ("adapter", "history", "scores", "gguf")}
                 runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
-    return write_comparison(settings, comparison, model, dataset, base, _all(runs), _all(faults), not_run, store=store)
+    return write_comparison(
+        settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
+    )
+
+
+def _at_best_rate(
+    method: str, settings: FinetuneSettings, comparison: CompareSettings, model: Artifact, dataset: Artifact
+) -> tuple[FinetuneSettings, list[Any]]:
+    """A method at its best learning rate, and the trials that tell; as it is where no rates are to be tried.
+
+    In a plan whose trials are still to run, the first rate stands for the best.
+
+    Raises:
+        UserError: there are no validation rows to choose by.
+    """
+    grit, store = settings.grit if settings.method == "grit" else None, Store(settings.store, settings.store_uri)
+    trials: list[Any] = []
+    for rate in comparison.learning_rates:
+        own = at_rate(settings, rate)
+        try:
+            trained = train(model, dataset, own.model, own.lora, own.training, grit, own.seed, store=store)
+            trials.append(_whole(RateTrial, method=method, learning_rate=rate, history=trained.history))
+        except UserError as error:  # it diverged
+            trials.append(RateTrial(method=method, learning_rate=rate, failure=str(error)))
+    if not trials:
+        return settings, []
+    if any(isinstance(trial, Pending) for trial in trials):
+        return at_rate(settings, comparison.learning_rates[0]), trials
+    if any(trial.history and not trial.history.facts["validation"] for trial in trials):
+        fix = "Hold rows out: data.validation_fraction."
+        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
+    return at_rate(settings, min(trials, key=lambda trial: trial.loss).learning_rate), trials
 
 
 def _runnable(

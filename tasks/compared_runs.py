@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact
@@ -33,3 +35,18 @@ class FaultRun(BaseModel):
 
     seed: int
     history: Artifact
+
+
+class RateTrial(BaseModel):
+    """One training of a learning-rate sweep."""
+
+    method: str
+    learning_rate: float
+    history: Artifact | None = None
+    failure: str | None = None
+    """Why there is no history."""
+
+    @property
+    def loss(self) -> float:
+        """The final validation loss; infinite where the training failed."""
+        return float(self.history.facts["validation"][-1][1]) if self.history else math.inf

@@ -7,8 +7,8 @@ import shutil
 from typing import Any
 
 from tasks.artifacts import Artifact, Store
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun
-from tasks.comparison_settings import CompareSettings, settings_of, settings_that_differ
+from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
+from tasks.comparison_settings import CompareSettings, at_rate, settings_of, settings_that_differ
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
 
@@ -26,6 +26,7 @@ def write_comparison(
     model: Artifact,
     dataset: Artifact,
     base: BaseFigures,
+    trials: tuple[RateTrial, ...],
     runs: tuple[ComparedRun, ...],
     faults: tuple[FaultRun, ...],
     not_run: dict[str, str],
@@ -40,6 +41,7 @@ def write_comparison(
         model: the base model.
         dataset: the data card.
         base: what was measured of the base model.
+        trials: of each method's learning rate; the best one's is that of its runs.
         runs: all trainings, by seed and then by method.
         faults: reproductions of the study's faults.
         not_run: methods that were asked for and have no figures, with the reason.
@@ -61,6 +63,10 @@ def write_comparison(
     found = measures(by_method, base)
     rows = table(found, methods, confidence)
     first = by_method[methods[0]]
+    own = {method: settings_of(method, settings) for method in methods}
+    for method in methods if trials else ():
+        best = min((trial for trial in trials if trial.method == method), key=lambda trial: trial.loss)
+        own[method] = at_rate(own[method], best.learning_rate)
     answers = {"base": read_answers(base.answers)} | {m: read_answers(r[0].answers) for m, r in by_method.items()}
     data: dict[str, Any] = {
         "title": f"{' against '.join(reversed(methods))} on {settings.model.name}",
@@ -81,8 +87,13 @@ def write_comparison(
             }
             for index in range(min(SAMPLES, len(answers["base"])))
         ],
-        "settings_that_differ": settings_that_differ({m: settings_of(m, settings) for m in methods}),
-        "settings": settings_of(methods[0], settings).model_dump(mode="json"),
+        "trials": [
+            trial.model_dump(include={"method", "learning_rate", "failure"})
+            | {"loss": trial.loss if trial.history else None}
+            for trial in trials
+        ],
+        "settings_that_differ": settings_that_differ(own),
+        "settings": own[methods[0]].model_dump(mode="json"),
         "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         "runs": [{"method": run.method, "seed": run.seed, **run.history.facts} for run in runs],
         "provenance": provenance(
@@ -101,7 +112,7 @@ def write_comparison(
     measured = all(run.history.facts["validation"] for run in runs)
     view = {
         **data,
-        "flat_settings": list(flat_settings(settings_of(methods[0], settings))),
+        "flat_settings": list(flat_settings(own[methods[0]])),
         "curves": {
             over: [pictures.training_curves(by_method, over)]
             + ([pictures.validation_curves(by_method, over)] if measured else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +39,9 @@ class CompareSettings(Section):
     `study-fault` a reproduction of the study's faults."""
     seeds: PositiveInt = 3
     """Trainings of each method. Their seeds count up from the setting `seed`, which alone rules the data."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Rates that every method is first trained with, by the first seed; the one of the lowest final validation loss is
+    then its own. None: all methods train with the setting `training.learning_rate`."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Confidence of the intervals; divided among the other methods where the best of several is marked."""
     answers: Count = 32
@@ -93,7 +97,13 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
     return FinetuneSettings.model_validate(values)
 
 
-def settings_that_differ(methods: dict[str, FinetuneSettings]) -> list[tuple[str, dict[str, Any]]]:
+def at_rate(settings: FinetuneSettings, learning_rate: float) -> FinetuneSettings:
+    """The same settings with another learning rate."""
+    training = settings.training.model_copy(update={"learning_rate": learning_rate})
+    return settings.model_copy(update={"training": training})
+
+
+def settings_that_differ(methods: Mapping[Any, FinetuneSettings]) -> list[tuple[str, dict[str, Any]]]:
     """Settings in which methods differ, by dotted name: the value of each method.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from flows.compare import compare, parse_comparison, plan_of, run
+from flows.compare import compare, parse_comparison, plan_of, run, stages
 from flows.finetune import stages as finetune_stages
 from grit.config import Variant
 from tasks import training_run
@@ -148,6 +148,26 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
     assert data["methods"] == ["baseline"]
     assert "seed 3407: training.learning_rate: training diverged at step 2" in data["not_run"]["lora_plus"]
     assert "nothing to compare" in data["verdict"]["text"]
+
+
+def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
+    compared: Artifact, make_preset: Preset, in_this_process: None
+) -> None:
+    """One of the two is too high, and each method has trained at the other before."""
+    wanted = CompareSettings(methods=("baseline", "grit"), seeds=2, answers=3, learning_rates=(1e-2, 1e20))
+    with planning() as plan:
+        stages(load_settings(make_preset(), SHARED), wanted)
+    assert [name for name, state in plan.stages if state == "to run"][:2] == ["train", "train"]
+    report = compare(make_preset(), wanted, SHARED)
+    data = json.loads((report.path / "report.json").read_text())
+    assert [(one["method"], one["learning_rate"], one["loss"] is None) for one in data["trials"]] == [
+        ("baseline", 1e-2, False), ("baseline", 1e20, True), ("grit", 1e-2, False), ("grit", 1e20, True),
+    ]  # fmt: skip
+    assert data["settings"]["training"]["learning_rate"] == 1e-2
+    assert all("diverged" in one["failure"] for one in data["trials"] if one["loss"] is None)
+    assert "have diverged" in (report.path / "report.html").read_text()
+    before = json.loads((compared.path / "report.json").read_text())
+    assert data["table"] == before["table"], "its runs are the ones that were there"
 
 
 def test_the_command_line() -> None:
