@@ -44,7 +44,7 @@ demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the mo
 
 # Fewer steps than the demo's, so that six trainings and all that is measured of them fit into half an hour.
 .PHONY: compare-demo
-compare-demo: $(SETUP) ## train the demo by AdamW and by GRIT with three seeds each, and write a report (25 minutes)
+compare-demo: $(SETUP) ## train the demo by AdamW and by GRIT with three seeds each, and write a report
 	$(BIN)/python -m flows.compare --preset demo --methods baseline,grit --seeds 3 --training.max_steps 40 --training.eval_steps 10
 
 .PHONY: chat

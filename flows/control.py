@@ -114,9 +114,9 @@ def _serve(client: SyncPrefectClient) -> None:
         _start(SERVER)
     until = time.monotonic() + SECONDS_TO_START
     while not answers:
+        time.sleep(0.5)  # first: a process that is just starting has no command line yet, and would count as gone
         if _running(SERVER) is None or time.monotonic() > until:
             sys.exit(f"error: the server does not start. See {HOME}/server.log")
-        time.sleep(0.5)
         answers = client.api_healthcheck() is None
 
 

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 from tasks.artifacts import Artifact, Store, reference
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 560
+FEWEST_TESTS = 675
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 

@@ -211,7 +211,7 @@ def test_the_key_covers_the_code_of_imported_modules() -> None:
 
 
 def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {path.name for path in write_report.templates} == {"report.html.j2", "report.md.j2"}
+    assert {path.name for path in write_report.templates} == {"report.html.j2", "report.md.j2", "style.css.j2"}
     assert all(path.is_file() for path in write_report.templates)
     template = tmp_path / "page.j2"
     template.write_text("one")
