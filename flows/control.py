@@ -107,17 +107,15 @@ def _stop(process: psutil.Process) -> None:
 
 
 def _serve(client: SyncPrefectClient) -> None:
-    answers = client.api_healthcheck() is None
     if _running(SERVER) is None:
         if _is_taken(urlsplit(API).port):
             sys.exit(f"error: another program serves {API}. Use another port: make serve PORT=4300")
         _start(SERVER)
     until = time.monotonic() + SECONDS_TO_START
-    while not answers:
+    while client.api_healthcheck() is not None:
         time.sleep(0.5)  # first: a process that is just starting has no command line yet, and would count as gone
         if _running(SERVER) is None or time.monotonic() > until:
             sys.exit(f"error: the server does not start. See {HOME}/server.log")
-        answers = client.api_healthcheck() is None
 
 
 def _is_taken(port: int | None) -> bool:

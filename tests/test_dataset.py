@@ -204,3 +204,16 @@ def test_no_chat_format_to_be_found(smollm2_tokenizer: PreTrainedTokenizerFast) 
     bare.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     with pytest.raises(UserError, match="would never stop"):
         apply_chat_format(bare, "tokenizer")
+
+
+def test_what_ollama_is_told_is_part_of_the_digest(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
+    messages = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    source = write(tmp_path / "rows.jsonl", [{"messages": messages}, {"messages": [*messages, *messages[1:]]}])
+    made = [
+        prepare(tiny_model, store, source, ChatSettings(format="chatml", system=system), validation_fraction=0)[0]
+        for system in ("Be brief.", "Be kind.")
+    ]
+    tables = [(one.path / "train.parquet").read_bytes() for one in made]
+    assert tables[0] == tables[1], "every row has a system prompt of its own"
+    assert [one.facts["system"] for one in made] == ["Be brief.", "Be kind."]
+    assert made[0].digest != made[1].digest, "or the other one's registration would be taken for cached"

@@ -51,7 +51,7 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         served.wait(lambda: any(path.stat().st_size for path in store.glob("drafts/history-*/history.jsonl")))
         processes = [served.process(name) for name in ("server", "worker")]
         processes += processes[1].children(recursive=True)
-        assert len(processes) == 4, "server, worker, flow run, training"
+        assert len(processes) >= 4, "server, worker, flow run, training; and `recover`, if it is just its time"
     finally:
         served.make("down")
     assert not psutil.wait_procs(processes, timeout=20)[1]

@@ -1,9 +1,14 @@
-"""What `recover` does with runs as a real server knows them; tests/test_recovery.py kills real ones."""
+"""What `recover` and `make serve` do with runs and ports, by a real server; tests/test_recovery.py kills real runs."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -91,3 +96,17 @@ def test_the_notifications_are_ones_that_prefect_takes(client: SyncPrefectClient
         created = client._client.post("/automations/", json=automation.model_dump(mode="json"))
         assert created.status_code == 201, created.text
     assert [one.name for one in automations] == ["finetune-went-wrong", "finetune-completed"]
+
+
+def test_a_port_that_another_program_has_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+        command = [sys.executable, "-m", "flows.control", "up"]
+        done = subprocess.run(
+            command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200
+        )
+    assert done.returncode == 1
+    assert f"another program serves http://127.0.0.1:{port}/api. Use another port: make serve PORT=" in done.stderr

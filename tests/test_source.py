@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.settings import DataSettings
-from tasks.source import fetch_data, read_rows
+from tasks.source import fetch_data, newest_commit, read_rows
 
 ROWS = [{"prompt": "Grüße,\n„hallo“", "completion": "a, b"}, {"prompt": "2", "completion": "😀"}]
 
@@ -135,3 +136,15 @@ def test_a_changed_file_is_noticed(tmp_path: Path, store: Store) -> None:
     before = fetch_data.key(settings, 1, store=store)
     path.write_text(json.dumps(ROWS[1]) + "\n")
     assert fetch_data.key(settings, 1, store=store) != before
+
+
+def test_a_file_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    settings, stat = DataSettings(source=str(path)), path.stat()
+    before = newest_commit(settings, 1)
+    os.utime(path, (0, 0))
+    assert newest_commit(settings, 1) == before
+    path.write_text('{"prompt": "a", "completion": "c"}\n')
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert newest_commit(settings, 1) != before
