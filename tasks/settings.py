@@ -16,6 +16,7 @@ from grit.config import Basis, GRITConfig, Variant
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+GgufType = Literal["q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m"]
 Method = Literal["baseline", "grit"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
 PEFT_OPTIMIZERS = ("lora_plus", "lora_fa", "riemannian")
@@ -230,10 +231,29 @@ class ScoringSettings(Section):
 class ExportSettings(Section):
     """The GGUF file."""
 
-    gguf_type: Literal["q8_0", "f16", "bf16"] = "q8_0"
+    gguf_type: GgufType = "q8_0"
     """Type of the large tensors."""
     llama_cpp: Path | None = None
     """Your own llama.cpp checkout; none: the pinned converter that `make setup` installs."""
+
+
+class FidelitySettings(Section):
+    """The GGUF in llama.cpp against the merged model in Transformers, token by token."""
+
+    rows: PositiveInt = 32
+    """Held-out rows that both read; training rows where none are held out."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Tokens of each row that are read, at most."""
+    warn_perplexity_ratio: Annotated[float, Field(gt=1)] | None = None
+    """GGUF's perplexity over the merged model's, from which on the report warns; none: by `export.gguf_type`."""
+    max_perplexity_ratio: Annotated[float, Field(gt=1)] | None = None
+    """The same ratio, above which the export has failed."""
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """Mean Kullback-Leibler divergence of the next token's distribution, in nats, above which the export has failed."""
+    min_top1: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of tokens at which both hold the same next token likeliest, below which the export has failed."""
+    min_difference_kept: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of what tuning changed that the GGUF must show, less two standard errors."""
 
 
 def without_secret(address: str | None) -> str | None:
@@ -279,6 +299,7 @@ class FinetuneSettings(Section):
     grit: GritSettings = GritSettings()
     scoring: ScoringSettings = ScoringSettings()
     export: ExportSettings = ExportSettings()
+    fidelity: FidelitySettings = FidelitySettings()
     ollama: OllamaSettings = OllamaSettings()
 
     _no_secret = field_validator("store_uri")(without_secret)

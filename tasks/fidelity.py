@@ -1,0 +1,249 @@
+"""Stage: the GGUF in llama.cpp is held against the merged model in Transformers, on the same tokens.
+
+What the two are compared by is what users of llama.cpp's `perplexity` tool know: mean Kullback-Leibler divergence,
+share of tokens with the same likeliest successor, ratio of the perplexities. Beyond that the GGUF must show what tuning
+changed, which an export of the base model would not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.fidelity_limits import Limits, Measured, judged, limits
+from tasks.scoring import conversations, load_model
+from tasks.settings import FidelitySettings, GgufType
+from tasks.stage import stage
+from tasks.token_ids import Mismatch, mismatches, prompt_mismatches, torture
+from tasks.uncertainty import ratio_stderr
+from tasks.validation_loss import read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS = 32
+"""Held-out prompts whose token ids are compared, at most."""
+
+
+class RowMeasures(NamedTuple):
+    """One row, summed over the tokens that have a successor."""
+
+    tokens: int
+    nll_base: float
+    """Nats of the tokens by the base model."""
+    nll_merged: float
+    nll_gguf: float
+    kl: float
+    """Kullback-Leibler divergence of the GGUF's distribution from the merged model's, in nats."""
+    same_top: int
+    """Tokens at which both hold the same successor likeliest."""
+    shown: float
+    """Sum of d_merged * d_gguf, where d is a token's log-probability less the base model's."""
+    changed: float
+    """Sum of d_merged squared."""
+
+
+@stage(libraries=("llama-cpp-python", "torch", "transformers"), alone=True)
+def check_fidelity(
+    gguf: Artifact,
+    merged: Artifact,
+    model: Artifact,
+    dataset: Artifact,
+    settings: FidelitySettings,
+    gguf_type: GgufType,
+    trust_remote_code: bool,
+    *,
+    store: Store,
+) -> Artifact:
+    """Compare a GGUF with the model that it was made from.
+
+    Args:
+        gguf: the exported file.
+        merged: the merged model.
+        model: the base model.
+        dataset: held-out rows and tokenizer.
+        settings: how much is read, and the limits.
+        gguf_type: what type the file was to be.
+        trust_remote_code: run Python code that comes with the model.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `fidelity`: `fidelity.json`; its facts hold the checks and whether all were passed. A file that
+        fails a check is no error: it is not promoted.
+
+    Raises:
+        UserError: llama.cpp cannot load the file.
+    """
+    file, bounds = gguf.path / "model.gguf", limits(settings, gguf_type)
+    rows = _rows(dataset, settings)
+    base_nll = _base_nll(model, dataset, rows, trust_remote_code)
+    network, tokenizer = load_model(merged, dataset, trust_remote_code)
+    llama = open_gguf(file, max((len(row) for row in rows), default=8))
+    try:
+        prompts = [row["messages"][:-1] for row in conversations(dataset, PROMPTS)]
+        wrong = [*mismatches(llama, tokenizer, list(torture(tokenizer))), *prompt_mismatches(llama, tokenizer, prompts)]
+        vocabulary = llama.n_vocab()
+        found = []
+        for ids, base in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
+            logits = _logits(network, ids), _llama_logits(llama, ids, vocabulary)
+            found.append(compare_row(*logits, np.array(ids[1:]), base))
+        measured = summary(found, wrong, file_type=str(llama.metadata.get("general.file_type", "none")))
+        measured = measured._replace(end_token=end_token_agrees(llama, tokenizer))
+    finally:
+        llama.close()
+    del network
+    return _recorded(measured, bounds, gguf_type, store)
+
+
+def _recorded(measured: Measured, bounds: Limits, gguf_type: GgufType, store: Store) -> Artifact:
+    checks = judged(measured, bounds, gguf_type)
+    with store.draft("fidelity") as draft:
+        passed = all(check.reading != "failed" for check in checks)
+        facts = {
+            "passed": passed,
+            "checks": [check._asdict() for check in checks],
+            "rows": measured.rows,
+            "tokens": measured.tokens,
+        }
+        text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
+        (draft.path / "fidelity.json").write_text(text + "\n", encoding="utf-8")
+        draft.facts = facts
+    return draft.done()
+
+
+def open_gguf(file: Path, context: int) -> Any:
+    """Load a GGUF so that it gives the logits of every token.
+
+    Args:
+        file: the GGUF.
+        context: longest row in tokens.
+
+    Raises:
+        UserError: llama.cpp cannot load it.
+    """
+    from llama_cpp import Llama
+
+    try:
+        return Llama(str(file), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True, verbose=False)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        said = str(error) or type(error).__name__
+        fix = "Start the run again: a damaged file is made anew. Otherwise look at export.llama_cpp."
+        raise UserError(f"llama.cpp cannot load the GGUF: {said}", where=file, fix=fix) from error
+
+
+def end_token_agrees(llama: Any, tokenizer: Any) -> bool:
+    """Whether the GGUF ends a generation at the token that ends a turn.
+
+    Args:
+        llama: the GGUF.
+        tokenizer: of the merged model.
+    """
+    return int(llama.token_eos()) == tokenizer.eos_token_id
+
+
+def compare_row(merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_base: np.ndarray) -> RowMeasures:
+    """Compare two models' predictions of one row.
+
+    Args:
+        merged: logits, float32 [T, V]; the last position has no target and is left out.
+        gguf: the same, by the GGUF; where it has more columns, they stand for no token.
+        targets: the tokens that follow, int64 [T - 1].
+        nll_base: nats of these tokens by the base model, [T - 1].
+    """
+    p, q = _log_softmax(merged[:-1]), _log_softmax(gguf[:-1, : merged.shape[1]])
+    at = np.arange(len(targets))
+    nll_merged, nll_gguf = -p[at, targets], -q[at, targets]
+    d_merged, d_gguf = nll_base - nll_merged, nll_base - nll_gguf
+    return RowMeasures(
+        tokens=len(targets),
+        nll_base=float(nll_base.sum()),
+        nll_merged=float(nll_merged.sum()),
+        nll_gguf=float(nll_gguf.sum()),
+        kl=float((np.exp(p) * (p - q)).sum()),
+        same_top=int((p.argmax(1) == q.argmax(1)).sum()),
+        shown=float((d_merged * d_gguf).sum()),
+        changed=float((d_merged**2).sum()),
+    )
+
+
+def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: str) -> Measured:
+    """The measures over all rows, with standard errors over the sampling of rows.
+
+    Args:
+        rows: one for each row.
+        wrong: texts that are read as other tokens.
+        file_type: `general.file_type` as the GGUF has it.
+    """
+    tokens = [row.tokens for row in rows]
+    count = sum(tokens)
+    rise = [row.nll_gguf - row.nll_merged for row in rows]
+    shown, changed = [row.shown for row in rows], [row.changed for row in rows]
+    ratio = math.exp(min(math.fsum(rise) / count, 50.0))
+    error = ratio_stderr(rise, tokens)
+    return Measured(
+        rows=len(rows),
+        tokens=count,
+        perplexity_ratio=ratio,
+        perplexity_ratio_stderr=None if error is None else ratio * error,
+        kl=math.fsum(row.kl for row in rows) / count,
+        top1=sum(row.same_top for row in rows) / count,
+        difference_kept=math.fsum(shown) / math.fsum(changed) if math.fsum(changed) > 0 else None,
+        difference_kept_stderr=ratio_stderr(shown, changed) if math.fsum(changed) > 0 else None,
+        wrong_texts=tuple(text.text for text in wrong),
+        file_type=file_type,
+    )
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Float64 [T, V]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _logits(network: PreTrainedModel, ids: list[int]) -> np.ndarray:
+    """Float32 [T, V]."""
+    import torch
+
+    with torch.no_grad():
+        tokens = torch.tensor([ids], device=network.device)
+        logits = network(input_ids=tokens, use_cache=False).logits[0]
+    return np.asarray(logits.float().cpu().numpy())
+
+
+def _llama_logits(llama: Any, ids: list[int], vocabulary: int) -> np.ndarray:
+    llama.reset()
+    llama.eval(ids)
+    return np.asarray(llama.scores[: len(ids), :vocabulary])
+
+
+def _base_nll(model: Artifact, dataset: Artifact, rows: list[list[int]], trust: bool) -> list[np.ndarray]:
+    """Nats of each token but the first, by the base model; it is gone from memory afterwards."""
+    from accelerate.utils.memory import clear_device_cache
+
+    network, _ = load_model(model, dataset, trust)
+    found = []
+    for ids in tqdm(rows, desc="Base model", unit="row"):
+        logs = _log_softmax(_logits(network, ids)[:-1])
+        found.append(-logs[np.arange(len(ids) - 1), ids[1:]])
+    del network
+    clear_device_cache(garbage_collection=True)
+    return found
+
+
+def _rows(dataset: Artifact, settings: FidelitySettings) -> list[list[int]]:
+    """Token ids of the rows that are read: the first held-out ones, or training rows."""
+    path = next(path for path in _splits(dataset) if path.is_file())
+    ids = (list(row["input_ids"])[: settings.max_tokens] for row in read_rows(path))
+    return [row for row in ids if len(row) > 1][: settings.rows]
+
+
+def _splits(dataset: Artifact) -> Iterator[Path]:
+    return (dataset.path / f"{split}.parquet" for split in ("validation", "test", "train"))
