@@ -1,8 +1,8 @@
 """The flow `finetune`: instruction data in, a model that Ollama serves and an honest report out.
 
-    fetch_model ─┬─> prepare_dataset ─┬─> train ─> merge ─┬─> score (tuned) ──────┐
-    fetch_data ──┘                    │                   └─> convert ─> register ├─> write_report
-                                      └─> score (base) ──────────────────────────┘
+    fetch_model ─┬─> prepare_dataset ─┬─> train ─> merge ─┬─> score (tuned) ─────────────┬─> register ─> write_report
+    fetch_data ──┘                    │                   └─> convert ─> check_fidelity ─┤
+                                      └─> score (base) ──────────────────────────────────┘
 
 Run `python -m flows.finetune --help` for the command line.
 """
@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from flows.command_line import main
 from flows.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
 from tasks.artifacts import Artifact, Store
-from tasks.conversion import convert
+from tasks.conversion import Description, convert
 from tasks.dataset import prepare_dataset
 from tasks.estimate import check_disk, disk_needs
+from tasks.fidelity import check_fidelity
 from tasks.finished import remember, same_run
 from tasks.merging import merge
 from tasks.model import fetch_model
@@ -103,10 +104,12 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     model, dataset, base_scores = prepared(settings)
     made = tuned(settings, model, dataset, settings.seed)
 
+    trust, gguf_type = settings.model.trust_remote_code, settings.export.gguf_type
+    fidelity = check_fidelity(made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, trust, store=store)
     license_name = model.facts.get("license")
     registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
     report = write_report(
-        settings, model, dataset, made.history, base_scores, made.scores, made.gguf, registration, store=store
+        settings, model, dataset, made.history, base_scores, made.scores, made.gguf, fidelity, registration, store=store
     )
     return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration)
 
@@ -136,8 +139,17 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
     merged = merge(model, dataset, trained.adapter, trust, store=store)
     scores = score(merged, dataset, settings.scoring, trust, "tuned", settings.seed, store=store)
-    gguf = convert(merged, dataset, settings.export, store=store)
+    license_name = model.facts.get("license")
+    gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
     return Tuned(trained.adapter, trained.history, merged, scores, gguf)
+
+
+def description(settings: FinetuneSettings) -> Description:
+    """What the GGUF says of its origin."""
+    how = f"GRIT ({settings.grit.variant})" if settings.method == "grit" else settings.training.optimizer
+    training = f"LoRA by {how}, rank {settings.lora.r}, {settings.training.max_steps} steps, "
+    training += f"at most {settings.data.max_length} tokens, chat format {settings.chat.format}"
+    return Description(base_model=settings.model.name, data=settings.data.source, training=training)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
                 where="chat.format",
                 fix=_advice(tokenizer),
             )
-        bos = "{{ bos_token }}" if _adds_bos(tokenizer) else ""
+        bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
         tokenizer.chat_template = bos + TEMPLATES[chat_format]
         tokenizer.eos_token = END_OF_TURN[chat_format] or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -111,7 +111,7 @@ def known_format(tokenizer: PreTrainedTokenizerBase) -> KnownFormat | None:
         rendered = render(tokenizer, _PROBE, prompt=True)
     except UserError:  # a template without a system role is none of ours
         return None
-    text = rendered.removeprefix(str(tokenizer.bos_token) if _adds_bos(tokenizer) else "")
+    text = rendered.removeprefix(str(tokenizer.bos_token) if adds_bos(tokenizer) else "")
     for name, template in TEMPLATES.items():
         ours = tokenizer.apply_chat_template(_PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
         if ours == text:
@@ -162,5 +162,6 @@ def _advice(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"Choose one of {', '.join(fitting)}." if fitting else "None fits this model: choose another model.name."
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts a beginning-of-text token before a text."""
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id

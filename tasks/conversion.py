@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError, unwritable
+from tasks.quantization import CONVERTED, quantize
 from tasks.settings import ExportSettings
 from tasks.stage import stage
 
@@ -58,19 +63,42 @@ def find_converter(settings: ExportSettings) -> Converter:
     return _converter(package, INSTALLED / SCRIPT, INSTALLED)
 
 
-def converter_version(merged: Artifact, dataset: Artifact, settings: ExportSettings) -> str:
+class Description(BaseModel):
+    """What the GGUF says of itself."""
+
+    base_model: str
+    """As the settings name it; of a local path only the last part is written down."""
+    data: str
+    """Where the instruction data comes from; of a local path only the last part."""
+    training: str
+    """Method and size of the training, for people to read."""
+
+
+def converter_version(
+    merged: Artifact, dataset: Artifact, settings: ExportSettings, license_name: str | None, description: Description
+) -> str:
     """What outside the settings decides the GGUF's bytes."""
     return find_converter(settings).version
 
 
 @stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version)
-def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, store: Store) -> Artifact:
-    """Convert without an intermediate file, then load the result in llama.cpp and let it answer.
+def convert(
+    merged: Artifact,
+    dataset: Artifact,
+    settings: ExportSettings,
+    license_name: str | None,
+    description: Description,
+    *,
+    store: Store,
+) -> Artifact:
+    """Convert, for K-quants by way of a file in bfloat16, then load the result in llama.cpp and let it answer.
 
     Args:
         merged: the merged model.
         dataset: for a prompt that the model was not trained on.
         settings: type of the large tensors, and which converter.
+        license_name: the base model's, if known.
+        description: written into the file.
         store: where the artifact goes.
 
     Returns:
@@ -84,7 +112,15 @@ def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, st
     with store.draft("gguf") as draft:
         file = draft.path / "model.gguf"
         log = store.root / "logs" / f"convert-{merged.digest[:16]}.log"
-        run_converter(converter, merged.path, file, settings.gguf_type, log)
+        said = metadata(description, dataset, license_name)
+        if settings.gguf_type in CONVERTED:
+            run_converter(converter, merged.path, file, settings.gguf_type, said, log)
+        else:
+            with tempfile.TemporaryDirectory(dir=draft.path) as directory:
+                whole = Path(directory) / "bf16.gguf"
+                run_converter(converter, merged.path, whole, "bf16", said, log)
+                done = quantize(whole, file, settings.gguf_type)
+                check_ended(done, file, "llama.cpp cannot quantise the model", "tasks/quantization.py", log)
         draft.facts = {
             "type": settings.gguf_type,
             "bytes": file.stat().st_size,
@@ -94,7 +130,35 @@ def convert(merged: Artifact, dataset: Artifact, settings: ExportSettings, *, st
     return draft.done()
 
 
-def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str, log: Path | None = None) -> None:
+def metadata(description: Description, dataset: Artifact, license_name: str | None) -> dict[str, Any]:
+    """What the converter is to write into the GGUF about its origin, by GGUF's standard keys.
+
+    Args:
+        description: base model, data and training.
+        dataset: its digest is the version of the data.
+        license_name: the base model's, if known.
+    """
+    base, data = (name.rstrip("/").rpartition("/")[2] for name in (description.base_model, description.data))
+    said: dict[str, Any] = {
+        # The name would otherwise be that of the directory, a digest.
+        "general.name": f"{base} fine-tuned",
+        "general.basename": base,
+        "general.finetune": description.training.partition(",")[0],
+        "general.description": f"{base}, fine-tuned on {data}: {description.training}",
+        "general.base_models": [{"name": base}],
+        "general.datasets": [{"name": data, "version": dataset.digest[:16]}],
+    }
+    return said | ({"general.license.name": license_name} if license_name else {})
+
+
+def run_converter(
+    converter: Converter,
+    model: Path,
+    file: Path,
+    gguf_type: str,
+    said: dict[str, Any] | None = None,
+    log: Path | None = None,
+) -> None:
     """Run the converter as a process of its own.
 
     Args:
@@ -102,28 +166,55 @@ def run_converter(converter: Converter, model: Path, file: Path, gguf_type: str,
         model: directory of the merged model.
         file: the GGUF to write.
         gguf_type: `q8_0`, `f16` or `bf16`.
+        said: see `metadata`.
         log: where all that it printed is kept if it fails.
 
     Raises:
         UserError: it fails; the text holds the last line of its error.
+        TemporaryError: it was killed, as a system short of memory does.
     """
     command = [sys.executable, str(converter.script), str(model), "--outfile", str(file), "--outtype", gguf_type]
     path = os.pathsep.join([str(converter.gguf_directory), str(converter.script.parent)])
-    # The name in the metadata would otherwise be that of the directory, a digest.
-    command += ["--model-name", "fine-tuned"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not file.is_file():
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
-        kept = ""
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(done.stdout + done.stderr, encoding="utf-8")
-            kept = f" All it said is in {log}."
-        raise UserError(
-            f"llama.cpp's converter refuses the model: {last}",
-            where=converter.script,
-            fix=f"If the model is newer than the converter, set export.llama_cpp to a newer checkout.{kept}",
-        )
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as about:
+        json.dump(said or {}, about)
+        about.flush()
+        command += ["--metadata", about.name]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    check_ended(done, file, "llama.cpp's converter refuses the model", converter.script, log)
+
+
+def check_ended(
+    done: subprocess.CompletedProcess[str], file: Path, what: str, where: object, log: Path | None = None
+) -> None:
+    """Make an error of a process that has failed.
+
+    Args:
+        done: the process.
+        file: what it was to write.
+        what: said of a failure.
+        where: what failed.
+        log: where all that it printed is kept if it fails.
+
+    Raises:
+        UserError: it failed, or wrote nothing.
+        TemporaryError: it was killed.
+    """
+    if done.returncode == 0 and file.is_file():
+        return
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
+    kept = ""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
+        kept = f" All it said is in {log}."
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise TemporaryError(f"{where} was ended by {name}; is there too little memory?{kept}")
+    if full := unwritable(OSError(last), file.parent):
+        raise full
+    fix = f"If the model is newer than the converter, set export.llama_cpp to a newer checkout.{kept}"
+    raise UserError(f"{what}: {last}", where=where, fix=fix)
 
 
 def answer(file: Path, dataset: Artifact) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from tasks.artifacts import Artifact
 from tasks.errors import UserError, unwritable_store
 from tasks.model import parameters_of_source, to_fetch
 from tasks.planning import Plan
+from tasks.quantization import CONVERTED
 from tasks.settings import FinetuneSettings
 
-BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2}  # Q8_0: 32 weights of 8 bits and one 16-bit scale
+BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2, "q6_k": 0.83, "q5_k_m": 0.75, "q4_k_m": 0.65}
+"""Q8_0: 32 weights of 8 bits and one 16-bit scale. K-quants: the most of a large model, whose embedding takes more."""
 RESERVE = 512 * 2**20  # logs, tokenizers, a small model's adapter, and what else the disk is used for
 CHECKPOINTS = 3  # the last two and the one being written
 ADAPTER_SHARE = 0.0055 / 16  # LoRA's share of the weights by rank: Llama 3 8B's with all seven matrices (0.52 % at 16)
@@ -67,6 +69,8 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         needs.append(Need("merged model", size, settings.store, "store"))
     if "convert" in waiting:
         needs.append(Need("GGUF", gguf * waiting.count("convert"), settings.store, "store"))
+        if settings.export.gguf_type not in CONVERTED:
+            needs.append(Need("GGUF in bfloat16, for a while", 2 * parameters, settings.store, "store"))
     if settings.ollama.target == "store" and not _registered(settings, found.get("convert")):
         needs.append(Need("Ollama's copy", gguf, settings.ollama.models.expanduser(), "ollama.models"))
     return [need for need in needs if need.bytes]

@@ -2,14 +2,15 @@
 
 What the two are compared by is what users of llama.cpp's `perplexity` tool know: mean Kullback-Leibler divergence,
 share of tokens with the same likeliest successor, ratio of the perplexities. Beyond that the GGUF must show what tuning
-changed, which an export of the base model would not.
+changed, which an export of the base model would not. Counted are the supervised tokens, those of the answers: a tuned
+model's idea of the prompts is no matter to its users, and not stable.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,17 +25,27 @@ from tasks.settings import FidelitySettings, GgufType
 from tasks.stage import stage
 from tasks.token_ids import Mismatch, mismatches, prompt_mismatches, torture
 from tasks.uncertainty import ratio_stderr
-from tasks.validation_loss import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPTS = 32
 """Held-out prompts whose token ids are compared, at most."""
+SPLITS = ("validation", "test", "train")
+
+
+class ReadRow(NamedTuple):
+    """A row that both models read."""
+
+    ids: list[int]
+    before: np.ndarray
+    """Positions after which a supervised token comes."""
+    targets: np.ndarray
+    """These tokens."""
 
 
 class RowMeasures(NamedTuple):
-    """One row, summed over the tokens that have a successor."""
+    """One row, summed over its supervised tokens."""
 
     tokens: int
     nll_base: float
@@ -83,18 +94,18 @@ def check_fidelity(
         UserError: llama.cpp cannot load the file.
     """
     file, bounds = gguf.path / "model.gguf", limits(settings, gguf_type)
-    rows = _rows(dataset, settings)
+    rows = read(dataset, settings)
     base_nll = _base_nll(model, dataset, rows, trust_remote_code)
     network, tokenizer = load_model(merged, dataset, trust_remote_code)
-    llama = open_gguf(file, max((len(row) for row in rows), default=8))
+    llama = open_gguf(file, max(len(row.ids) for row in rows))
     try:
         prompts = [row["messages"][:-1] for row in conversations(dataset, PROMPTS)]
         wrong = [*mismatches(llama, tokenizer, list(torture(tokenizer))), *prompt_mismatches(llama, tokenizer, prompts)]
         vocabulary = llama.n_vocab()
         found = []
-        for ids, base in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
-            logits = _logits(network, ids), _llama_logits(llama, ids, vocabulary)
-            found.append(compare_row(*logits, np.array(ids[1:]), base))
+        for row, base in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
+            logits = _logits(network, row.ids), _llama_logits(llama, row.ids, vocabulary)
+            found.append(compare_row(logits[0][row.before], logits[1][row.before], row.targets, base))
         measured = summary(found, wrong, file_type=str(llama.metadata.get("general.file_type", "none")))
         measured = measured._replace(end_token=end_token_agrees(llama, tokenizer))
     finally:
@@ -153,12 +164,12 @@ def compare_row(merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_b
     """Compare two models' predictions of one row.
 
     Args:
-        merged: logits, float32 [T, V]; the last position has no target and is left out.
+        merged: logits where a supervised token follows, float32 [T, V].
         gguf: the same, by the GGUF; where it has more columns, they stand for no token.
-        targets: the tokens that follow, int64 [T - 1].
-        nll_base: nats of these tokens by the base model, [T - 1].
+        targets: the tokens that follow, int64 [T].
+        nll_base: nats of these tokens by the base model, [T].
     """
-    p, q = _log_softmax(merged[:-1]), _log_softmax(gguf[:-1, : merged.shape[1]])
+    p, q = _log_softmax(merged), _log_softmax(gguf[:, : merged.shape[1]])
     at = np.arange(len(targets))
     nll_merged, nll_gguf = -p[at, targets], -q[at, targets]
     d_merged, d_gguf = nll_base - nll_merged, nll_base - nll_gguf
@@ -224,26 +235,34 @@ def _llama_logits(llama: Any, ids: list[int], vocabulary: int) -> np.ndarray:
     return np.asarray(llama.scores[: len(ids), :vocabulary])
 
 
-def _base_nll(model: Artifact, dataset: Artifact, rows: list[list[int]], trust: bool) -> list[np.ndarray]:
-    """Nats of each token but the first, by the base model; it is gone from memory afterwards."""
+def _base_nll(model: Artifact, dataset: Artifact, rows: list[ReadRow], trust: bool) -> list[np.ndarray]:
+    """Nats of each supervised token, by the base model; it is gone from memory afterwards."""
     from accelerate.utils.memory import clear_device_cache
 
     network, _ = load_model(model, dataset, trust)
     found = []
-    for ids in tqdm(rows, desc="Base model", unit="row"):
-        logs = _log_softmax(_logits(network, ids)[:-1])
-        found.append(-logs[np.arange(len(ids) - 1), ids[1:]])
+    for row in tqdm(rows, desc="Base model", unit="row"):
+        logs = _log_softmax(_logits(network, row.ids)[row.before])
+        found.append(-logs[np.arange(len(row.targets)), row.targets])
     del network
     clear_device_cache(garbage_collection=True)
     return found
 
 
-def _rows(dataset: Artifact, settings: FidelitySettings) -> list[list[int]]:
-    """Token ids of the rows that are read: the first held-out ones, or training rows."""
-    path = next(path for path in _splits(dataset) if path.is_file())
-    ids = (list(row["input_ids"])[: settings.max_tokens] for row in read_rows(path))
-    return [row for row in ids if len(row) > 1][: settings.rows]
+def read(dataset: Artifact, settings: FidelitySettings) -> list[ReadRow]:
+    """The rows that both read: the first held-out ones, or else training rows.
 
+    Args:
+        dataset: tokenised rows.
+        settings: how many, and how much of each.
+    """
+    from tasks.validation_loss import UNSUPERVISED, read_rows
 
-def _splits(dataset: Artifact) -> Iterator[Path]:
-    return (dataset.path / f"{split}.parquet" for split in ("validation", "test", "train"))
+    path = next(path for split in SPLITS if (path := dataset.path / f"{split}.parquet").is_file())
+    found = []
+    for row in read_rows(path):
+        ids, labels = (np.array(row[name][: settings.max_tokens]) for name in ("input_ids", "labels"))
+        before = np.flatnonzero(labels[1:] != UNSUPERVISED)
+        if len(before):
+            found.append(ReadRow(ids.tolist(), before, labels[before + 1]))
+    return found[: settings.rows]

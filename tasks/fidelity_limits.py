@@ -21,9 +21,9 @@ class Limits(NamedTuple):
 
 
 DEFAULTS: dict[GgufType, Limits] = {
-    "f16": Limits(1.002, 1.01, 0.02, 0.95),
-    "bf16": Limits(1.002, 1.01, 0.02, 0.95),
-    "q8_0": Limits(1.002, 1.01, 0.02, 0.95),
+    "f16": Limits(1.002, 1.01, 0.01, 0.97),
+    "bf16": Limits(1.002, 1.01, 0.01, 0.97),
+    "q8_0": Limits(1.002, 1.01, 0.01, 0.97),
     "q6_k": Limits(1.01, 1.03, 0.05, 0.92),
     "q5_k_m": Limits(1.02, 1.06, 0.1, 0.9),
     "q4_k_m": Limits(1.05, 1.15, 0.25, 0.85),
@@ -86,7 +86,9 @@ def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Chec
             f"{FILE_TYPES[gguf_type]} ({gguf_type})",
             measured.file_type == str(FILE_TYPES[gguf_type]),
         ),
-        _check("end of turn", "as trained" if measured.end_token else "another token", "as trained", measured.end_token),
+        _check(
+            "end of turn", "as trained" if measured.end_token else "another token", "as trained", measured.end_token
+        ),
         _check(
             "token ids",
             f"{len(wrong)} texts differ, first {wrong[0]!r}" if wrong else "all texts equal",

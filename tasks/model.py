@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -33,6 +33,9 @@ from tasks.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
 from tasks.model_files import NOT_FILES, check_names, model_facts, model_files, patterns
 from tasks.settings import ModelSettings
 from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PACKAGE = "package:"
 
@@ -164,7 +167,7 @@ def _package_version(name: str) -> str:
 def _from_package(settings: ModelSettings, store: Store) -> Artifact:
     """Dequantise the package's GGUF into a bfloat16 model directory. The same versions give the same bytes."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     revision = _package_version(settings.name)
@@ -176,8 +179,7 @@ def _from_package(settings: ModelSettings, store: Store) -> Artifact:
         )
     packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
     directory = Path(str(files(packaged.module)))
-    # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.
-    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=packaged.gguf, local_files_only=True)
+    tokenizer = packaged_tokenizer(directory / packaged.gguf)
     config = AutoConfig.from_pretrained(directory, gguf_file=packaged.gguf)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -198,6 +200,23 @@ def _from_package(settings: ModelSettings, store: Store) -> Artifact:
         draft.facts = {"name": settings.name, "revision": revision, "license": packaged.license}
         draft.facts |= model_facts(draft.path, settings.trust_remote_code)
     return draft.done()
+
+
+def packaged_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of SmolLM2's GGUF.
+
+    Args:
+        gguf: the file.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    # Transformers does not read `tokenizer.ggml.pre`, which says that SmolLM2 splits every numeral off.
+    steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+    return cast("PreTrainedTokenizerFast", tokenizer)
 
 
 def _from_hub(settings: ModelSettings) -> Path:

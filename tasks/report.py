@@ -33,6 +33,7 @@ def write_report(
     base: Artifact,
     tuned: Artifact,
     gguf: Artifact,
+    fidelity: Artifact,
     registration: Artifact,
     *,
     store: Store,
@@ -47,6 +48,7 @@ def write_report(
         base: scores of the base model.
         tuned: scores of the merged model.
         gguf: the exported file and its answer.
+        fidelity: how the file compares with the merged model.
         registration: where the model is known by which name.
         store: where the artifact goes.
 
@@ -57,7 +59,7 @@ def write_report(
     scores = {"base": _json(base.path / "scores.json"), "tuned": _json(tuned.path / "scores.json")}
     comparison = [validation_row(base, tuned)] if scores["base"]["validation"] else []
     comparison += list(lm_eval_rows(scores["base"]["lm_eval"], scores["tuned"]["lm_eval"]))
-    artifacts = (model, dataset, history, base, tuned, gguf, registration)
+    artifacts = (model, dataset, history, base, tuned, gguf, fidelity, registration)
     data: dict[str, Any] = {
         "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
         "method": method_name(settings),
@@ -68,6 +70,7 @@ def write_report(
         "card": _json(dataset.path / "card.json"),
         "samples": _samples(scores["base"]["samples"], scores["tuned"]["samples"]),
         "gguf": gguf.facts,
+        "fidelity": fidelity.facts,
         "registration": registration.facts,
         "next": next_command(registration, gguf),
         "settings": settings.model_dump(mode="json"),

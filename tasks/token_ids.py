@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat_formats import Messages, render
+from tasks.chat_formats import Messages, adds_bos, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,9 +18,9 @@ TORTURE = (
     "def f(x: int) -> int:\n    return x ** 2 if x != 0 else -1\n",
     "0 1 12 123 1234 12345 123456789 3.14159 1e-10 0xFF 1,000,000",
     "Don't we'll I'd they've it's WE'LL o'clock rock'n'roll",
-    "Grüße aus Köln, naïve café, Ærøskøbing, Łódź, İstanbul, ſ ß ẞ",
-    "日本語のテキスト、中文字符，한국어 문장, العربية עברית हिन्दी ไทย",
-    "é e\u0301 ﬁ ① Ⅷ ½ ª \u00a0 \u200b \u202f \ufeff",
+    "Grüße aus Köln, naïve café, Ærøskøbing, Łódź, İstanbul, \u017f ß ẞ",
+    "日本語のテキスト、中文字符\uff0c한국어 문장, العربية עברית हिन्दी ไทย",
+    "é e\u0301 \ufb01 \u2460 \u2167 ½ ª \u00a0 \u200b \u202f \ufeff",
     "😀 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ❤️ 🏳️‍🌈",
     '{"name": "x", "list": [true, false, null], "nested": {"q": "\\"\\n"}}',
     "https://example.org/a?b=c&d=%20#e user@example.org C:\\Temp\\x.txt",
@@ -76,9 +76,7 @@ def prompt_mismatches(
     for messages in conversations:
         text = render(tokenizer, messages, prompt=True)
         expected = list(tokenizer(text, add_special_tokens=False).input_ids)
-        bare = text.removeprefix(str(tokenizer.bos_token)) if tokenizer.bos_token else text
-        # A template that writes no such token is rendered without it by the server as well.
-        served = bare if _adds_bos(llama) else text
+        served = text.removeprefix(str(tokenizer.bos_token)) if adds_bos(tokenizer) else text
         tokens = list(llama.tokenize(served.encode(), add_bos=True, special=True))
         if tokens != expected:
             found.append(Mismatch(text, expected, tokens))
@@ -94,7 +92,3 @@ def torture(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     yield from TORTURE
     for token in tokenizer.all_special_tokens:
         yield f"a{token}b {token} \n{token}\n"
-
-
-def _adds_bos(llama: Any) -> bool:
-    return str(llama.metadata.get("tokenizer.ggml.add_bos_token", "false")).lower() == "true"

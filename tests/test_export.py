@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tasks.artifacts import Artifact, Store, reference
 from tasks.chat_formats import apply_chat_format
-from tasks.conversion import Converter, convert, find_converter, run_converter
+from tasks.conversion import Converter, Description, convert, find_converter, run_converter
 from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
 from tasks.merging import merge
@@ -24,6 +24,7 @@ from tasks.registration import register
 from tasks.settings import ChatSettings, DataSettings, ExportSettings, OllamaSettings
 from tasks.source import fetch_data
 
+DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
@@ -123,7 +124,7 @@ def test_no_part_of_an_adapter_is_lost(
 
 
 def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store: Store) -> None:
-    gguf = convert.function(merged, dataset, ExportSettings(), store=store)
+    gguf = convert.function(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     reader = GGUFReader(gguf.path / "model.gguf")
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert types["blk.0.attn_q.weight"] == types["token_embd.weight"] == "Q8_0"
@@ -134,7 +135,7 @@ def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store
     assert eos is not None and eos.contents() == 2
     assert gguf.facts["answer"]["prompt"] == "Hello there"
     assert gguf.facts["answer"]["tokens_per_second"] > 0
-    assert convert.function(merged, dataset, ExportSettings(), store=store).digest == gguf.digest
+    assert convert.function(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store).digest == gguf.digest
 
 
 def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
@@ -151,7 +152,7 @@ def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
     source = fetch_data.function(data, 1, store=store)
     dataset = prepare_dataset.function(source, model, data, ChatSettings(format="alpaca"), 1, store=store)
     made = merge.function(model, dataset, adapter, False, store=store)
-    gguf = convert.function(made, dataset, ExportSettings(), store=store)
+    gguf = convert.function(made, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     reader = GGUFReader(gguf.path / "model.gguf")
     template, eos = (reader.get_field(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id"))
     assert template is not None and template.contents() == AutoTokenizer.from_pretrained(made.path).chat_template
@@ -204,7 +205,7 @@ def test_a_refusing_converter_is_one_clear_line(merged: Artifact, tmp_path: Path
 def test_the_converters_code_is_part_of_the_cache_key(
     merged: Artifact, dataset: Artifact, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = convert.key(merged, dataset, ExportSettings(), store=store)
+    before = convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     other = Converter(Path("x"), Path("y"), "another version")
     monkeypatch.setattr("tasks.conversion.find_converter", lambda settings: other)
-    assert convert.key(merged, dataset, ExportSettings(), store=store) != before
+    assert convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store) != before

@@ -83,6 +83,7 @@ AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "score base"}
         ("training.save_steps", 2, set()),
         ("training.save_minutes", 1.5, set()),
         ("export.gguf_type", "f16", {"convert"}),
+        ("fidelity.rows", 2, set()),
         ("scoring.max_new_tokens", 5, {"score base", "score tuned"}),
         ("scoring.samples", 1, {"score base", "score tuned"}),
         ("training.learning_rate", 2e-2, AFTER_TRAINING),
@@ -106,6 +107,8 @@ def test_a_setting_runs_again_what_depends_on_it_and_nothing_else(
         stages(load_settings(make_preset(), overrides))
     scored = iter(("score base", "score tuned"))
     states = {next(scored) if name == "score" else name: state for name, state in plan.stages}
+    if "convert" in runs or setting.startswith("fidelity."):
+        runs = runs | {"check_fidelity"}
     registers = {"register"} if "convert" in runs or setting.startswith("ollama.") else set()
     expected = runs | registers | {"write_report"}  # the report shows all settings
     assert {name for name, state in states.items() if state == "to run"} == expected

@@ -142,7 +142,7 @@ def test_texts_from_outside_stay_texts(store: Store) -> None:
     page = Tags()
     page.feed(html)
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) == 4, "data example, prompt, tuned answer, and the GGUF's answer"
+    assert page.text.count(HOSTILE) == 5, "data example, prompt, tuned answer, the GGUF's answer, and a check"
     assert data["samples"][0]["tuned"] == HOSTILE
 
 
@@ -169,6 +169,8 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
         "peak_memory_bytes": 10**9, "peak_memory_kind": "resident set", "device": "CPU",
     }  # fmt: skip
     gguf = {"type": "q8_0", "bytes": 5, "answer": {"prompt": "Q", "text": HOSTILE, "tokens_per_second": 1.0}}
+    check = {"name": "token ids", "value": HOSTILE, "limit": "all equal", "reading": "failed"}
+    fidelity = {"passed": False, "rows": 1, "tokens": 2, "checks": [check]}
     made = write_report.function(
         load_settings("demo", {"method": "baseline"}),
         make(store, "model", {"name": "m"}),
@@ -177,6 +179,7 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
         base,
         tuned,
         make(store, "gguf", gguf),
+        make(store, "fidelity", fidelity),
         make(store, "registration", {"name": "it", "target": "server"}),
         store=store,
     )

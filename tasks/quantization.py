@@ -1,0 +1,43 @@
+"""Quantising a 16-bit GGUF to one of llama.cpp's K-quants, in a process of its own: `python -m tasks.quantization`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.fidelity_limits import FILE_TYPES
+from tasks.settings import REPOSITORY, GgufType
+
+CONVERTED: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
+"""What llama.cpp's converter writes itself; the other types are quantised from bfloat16."""
+
+
+def quantize(source: Path, target: Path, gguf_type: GgufType) -> subprocess.CompletedProcess[str]:
+    """Quantise a GGUF by llama.cpp's `llama_model_quantize`.
+
+    Args:
+        source: a GGUF in 16 bits.
+        target: the file to write.
+        gguf_type: a K-quant.
+
+    Returns:
+        The ended process, with what it printed.
+    """
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "tasks.quantization", str(source), str(target), str(FILE_TYPES[gguf_type])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def _main(source: str, target: str, file_type: str) -> int:
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = int(file_type)
+    return int(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params))
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))
