@@ -11,6 +11,7 @@ from flows.command_line import parse
 from flows.finetune import stages
 from tasks.artifacts import Store
 from tasks.errors import UserError
+from tasks.llama import load_gguf
 from tasks.modelfile import OllamaModel, ollama_model
 from tasks.planning import planning
 from tasks.presets import load_settings
@@ -80,9 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from llama_cpp import Llama
-
-    llama = Llama(str(file), n_ctx=model.parameters["num_ctx"], verbose=False)
+    llama = load_gguf(file, n_ctx=model.parameters["num_ctx"])
     print(
         f"{settings.ollama_name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"
     )

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
 from tasks.errors import TemporaryError, UserError, unwritable
+from tasks.llama import load_gguf
 from tasks.quantization import CONVERTED, quantize
 from tasks.settings import ExportSettings
 from tasks.stage import stage
@@ -230,14 +231,13 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
     Raises:
         RuntimeError: llama.cpp cannot load the file, or not one token was generated.
     """
-    from llama_cpp import Llama
     from transformers import AutoTokenizer
 
     messages = _prompt(dataset)
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     text = render(tokenizer, messages, prompt=True)
     try:
-        llama = Llama(str(file), n_ctx=CONTEXT, verbose=False, seed=0)
+        llama = load_gguf(file, n_ctx=CONTEXT, seed=0)
     except ValueError as error:
         raise RuntimeError(f"llama.cpp cannot load {file}: {error}") from error
     # The rendered text holds the beginning-of-text token already where the model has one.

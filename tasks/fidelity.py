@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.fidelity_limits import Limits, Measured, judged, limits
+from tasks.llama import load_gguf
 from tasks.scoring import conversations, load_model
 from tasks.settings import FidelitySettings, GgufType
 from tasks.stage import stage
@@ -140,10 +141,8 @@ def open_gguf(file: Path, context: int) -> Any:
     Raises:
         UserError: llama.cpp cannot load it.
     """
-    from llama_cpp import Llama
-
     try:
-        return Llama(str(file), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True, verbose=False)
+        return load_gguf(file, n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True)
     except (ValueError, RuntimeError, AssertionError) as error:
         said = str(error) or type(error).__name__
         fix = "Start the run again: a damaged file is made anew. Otherwise look at export.llama_cpp."

@@ -28,7 +28,7 @@ from tasks.artifacts import Artifact, Store, reference
 from tasks.model import packaged_tokenizer
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 675
+FEWEST_TESTS = 697
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader
-from llama_cpp import Llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -19,6 +18,7 @@ from tasks.chat_formats import apply_chat_format
 from tasks.conversion import Converter, Description, convert, find_converter, run_converter
 from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
+from tasks.llama import load_gguf
 from tasks.merging import merge
 from tasks.registration import register
 from tasks.settings import ChatSettings, DataSettings, ExportSettings, OllamaSettings
@@ -172,7 +172,7 @@ def test_llama_cpp_goes_on_like_transformers(
     run_converter(find_converter(ExportSettings()), merged.path, file, "bf16")
     prompt = smollm2_tokenizer("The quick brown fox\n\n  jumps: 12345 😀").input_ids
     model = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)
-    llama = Llama(str(file), n_ctx=128, verbose=False, logits_all=True)
+    llama = load_gguf(file, n_ctx=128, logits_all=True)
     assert llama.tokenize("The quick brown fox\n\n  jumps: 12345 😀".encode(), add_bos=False) == prompt
     llama.eval(prompt)
     theirs = torch.tensor(llama.scores[: len(prompt)])
