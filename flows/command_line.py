@@ -145,7 +145,7 @@ def run(
             finished = flow(preset, method, overrides)
         print(f"\nReport: {finished.report.path / 'report.html'}")
         print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *words])}")
-        print(f"Next:   {next_command(finished.registration, finished.gguf)}")
+        print(f"Next:   {next_command(finished.registration, finished.promotion, finished.gguf)}")
 
     return exit_status(act)
 

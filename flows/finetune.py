@@ -24,9 +24,10 @@ from tasks.fidelity import check_fidelity
 from tasks.finished import remember, same_run
 from tasks.merging import merge
 from tasks.model import fetch_model
-from tasks.planning import Plan, planning, recording
+from tasks.planning import Pending, Plan, looking, planning, recording
 from tasks.preflight import check_prepared, check_settings
 from tasks.presets import Overrides, given, load_settings
+from tasks.promotion import Present, present_model, promote
 from tasks.registration import register
 from tasks.report import write_report
 from tasks.scoring import score
@@ -41,6 +42,7 @@ class Finetuned(BaseModel):
     report: Artifact
     gguf: Artifact
     registration: Artifact
+    promotion: Artifact
 
 
 class Tuned(NamedTuple):
@@ -108,10 +110,41 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     fidelity = check_fidelity(made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, trust, store=store)
     license_name = model.facts.get("license")
     registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
-    report = write_report(
-        settings, model, dataset, made.history, base_scores, made.scores, made.gguf, fidelity, registration, store=store
+    promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
+    artifacts = (model, dataset, made.history, base_scores, made.scores, made.gguf, fidelity, registration, promotion)
+    report = write_report(settings, *artifacts, store=store)
+    return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration, promotion=promotion)
+
+
+def promoted(
+    settings: FinetuneSettings,
+    dataset: Artifact,
+    made: Tuned,
+    fidelity: Artifact,
+    registration: Artifact,
+    base_scores: Artifact,
+) -> Artifact:
+    """Put the new model into use, if it may."""
+    store, present = Store(settings.store, settings.store_uri), None
+    if not isinstance(registration, Pending):
+        present = present_model(settings.ollama, settings.ollama_name, registration, store)
+    scores = scores_of(present, settings, dataset) if present and settings.promotion.rule == "better" else None
+    digest = present.digest if present else None
+    return promote(
+        settings, dataset, made.merged, fidelity, registration, base_scores, made.scores, scores, digest, store=store
     )
-    return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration)
+
+
+def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
+    """Score the model in use on the new one's rows, as far as its weights are still there."""
+    store, trust, seed = Store(settings.store, settings.store_uri), settings.model.trust_remote_code, settings.seed
+    key = score.key(present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
+    if score.look_up(key, present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store) is None:
+        if not store.holds(present.merged):
+            return None
+        if not looking():
+            store.bring(present.merged)
+    return score(present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:

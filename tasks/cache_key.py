@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, artifacts_in, file_sha256
-from tasks.settings import NO_MATTER, REPOSITORY
+from tasks.section import NO_MATTER
+from tasks.settings import REPOSITORY
 
 OWN_PACKAGES = ("tasks", "grit")
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.settings import Count, FinetuneSettings, PositiveInt, Section
+from tasks.section import Count, PositiveInt, Section
+from tasks.settings import FinetuneSettings
 
 ComparedMethod = Literal[
     "baseline",

@@ -20,9 +20,9 @@ from pydantic import BaseModel
 from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
 from tasks.errors import TemporaryError, UserError, unwritable
+from tasks.export_settings import ExportSettings
 from tasks.llama import load_gguf
 from tasks.quantization import CONVERTED, quantize
-from tasks.settings import ExportSettings
 from tasks.stage import stage
 
 SCRIPT = "convert_hf_to_gguf.py"

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.export_settings import FidelitySettings, GgufType
 from tasks.fidelity_limits import Limits, Measured, judged, limits
 from tasks.llama import load_gguf
 from tasks.scoring import conversations, load_model
-from tasks.settings import FidelitySettings, GgufType
 from tasks.stage import stage
 from tasks.token_ids import Mismatch, mismatches, prompt_mismatches, torture
 from tasks.uncertainty import ratio_stderr

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, artifacts_in
+from tasks.journal import append, entries
 from tasks.planning import Plan
 
 RUNS = "runs"
@@ -57,26 +56,12 @@ def remember(store: Store, done: Plan, registration: Artifact, settings: dict[st
         artifacts=tuple(path.as_posix() for path in paths if not path.is_absolute()),
         settings=settings,
     )
-    digest = hashlib.sha256(json.dumps(run.keys).encode()).hexdigest()[:8]
-    # Numbered, since a clock may be set back.
-    number = 1 + max((_number(path) for path, _ in finished_runs(store)), default=0)
-    name = f"{RUNS}/{number:06d}-{run.at:%Y-%m-%dT%H-%M-%S}-{digest}.json"
-    with store.new_file(name) as path:
-        path.write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _number(path: Path) -> int:
-    return int(path.name.partition("-")[0])
+    append(store, RUNS, run)
 
 
 def finished_runs(store: Store) -> Iterator[tuple[Path, FinishedRun]]:
     """The records of finished runs with their files, newest first; one that cannot be read counts as none."""
-    store.bring_files(RUNS)
-    for path in sorted((store.root / RUNS).glob("[0-9]*-*.json"), reverse=True):
-        try:
-            yield path, FinishedRun.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue
+    return entries(store, RUNS, FinishedRun)
 
 
 def same_run(store: Store, plan: Plan, model: str) -> FinishedRun | None:

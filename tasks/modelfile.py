@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
-from tasks.settings import REPOSITORY, OllamaSettings
+from tasks.export_settings import OllamaSettings
+from tasks.settings import REPOSITORY
 
 MODELFILES = REPOSITORY / "modelfiles"
 STOPS = {

@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,118 +22,133 @@ from tqdm import tqdm
 from tasks.artifacts import file_sha256
 from tasks.errors import UserError
 from tasks.modelfile import OllamaModel
+from tasks.ollama_names import ModelName
 
 MEDIA = "application/vnd.ollama.image."
 CHUNK = 2**22
-_PART = {
-    "host": r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}",
-    "namespace": r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}",
-    "model": r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}",
-    "tag": r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}",
-}
+PRUNED_AFTER = 3600
+"""Seconds after which Ollama removes files that no manifest names."""
 
 
-@dataclass(frozen=True)
-class ModelName:
-    """`[host/[namespace/]]model[:tag]`, where a single slash parts namespace and model."""
-
-    model: str
-    namespace: str = "library"
-    host: str = "registry.ollama.ai"
-    tag: str = "latest"
-
-    def __str__(self) -> str:
-        """As `ollama list` shows it: always with the tag, without what goes without saying."""
-        parts = [self.host, self.namespace, f"{self.model}:{self.tag}"]
-        if self.host == ModelName.host:
-            parts = parts[2:] if self.namespace == ModelName.namespace else parts[1:]
-        return "/".join(parts)
-
-
-def parse_name(name: str) -> ModelName:
-    """Read a model name by Ollama's rules.
-
-    Raises:
-        UserError: Ollama would refuse it.
-    """
-    parts = name.split("/")
-    model, colon, tag = parts[-1].partition(":")
-    values = {"model": model, "tag": tag if colon else "latest"}
-    if len(parts) > 1:
-        values["namespace"] = parts[-2]
-    if len(parts) > 2:
-        values["host"] = parts[-3]
-    wrong = [part for part, value in values.items() if not re.fullmatch(_PART[part], value)]
-    routed = values["tag"].lower() in ("local", "cloud") or values["tag"].lower().endswith("-cloud")
-    if len(parts) > 3 or wrong or routed:
-        raise UserError(
-            f"{name!r} is no valid Ollama model name",
-            where="ollama.name",
-            fix="Use letters, digits, - _ . as in llama3-grit or me/llama3-grit:nightly; no tag local or cloud.",
-        )
-    return ModelName(**values)
-
-
-def write_model(models: Path, name: ModelName, gguf: Path, gguf_sha256: str, model: OllamaModel) -> str:
-    """Register a model on disk. A failure at any moment leaves the former manifest in place.
+class OllamaDirectory:
+    """An Ollama model directory as a place to register models.
 
     Args:
-        models: the model directory, what Ollama calls OLLAMA_MODELS.
-        name: under which it is registered; a name that differs only in case from a known one takes its spelling.
-        gguf: the model file. It is copied, not linked: a link would share later changes.
-        gguf_sha256: its digest.
-        model: template, system prompt, parameters, license.
-
-    Returns:
-        SHA-256 of the manifest, the model's digest in `ollama list`.
-
-    Raises:
-        UserError: the directory cannot be written.
+        models: the directory, what Ollama calls OLLAMA_MODELS.
     """
-    blobs = models / "blobs"
-    path = _manifest_path(models, name)
-    try:
-        for directory in (blobs, path.parent):
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        layers = [_layer("model", *_copy_blob(blobs, gguf, gguf_sha256))]
-        texts = {
-            "template": model.template,
-            "system": model.system,
-            "license": model.license,
-            "params": json.dumps(model.parameters),
-        }
-        layers += [_layer(kind, *_write_blob(blobs, text.encode())) for kind, text in texts.items() if text is not None]
-        digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf)).encode())
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-            "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest, "size": size},
-            "layers": layers,
-        }
-        content = json.dumps(manifest).encode()
-        _write(path, content, models)  # a half-written file among the manifests would count as one
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}", where=models, fix="Correct ollama.models, or free some space."
-        ) from error
-    return hashlib.sha256(content).hexdigest()
 
+    def __init__(self, models: Path) -> None:
+        self.directory = Path(os.path.abspath(models.expanduser()))  # noqa: PTH100, keeps links as they are
+        self.where = str(self.directory)
 
-def registered_digest(models: Path, name: ModelName) -> str | None:
-    """The digest of a model in the directory, if its manifest and all files that it names are there and whole.
+    def models(self) -> dict[ModelName, str]:
+        """The digest of each model whose manifest can be read."""
+        manifests = self.directory / "manifests"
+        parts = (path.relative_to(manifests).parts for path in sorted(manifests.glob("*/*/*/*")))
+        names = (ModelName(model, namespace, host, tag) for host, namespace, model, tag in parts)
+        return {name: digest for name in names if (digest := self.digest(name))}
 
-    Args:
-        models: the model directory.
-        name: of the model.
-    """
-    path = _manifest_path(models, name)
-    try:
-        manifest = json.loads(path.read_bytes())
-        digests = [layer["digest"].removeprefix("sha256:") for layer in (manifest["config"], *manifest["layers"])]
-        whole = all(file_sha256(models / "blobs" / f"sha256-{digest}") == digest for digest in digests)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    def digest(self, name: ModelName) -> str | None:
+        """The digest of a model, if its manifest is there and can be read: SHA-256 of the manifest."""
+        try:
+            return hashlib.sha256(_manifest_path(self.directory, name).read_bytes()).hexdigest()
+        except OSError:
+            return None
+
+    def is_whole(self, name: ModelName) -> bool:
+        """Whether the manifest of a model and all files that it names are there and undamaged."""
+        try:
+            manifest = json.loads(_manifest_path(self.directory, name).read_bytes())
+            digests = [digest.removeprefix("sha256:") for digest in _digests(manifest)]
+            return all(file_sha256(self.directory / "blobs" / f"sha256-{digest}") == digest for digest in digests)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def create(self, name: ModelName, gguf: Path, gguf_sha256: str, model: OllamaModel) -> str:
+        """Register a model. A failure at any moment leaves the former manifest in place.
+
+        Args:
+            name: under which it is registered; a name that differs only in case from a known one takes its spelling.
+            gguf: the model file. It is copied, not linked: a link would share later changes.
+            gguf_sha256: its digest.
+            model: template, system prompt, parameters, license.
+
+        Returns:
+            SHA-256 of the manifest, the model's digest in `ollama list`.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        blobs = self.directory / "blobs"
+        with self._writing():
+            blobs.mkdir(mode=0o755, parents=True, exist_ok=True)
+            layers = [_layer("model", *_copy_blob(blobs, gguf, gguf_sha256))]
+            texts = {
+                "template": model.template,
+                "system": model.system,
+                "license": model.license,
+                "params": json.dumps(model.parameters),
+            }
+            layers += [
+                _layer(kind, *_write_blob(blobs, text.encode())) for kind, text in texts.items() if text is not None
+            ]
+            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf)).encode())
+            config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest, "size": size}
+            manifest = {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+                "config": config,
+                "layers": layers,
+            }
+            content = json.dumps(manifest).encode()
+            self._put(name, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def copy(self, source: ModelName, target: ModelName) -> None:
+        """Let a second name stand for a model; at no moment does that name stand for nothing.
+
+        Raises:
+            UserError: there is no such model, or the directory cannot be written.
+        """
+        with self._writing():
+            self._put(target, _manifest_path(self.directory, source).read_bytes())
+
+    def delete(self, name: ModelName) -> None:
+        """Remove a model, and of its files those that no other names.
+
+        Files of the last hour stay, as when Ollama prunes: another registration may be about to name them.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        path, manifests = _manifest_path(self.directory, name), self.directory / "manifests"
+        with self._writing():
+            own = _digests(json.loads(path.read_bytes()))
+            path.unlink()
+            others = [json.loads(other.read_bytes()) for other in manifests.rglob("*") if other.is_file()]
+            for digest in own.difference(*map(_digests, others)):
+                blob = self.directory / "blobs" / digest.replace(":", "-")
+                if blob.is_file() and blob.stat().st_mtime < time.time() - PRUNED_AFTER:
+                    blob.unlink()
+
+    def _put(self, name: ModelName, content: bytes) -> None:
+        path = _manifest_path(self.directory, name)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _write(path, content, self.directory)  # a half-written file among the manifests would count as one
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot be written: {error.strerror}",
+                where=self.where,
+                fix="Correct ollama.models, or free some space.",
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            fix = "Remove it, or pull the model again."
+            raise UserError("a manifest in it is damaged", where=self.where, fix=fix) from error
 
 
 def gguf_config(gguf: Path) -> dict[str, Any]:
@@ -144,7 +160,7 @@ def gguf_config(gguf: Path) -> dict[str, Any]:
     reader = GGUFReader(gguf)
     architecture = str(reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
     field = reader.get_field("general.file_type")
-    file_types = {1: "F16", 7: "Q8_0", 15: "Q4_K_M", 32: "BF16"}
+    file_types = {1: "F16", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
     return {
         "model_format": "gguf",
         "model_family": architecture,
@@ -175,6 +191,10 @@ def _manifest_path(models: Path, name: ModelName) -> Path:
         known = [entry.name for entry in path.iterdir()] if path.is_dir() else []
         path /= part if part in known else next((entry for entry in known if entry.lower() == part.lower()), part)
     return path
+
+
+def _digests(manifest: dict[str, Any]) -> set[str]:
+    return {layer["digest"] for layer in (manifest["config"], *manifest["layers"])}
 
 
 def _layer(kind: str, digest: str, size: int) -> dict[str, Any]:

@@ -72,6 +72,11 @@ def planning() -> Iterator[Plan]:
         yield plan
 
 
+def looking() -> bool:
+    """Whether stages are not run as tasks now, but looked up or called."""
+    return instead.get() is not None
+
+
 _done: ContextVar[Plan | None] = ContextVar("_done", default=None)
 
 

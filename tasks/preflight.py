@@ -7,7 +7,7 @@ from tasks.conversion import find_converter
 from tasks.errors import UserError
 from tasks.model_files import check_targets, matrix_layers
 from tasks.modelfile import check_parameters, is_servable, ollama_model
-from tasks.ollama_store import parse_name
+from tasks.ollama_names import parse_name
 from tasks.planning import Pending
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from tasks.errors import UserError
-from tasks.settings import REPOSITORY, FinetuneSettings, Section
+from tasks.section import Section
+from tasks.settings import REPOSITORY, FinetuneSettings
 
 PRESETS = REPOSITORY / "presets"
 

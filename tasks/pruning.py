@@ -12,8 +12,9 @@ from pathlib import Path
 from tasks.artifacts import Store, artifacts_in
 from tasks.finished import RUNS, FinishedRun, finished_runs
 from tasks.stage import recorded
+from tasks.tag_records import TAGS, ggufs_in_use
 
-NO_ARTIFACTS = {RUNS, "results", "locks", "ollama"}
+NO_ARTIFACTS = {RUNS, TAGS, "results", "locks", "ollama"}
 """Directories of the store that are looked at in another way, or not at all."""
 
 
@@ -30,11 +31,17 @@ class Waste:
 
 
 def kept_runs(store: Store, keep: int) -> list[FinishedRun]:
-    """The newest finished runs: one of each GGUF, and so many GGUFs of each Ollama model."""
+    """The newest finished runs: one of each GGUF, so many GGUFs of each Ollama model, and always the one in use."""
+    in_use = ggufs_in_use(store)
     by_model: dict[str, dict[str, FinishedRun]] = defaultdict(dict)
     for _, run in finished_runs(store):
         by_model[run.model].setdefault(run.gguf_sha256, run)
-    return [run for runs in by_model.values() for run in list(runs.values())[:keep]]
+    return [
+        run
+        for runs in by_model.values()
+        for number, (sha256, run) in enumerate(runs.items())
+        if number < keep or sha256 in in_use
+    ]
 
 
 def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
@@ -77,7 +84,7 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
     former = {one.name for one in waste if one.name.startswith(f"{RUNS}/")}
     needed |= {f"{store.results.name}/{key}" for key in keys}
     for name, (size, written) in (store.remote.contents() if store.remote else {}).items():
-        if name in former or (name not in needed and written < before):
+        if name in former or (name not in needed and written < before and not name.startswith(f"{TAGS}/")):
             waste.append(Waste(name, size, "no finished run that is kept needs it", at_uri=True))
     return waste
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tasks.export_settings import GgufType
 from tasks.fidelity_limits import FILE_TYPES
-from tasks.settings import REPOSITORY, GgufType
+from tasks.settings import REPOSITORY
 
 CONVERTED: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
 """What llama.cpp's converter writes itself; the other types are quantised from bfloat16."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 from tasks.artifacts import Artifact, Store
 from tasks.registration import next_command
 from tasks.rendering import figure, flat_settings, jinja, plusminus, provenance, signed
+from tasks.score_differences import score_differences
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
-from tasks.uncertainty import ratio_stderr
 
 _OPENINGS = {
     (True, False): "The tuned model is better than the base model on held-out data.",
@@ -35,6 +34,7 @@ def write_report(
     gguf: Artifact,
     fidelity: Artifact,
     registration: Artifact,
+    promotion: Artifact,
     *,
     store: Store,
 ) -> Artifact:
@@ -50,6 +50,7 @@ def write_report(
         gguf: the exported file and its answer.
         fidelity: how the file compares with the merged model.
         registration: where the model is known by which name.
+        promotion: whether it is in use, and why.
         store: where the artifact goes.
 
     Returns:
@@ -57,9 +58,8 @@ def write_report(
     """
     steps = [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = {"base": _json(base.path / "scores.json"), "tuned": _json(tuned.path / "scores.json")}
-    comparison = [validation_row(base, tuned)] if scores["base"]["validation"] else []
-    comparison += list(lm_eval_rows(scores["base"]["lm_eval"], scores["tuned"]["lm_eval"]))
-    artifacts = (model, dataset, history, base, tuned, gguf, fidelity, registration)
+    comparison = score_differences(base, tuned)
+    artifacts = (model, dataset, history, base, tuned, gguf, fidelity, registration, promotion)
     data: dict[str, Any] = {
         "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
         "method": method_name(settings),
@@ -72,7 +72,8 @@ def write_report(
         "gguf": gguf.facts,
         "fidelity": fidelity.facts,
         "registration": registration.facts,
-        "next": next_command(registration, gguf),
+        "promotion": promotion.facts,
+        "next": next_command(registration, promotion, gguf),
         "settings": settings.model_dump(mode="json"),
         "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in artifacts]),
     }
@@ -100,47 +101,6 @@ def write_report(
     return draft.done()
 
 
-def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
-    """Validation loss of both, with the standard error of their difference, paired by row.
-
-    Args:
-        base: scores of the base model.
-        tuned: scores of the tuned model on the same rows.
-    """
-    before, after = (_json(scores.path / "scores.json")["validation"] for scores in (base, tuned))
-    rows = [_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
-    differences = [new - old for old, new in zip(rows[0]["nll"], rows[1]["nll"], strict=True)]
-    row = _compared(
-        f"Validation loss, nats per token ({after['rows']} rows)",
-        (before["loss"], before["stderr"]),
-        (after["loss"], after["stderr"]),
-        ratio_stderr(differences, rows[0]["supervised_tokens"]),
-        higher_is_better=False,
-    )
-    return row | {"perplexity": {"base": before["perplexity"], "tuned": after["perplexity"]}}
-
-
-def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each metric of each lm-eval task; the error of the difference takes both scores as independent.
-
-    Args:
-        base: metrics of the base model by task.
-        tuned: metrics of the tuned model by task.
-    """
-    for task, metrics in base.items():
-        for metric, before in metrics.items():
-            after = tuned[task][metric]
-            errors = before["stderr"], after["stderr"]
-            error = None if None in errors else math.hypot(*errors)
-            yield _compared(
-                f"{task}: {metric}",
-                (before["value"], before["stderr"]),
-                (after["value"], after["stderr"]),
-                error,
-                higher_is_better=before["higher_is_better"],
-            )
-
-
 def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
     """One or two sentences with numbers; better only if something is better and nothing is worse.
 
@@ -162,38 +122,6 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
         for row in comparison
     ]
     return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
-
-
-def _compared(
-    name: str,
-    base: tuple[float | None, float | None],
-    tuned: tuple[float | None, float | None],
-    error: float | None,
-    *,
-    higher_is_better: bool | None,
-) -> dict[str, Any]:
-    difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
-    if difference is None:
-        reading = "not a number"
-    elif error is None:
-        reading = "error unknown"
-    elif abs(difference) <= 2 * error:
-        reading = "within error"
-    elif higher_is_better is None:
-        reading = "different"  # the task does not say which way is better
-    else:
-        reading = "better" if (difference > 0) == higher_is_better else "worse"
-    return {
-        "name": name,
-        "base": base[0],
-        "base_stderr": base[1],
-        "tuned": tuned[0],
-        "tuned_stderr": tuned[1],
-        "difference": difference,
-        "stderr": error,
-        "higher_is_better": higher_is_better,
-        "reading": reading,
-    }
 
 
 def method_name(settings: FinetuneSettings) -> str:

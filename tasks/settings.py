@@ -8,37 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grit.config import Basis, GRITConfig, Variant
+from tasks.export_settings import ExportSettings, FidelitySettings, OllamaSettings, PromotionSettings, without_secret
+from tasks.section import NO_MATTER, Count, Fraction, PositiveInt, Section
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-GgufType = Literal["q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m"]
 Method = Literal["baseline", "grit"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
 PEFT_OPTIMIZERS = ("lora_plus", "lora_fa", "riemannian")
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NO_MATTER: dict[str, JsonValue] = {"decides_the_result": False}
-"""Marks a setting that decides nothing about the result, and so is no part of a cache key."""
-
-
-class Section(BaseModel):
-    """Base of all settings: immutable, no unknown keys, no infinite or missing numbers, documented fields."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class ModelSettings(Section):
@@ -75,7 +57,7 @@ class DataSettings(Section):
     """Branch, tag or commit of a Hub data set."""
     shape: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"] = "auto"
     """How a row holds its conversation; `auto` looks at the column names."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Column map, role to column name: e.g. {instruction: question, output: answer} for the shape `alpaca`."""
     merge_template: str | None = None
     """Prompt made of many columns: `{column}` is replaced, and a part in [[double brackets]] vanishes when a
@@ -228,58 +210,6 @@ class ScoringSettings(Section):
     """Longest sampled answer in tokens."""
 
 
-class ExportSettings(Section):
-    """The GGUF file."""
-
-    gguf_type: GgufType = "q8_0"
-    """Type of the large tensors."""
-    llama_cpp: Path | None = None
-    """Your own llama.cpp checkout; none: the pinned converter that `make setup` installs."""
-
-
-class FidelitySettings(Section):
-    """The GGUF in llama.cpp against the merged model in Transformers, token by token."""
-
-    rows: PositiveInt = 32
-    """Held-out rows that both read; training rows where none are held out."""
-    max_tokens: Annotated[int, Field(ge=8)] = 512
-    """Tokens of each row that are read, at most."""
-    warn_perplexity_ratio: Annotated[float, Field(gt=1)] | None = None
-    """GGUF's perplexity over the merged model's, from which on the report warns; none: by `export.gguf_type`."""
-    max_perplexity_ratio: Annotated[float, Field(gt=1)] | None = None
-    """The same ratio, above which the export has failed."""
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-    """Mean Kullback-Leibler divergence of the next token's distribution, in nats, above which the export has failed."""
-    min_top1: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of tokens at which both hold the same next token likeliest, below which the export has failed."""
-    min_difference_kept: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of what tuning changed that the GGUF must show, less two standard errors."""
-
-
-def without_secret(address: str | None) -> str | None:
-    """Refuse an address that carries a user's name or password: settings are printed, and sent to Prefect's server."""
-    if address and urlsplit(address if "//" in address else f"//{address}").username is not None:
-        raise ValueError("no user name or password here: give them in the environment, as the address's service says")
-    return address
-
-
-class OllamaSettings(Section):
-    """Registration with Ollama."""
-
-    name: str = "llama3-{method}"
-    """Model name; `{method}` becomes `baseline` or `grit`."""
-    target: Literal["server", "store", "none"] = "server"
-    """A running server, an Ollama model directory on disk, or no registration."""
-    host: str = "http://127.0.0.1:11434"
-    """The server, for the target `server`."""
-    models: Path = Path("~/.ollama/models")
-    """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS)."""
-    parameters: dict[str, float | int | bool | str] = {}
-    """Further Modelfile parameters, e.g. {temperature: 0.2}."""
-
-    _no_secret = field_validator("host")(without_secret)
-
-
 class FinetuneSettings(Section):
     """All settings of one fine-tuning run."""
 
@@ -301,6 +231,7 @@ class FinetuneSettings(Section):
     export: ExportSettings = ExportSettings()
     fidelity: FidelitySettings = FidelitySettings()
     ollama: OllamaSettings = OllamaSettings()
+    promotion: PromotionSettings = PromotionSettings()
 
     _no_secret = field_validator("store_uri")(without_secret)
 

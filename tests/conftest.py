@@ -25,7 +25,10 @@ import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.artifacts import Artifact, Store, reference
+from tasks.conversion import find_converter, run_converter
+from tasks.export_settings import ExportSettings
 from tasks.model import packaged_tokenizer
+from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
 FEWEST_TESTS = 697
@@ -121,6 +124,22 @@ def tokenized_rows(
     return make
 
 
+@pytest.fixture(scope="session")
+def go_render(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that renders Ollama's templates."""
+    return go_template.build(tmp_path_factory.mktemp("go"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(
+    tiny_model: Artifact, smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny model as llama.cpp's converter writes it; it never ends an answer."""
+    directory = tmp_path_factory.mktemp("tiny-gguf")
+    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", "q8_0")
+    return directory / "model.gguf"
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of `make_preset` write."""
@@ -144,6 +163,7 @@ def make_preset(workplace: Path, tiny_model: Artifact) -> Callable[..., str]:
             "grit": {"kfac_min_samples": 1},
             "scoring": {"tasks": [], "samples": 2, "max_new_tokens": 4},
             "ollama": {"name": "tiny-{method}", "target": "store", "models": str(workplace / "ollama")},
+            "promotion": {"rule": "faithful"},
         }
         path = workplace / "preset.yaml"
         path.write_text(yaml.safe_dump(preset | sections))

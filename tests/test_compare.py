@@ -89,7 +89,12 @@ def test_finetune_finds_what_the_comparison_has_made(
 ) -> None:
     with planning() as plan:
         finetune_stages(load_settings(make_preset(), SHARED | {"method": "grit"}))
-    assert [name for name, state in plan.stages if state == "to run"] == ["check_fidelity", "register", "write_report"]
+    assert [name for name, state in plan.stages if state == "to run"] == [
+        "check_fidelity",
+        "register",
+        "promote",
+        "write_report",
+    ]
 
 
 def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str, Any]) -> None:

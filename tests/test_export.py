@@ -18,10 +18,11 @@ from tasks.chat_formats import apply_chat_format
 from tasks.conversion import Converter, Description, convert, find_converter, run_converter
 from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
+from tasks.export_settings import ExportSettings, OllamaSettings
 from tasks.llama import load_gguf
 from tasks.merging import merge
 from tasks.registration import register
-from tasks.settings import ChatSettings, DataSettings, ExportSettings, OllamaSettings
+from tasks.settings import ChatSettings, DataSettings
 from tasks.source import fetch_data
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")

@@ -26,10 +26,10 @@ from tasks.artifacts import Artifact, Store, reference
 from tasks.chat_formats import apply_chat_format
 from tasks.conversion import Description, convert
 from tasks.errors import UserError
+from tasks.export_settings import ExportSettings, FidelitySettings, GgufType
 from tasks.fidelity import check_fidelity, compare_row, summary
 from tasks.fidelity_limits import DEFAULTS, Check, judged, limits
 from tasks.merging import merge
-from tasks.settings import ExportSettings, FidelitySettings, GgufType
 from tasks.token_ids import TORTURE, torture
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")

@@ -38,7 +38,7 @@ def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
     manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
     assert json.loads(manifest.read_text())["layers"][0]["digest"] == f"sha256:{finetuned.gguf.files['model.gguf']}"
-    assert next_command(finetuned.registration, finetuned.gguf).endswith("ollama run tiny-grit")
+    assert next_command(finetuned.registration, finetuned.promotion, finetuned.gguf).endswith("ollama run tiny-grit")
     assert not list((workplace / "store/drafts").iterdir()), "nothing half-written is left"
 
 
@@ -110,7 +110,7 @@ def test_a_setting_runs_again_what_depends_on_it_and_nothing_else(
     if "convert" in runs or setting.startswith("fidelity."):
         runs = runs | {"check_fidelity"}
     registers = {"register"} if "convert" in runs or setting.startswith("ollama.") else set()
-    expected = runs | registers | {"write_report"}  # the report shows all settings
+    expected = runs | registers | {"promote", "write_report"}  # they record all settings
     assert {name for name, state in states.items() if state == "to run"} == expected
 
 

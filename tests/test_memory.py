@@ -20,20 +20,12 @@ import tasks.training
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import Description, convert
 from tasks.dataset import prepare_dataset
+from tasks.export_settings import ExportSettings, FidelitySettings
 from tasks.fidelity import check_fidelity
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.scoring import score
-from tasks.settings import (
-    ChatSettings,
-    DataSettings,
-    ExportSettings,
-    FidelitySettings,
-    LoraSettings,
-    ModelSettings,
-    ScoringSettings,
-    TrainingSettings,
-)
+from tasks.settings import ChatSettings, DataSettings, LoraSettings, ModelSettings, ScoringSettings, TrainingSettings
 from tasks.source import fetch_data
 from tasks.stage import Stage
 from tasks.training import train

@@ -8,8 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import ollama
 import pytest
 from hypothesis import given
@@ -17,24 +15,41 @@ from hypothesis import strategies as st
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
+from tasks.export_settings import OllamaSettings
 from tasks.modelfile import ollama_model, render_modelfile
-from tasks.ollama_store import ModelName, human_parameters, parse_name
+from tasks.ollama_names import ModelName, parse_name
+from tasks.ollama_store import human_parameters
 from tasks.registration import is_registered, next_command, register
-from tasks.settings import OllamaSettings
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
+
+TINY: list[Path] = []
+
+
+@pytest.fixture(autouse=True)
+def tiny(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TINY[:] = [tiny_gguf]
+    monkeypatch.setattr("tasks.ollama_server.ANSWER", 4)  # it never ends, and need not say more
 
 
 def make_gguf(store: Store, fill: int = 1) -> Artifact:
-    """A small whole GGUF file."""
+    """A model that llama.cpp runs; `fill` tells several apart."""
     with store.draft("gguf") as draft:
-        writer = gguf.GGUFWriter(draft.path / "model.gguf", "llama")
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-        writer.add_tensor("token_embd.weight", np.full((4, 32), fill, dtype=np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        content = TINY[0].read_bytes()
+        (draft.path / "model.gguf").write_bytes(content[:-1] + bytes([fill]))
     return draft.done()
+
+
+def made_names(models: Path) -> list[str]:
+    """The names of all models in a directory."""
+    return sorted("/".join(path.parts[-2:]) for path in (models / "manifests").glob("*/*/*/*"))
+
+
+def manifest_of(models: Path, made: Artifact) -> Path:
+    model, _, tag = made.facts["model"].partition(":")
+    return models / "manifests/registry.ollama.ai/library" / model / tag
+
+
+IN_USE = Artifact(kind="promotion", path=Path(), files={}, size=0, facts={"promoted": True})
 
 
 def make_dataset(store: Store, **facts: Any) -> Artifact:
@@ -47,8 +62,8 @@ def make_dataset(store: Store, **facts: Any) -> Artifact:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Any:
-    with ollama_stand_in(tmp_path / "models") as running:
+def server(tmp_path: Path, go_render: Path) -> Any:
+    with ollama_stand_in(tmp_path / "models", go_render) as running:
         yield running
 
 
@@ -64,15 +79,16 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     made = run(store, settings)
     client = ollama.Client(host=server.url)
     (listed,) = client.list().models
-    assert listed.model == "demo-grit:latest"
+    assert listed.model == made.facts["model"]
+    assert re.fullmatch(r"demo-grit:\d{4}-\d\d-\d\d-[0-9a-f]{8}", made.facts["model"])
     assert listed.digest == made.facts["digest"]
-    shown = client.show("demo-grit")
+    shown = client.show(made.facts["model"])
     assert shown.template is not None and shown.template.endswith("<|im_start|>assistant\n")
     assert shown.details is not None and shown.details.quantization_level == "Q8_0"
     parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
     assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
     assert ["temperature", "0.5"] in parameters
-    assert "ollama run demo-grit" in next_command(made, make_gguf(store))
+    assert "ollama run demo-grit" in next_command(made, IN_USE, make_gguf(store))
     modelfile = (made.path / "Modelfile").read_text()
     (from_,) = [line.removeprefix("FROM ") for line in modelfile.splitlines() if line.startswith("FROM ")]
     assert (made.path / from_).samefile(make_gguf(store).path / "model.gguf"), (
@@ -85,20 +101,23 @@ def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp
     settings = OllamaSettings(target="none", models=tmp_path / "models")
     made = run(store, settings)
     assert (
-        next_command(made, make_gguf(store)).startswith("ollama create demo-grit -f ")
+        next_command(made, IN_USE, make_gguf(store)).startswith("ollama create demo-grit -f ")
         and (made.path / "Modelfile").is_file()
     )
     other = run(store, settings, ollama_template=None)
-    assert next_command(other, make_gguf(store)).startswith("the GGUF is ") and not (other.path / "Modelfile").exists()
+    assert (
+        next_command(other, IN_USE, make_gguf(store)).startswith("the GGUF is ")
+        and not (other.path / "Modelfile").exists()
+    )
     assert not (tmp_path / "models").exists()
 
 
-def test_server_and_store_say_the_same(store: Store, tmp_path: Path) -> None:
+def test_server_and_store_say_the_same(store: Store, tmp_path: Path, go_render: Path) -> None:
     shown = []
     for target in ("server", "store"):
-        with ollama_stand_in(tmp_path / target) as running:
-            run(store, OllamaSettings(target=target, host=running.url, models=running.models))
-            shown.append(ollama.Client(host=running.url).show("demo-grit").model_dump(exclude={"modified_at"}))
+        with ollama_stand_in(tmp_path / target, go_render) as running:
+            made = run(store, OllamaSettings(target=target, host=running.url, models=running.models))
+            shown.append(ollama.Client(host=running.url).show(made.facts["model"]).model_dump(exclude={"modified_at"}))
     assert shown[0] == shown[1]
 
 
@@ -116,7 +135,9 @@ def test_it_is_known_whether_the_model_is_still_there(store: Store, server: Olla
     asked = (made, make_gguf(store), make_dataset(store), settings, "demo-grit", "apache-2.0")
     assert is_registered(*asked)
     run(store, settings, fill=2)
-    assert not is_registered(*asked), "another model has the name now"
+    assert is_registered(*asked), "another model has a tag of its own"
+    ollama.Client(host=server.url).delete(made.facts["model"])
+    assert not is_registered(*asked)
     run(store, settings)
     assert is_registered(*asked)
     if target == "store":
@@ -133,7 +154,7 @@ def test_it_is_known_whether_the_model_is_still_there(store: Store, server: Olla
     ("faults", "said"),
     [
         (Faults(late_error="llama-quantize failed: exit status 1"), "Ollama refuses: llama-quantize failed"),
-        (Faults(ends_early=True), "creating demo-grit:latest ended at 'verifying conversion'"),
+        (Faults(ends_early=True), "ended at 'verifying conversion'"),
         (Faults(damages_uploads=True), "Ollama refuses: digest mismatch"),
         (Faults(no_json=True), "no Ollama server is behind this address"),
     ],
@@ -161,8 +182,7 @@ def test_a_server_that_shows_something_else_is_found_out(store: Store, server: O
 def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / "models"
     settings = OllamaSettings(target="store", models=models)
-    run(store, settings)
-    manifest = models / "manifests/registry.ollama.ai/library/demo-grit/latest"
+    manifest = manifest_of(models, run(store, settings))
     before = manifest.read_bytes()
 
     def full(*args: Any) -> None:
@@ -172,13 +192,14 @@ def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, mo
     with pytest.raises(UserError, match="No space left on device"):
         run(store, settings, fill=2)
     assert manifest.read_bytes() == before
+    assert len(made_names(models)) == 1
     assert not list(models.rglob("tmp*")), "no half-written file is left"
 
 
 def test_files_on_disk_are_as_ollama_lays_them_out(store: Store, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    run(store, OllamaSettings(target="store", models=models))
-    manifest = json.loads((models / "manifests/registry.ollama.ai/library/demo-grit/latest").read_text())
+    made = run(store, OllamaSettings(target="store", models=models))
+    manifest = json.loads(manifest_of(models, made).read_text())
     kinds = [layer["mediaType"].rsplit(".", 1)[1] for layer in manifest["layers"]]
     assert kinds == ["model", "template", "system", "license", "params"]
     for layer in [manifest["config"], *manifest["layers"]]:
@@ -186,7 +207,7 @@ def test_files_on_disk_are_as_ollama_lays_them_out(store: Store, tmp_path: Path)
         assert blob.stat().st_size == layer["size"]
         assert stat.S_IMODE(blob.stat().st_mode) == 0o644
     config = json.loads((models / "blobs" / manifest["config"]["digest"].replace(":", "-")).read_text())
-    assert (config["model_family"], config["file_type"], config["model_type"]) == ("llama", "Q8_0", "128")
+    assert (config["model_family"], config["file_type"], config["model_type"]) == ("llama", "Q8_0", "3.22M")
 
 
 def test_a_name_in_another_case_takes_the_known_spelling(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tasks.artifacts import Artifact, Store
 from tasks.presets import load_settings
-from tasks.report import lm_eval_rows, validation_row, verdict, write_report
+from tasks.report import verdict, write_report
+from tasks.score_differences import lm_eval_rows, validation_row
 
 HOSTILE = '<script>alert("x")</script></pre> & {{ 7 * 7 }} | `$(id)`'
 
@@ -142,7 +143,7 @@ def test_texts_from_outside_stay_texts(store: Store) -> None:
     page = Tags()
     page.feed(html)
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) == 5, "data example, prompt, tuned answer, the GGUF's answer, and a check"
+    assert page.text.count(HOSTILE) == 6, "data example, prompt, tuned answer, the GGUF's answer, and two checks"
     assert data["samples"][0]["tuned"] == HOSTILE
 
 
@@ -152,7 +153,7 @@ def test_a_sample_is_exact_only_if_it_is(store: Store) -> None:
     assert html.count("exact match</span>") == 1
 
 
-def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any], str]:
+def report(store: Store, base: Artifact, tuned: Artifact, promoted: bool = True) -> tuple[dict[str, Any], str]:
     """The report of a run whose other stages made the least that they can make."""
     step = {"step": 1, "loss": 2.0, "grad_norm": 1.0, "seconds": 1.0, "tokens": 10, "supervised_tokens": 5}
     none = {"train": 0, "validation": 0, "test": 0}
@@ -180,7 +181,15 @@ def report(store: Store, base: Artifact, tuned: Artifact) -> tuple[dict[str, Any
         tuned,
         make(store, "gguf", gguf),
         make(store, "fidelity", fidelity),
-        make(store, "registration", {"name": "it", "target": "server"}),
+        make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
+        make(store, "promotion", {"promoted": promoted, "checks": [check]}),
         store=store,
     )
     return json.loads((made.path / "report.json").read_text()), Path(made.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
+    data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), promoted)
+    assert ("Not promoted" in html) == (not promoted)
+    assert data["next"] == f"ollama run {'it' if promoted else 'it:1'}"

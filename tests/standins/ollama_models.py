@@ -19,7 +19,7 @@ NAME = re.compile(
     rf"(?P<model>{FIRST}[A-Za-z0-9_.-]{{0,79}})(?::(?P<tag>{FIRST}[A-Za-z0-9_.-]{{0,79}}))?"
 )
 DEFAULTS = {"host": "registry.ollama.ai", "namespace": "library", "model": "", "tag": "latest"}
-FILE_TYPES = {0: "unknown", 1: "F16", 7: "Q8_0", 15: "Q4_K_M", 32: "BF16"}
+FILE_TYPES = {0: "unknown", 1: "F16", 3: "Q4_1", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
 
 
 @dataclass(frozen=True)

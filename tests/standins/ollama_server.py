@@ -1,9 +1,9 @@
-"""A STAND-IN for Ollama's HTTP server, which cannot be installed everywhere. It runs no model.
+"""A STAND-IN for Ollama's HTTP server, which cannot be installed everywhere.
 
 It enforces the documented contract of what registration uses: blobs are verified by digest, `create` checks in the
 server's order and streams NDJSON with late errors after HTTP 200, and models lie on disk as Ollama lays them out, so
-that what was written into a model directory offline is listed and shown as well. It shares no code with the pipeline,
-and answers 501 to the parts of the contract that it leaves out.
+that what was written into a model directory offline is listed and shown as well. Chats are answered by llama.cpp from
+the very file that was registered. It answers 501 to the parts of the contract that it leaves out.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.standins.ollama_chat import answer
 from tests.standins.ollama_models import MEDIA, ModelDirectory, config_of, shown_name
 
 DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
-METHODS = {"tags": "GET", "version": "GET", "create": "POST", "show": "POST", "delete": "DELETE"}
-LEFT_OUT = {"chat", "generate", "copy", "ps", "pull", "push", "embed"}
+METHODS = {
+    **{"tags": "GET", "version": "GET", "create": "POST", "show": "POST", "copy": "POST", "chat": "POST"},
+    "delete": "DELETE",
+}
+LEFT_OUT = {"generate", "ps", "pull", "push", "embed"}
 
 
 @dataclass
@@ -41,13 +45,18 @@ class Faults:
     """Something else listens on this port."""
     overloaded: bool = False
     """`create` answers HTTP 503."""
+    copies_nothing: bool = False
+    """`copy` answers HTTP 200, and nothing has changed."""
+    runs_no_model: bool = False
+    """`chat` answers HTTP 500, as where memory is short."""
 
 
 class OllamaStandIn(ThreadingHTTPServer):
     """Serves one model directory on a free loopback port."""
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, go_render: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.go_render = go_render
         self.models = models
         self.directory = ModelDirectory(models)
         self.requests: list[str] = []
@@ -61,8 +70,8 @@ class OllamaStandIn(ThreadingHTTPServer):
 
 
 @contextmanager
-def ollama_stand_in(models: Path) -> Iterator[OllamaStandIn]:
-    server = OllamaStandIn(models)
+def ollama_stand_in(models: Path, go_render: Path) -> Iterator[OllamaStandIn]:
+    server = OllamaStandIn(models, go_render)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -104,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(400, {"error": str(error)})
         if not isinstance(request, dict):
             return self._send(400, {"error": "json: cannot unmarshal" if body else "missing request body"})
-        return {"create": self._create, "show": self._show, "delete": self._delete}[route](request)
+        return getattr(self, f"_{route}")(request)
 
     do_HEAD = do_GET = do_POST = do_DELETE = handle_any
 
@@ -146,13 +155,15 @@ class Handler(BaseHTTPRequestHandler):
         if request.get("stream") is False:
             last = list(lines)[-1]
             return self._send(last.pop("code", 200), last)
+        return self._stream(lines)
+
+    def _stream(self, lines: Iterable[dict[str, Any]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.end_headers()
         for line in lines:
             line.pop("code", None)
             self.wfile.write(json.dumps(line).encode() + b"\n")
-        return None
 
     def _creation(self, path: Path, model: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         directory, faults = self.server.directory, self.server.faults
@@ -224,6 +235,32 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.faults.shows_no_parameters:
             del shown["parameters"]
         return self._send(200, shown)
+
+    def _copy(self, request: dict[str, Any]) -> None:
+        paths = {}
+        for key in ("source", "destination"):
+            name = request.get(key) or ""
+            if (path := self.server.directory.manifest(name)) is None:
+                return self._send(400, {"error": f'{key} "{name}" is invalid'})
+            paths[key] = path
+        if not paths["source"].is_file():
+            return self._send(404, {"error": f'model "{request["source"]}" not found'})
+        if not self.server.faults.copies_nothing:
+            self.server.directory.put_manifest(paths["destination"], json.loads(paths["source"].read_bytes()))
+        return self._send(200)
+
+    def _chat(self, request: dict[str, Any]) -> None:
+        name = request.get("model") or ""
+        path = self.server.directory.manifest(name)
+        if path is None or not path.is_file():
+            return self._send(404, {"error": f"model '{name}' not found"})
+        if self.server.faults.runs_no_model:
+            return self._send(500, {"error": "model requires more system memory than is available"})
+        lines = list(answer(self.server.directory, path, request, self.server.go_render))
+        if request.get("stream") is False:
+            text = "".join(line["message"]["content"] for line in lines)
+            return self._send(200, lines[-1] | {"message": {"role": "assistant", "content": text}})
+        return self._stream(lines)
 
     def _delete(self, request: dict[str, Any]) -> None:
         name = request.get("model") or ""

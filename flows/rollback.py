@@ -1,0 +1,54 @@
+"""Put the model that was in use before back into use: `python -m flows.rollback`, with the options of the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.command_line import CommandLine, exit_status, parse
+from tasks.artifacts import Store
+from tasks.presets import load_settings
+from tasks.rollback import Version, Versions
+
+
+class RollbackLine(CommandLine):
+    """Put a former version of a model back into use. Other options name the model, as in the run that made it."""
+
+    to: str | None = None
+    """The version's tag; none for the one that was in use before."""
+    plan: bool = False
+    """List the versions that Ollama has; change nothing."""
+
+
+def show(versions: list[Version]) -> None:
+    """Print a table of versions."""
+    table = Table("version", "state", "judgement", "digest")
+    for version in versions:
+        table.add_row(str(version.name), version.state, version.note, version.digest[:12])
+    Console().print(table)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Roll back; return the exit status: 0, or 2 for something the user can put right."""
+
+    def act() -> None:
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        preset, plan, given = parse(words, RollbackLine)
+        to: Any = given.pop("to", None)
+        settings = load_settings(preset, given)
+        versions = Versions(settings.ollama, settings.ollama_name, Store(settings.store, settings.store_uri))
+        if not plan:
+            left, taken = versions.roll_back(to)
+            note = f"{versions.name} is {taken} now; {left} is not promoted again unless you name it by --to."
+            Console().print(note, highlight=False)
+        show(versions.all())
+
+    return exit_status(act)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,230 @@
+"""An Ollama server as a place to register models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import ollama
+from tqdm import tqdm
+
+from tasks.errors import TemporaryError, UserError
+from tasks.modelfile import OllamaModel
+from tasks.ollama_names import ModelName, known_name
+
+CHUNK = 2**22
+ANSWER = 512
+"""Tokens of the answer by which a model shows that it ends, at most."""
+
+
+class Answer(NamedTuple):
+    """What a model has said through the server."""
+
+    text: str
+    tokens: int
+    done_reason: str
+    """`stop` where it ended by itself, `length` where it was cut off."""
+
+    def fault(self, debris: list[str]) -> str | None:
+        """What is wrong with it, if anything.
+
+        Args:
+            debris: pieces of the chat format, which no answer may hold.
+        """
+        found = [piece for piece in debris if piece in self.text]
+        if found:
+            return f"pieces of the template in the answer: {', '.join(found)}"
+        if not self.tokens or not self.text.strip():
+            return "the answer is empty"
+        return None if self.done_reason == "stop" else f"no end after {self.tokens} tokens ({self.done_reason})"
+
+
+class OllamaServer:
+    """A running server.
+
+    Args:
+        host: its URL, or the way OLLAMA_HOST is written.
+        seconds: for which it may leave a request unanswered.
+    """
+
+    def __init__(self, host: str, seconds: float = 600) -> None:
+        self.where, self.seconds = host, seconds
+
+    @property
+    def client(self) -> ollama.Client:
+        """A client that waits so long for an answer to begin or go on; without a limit one would wait for ever."""
+        return ollama.Client(host=self.where, timeout=httpx.Timeout(10, read=self.seconds, write=self.seconds))
+
+    def models(self) -> dict[ModelName, str]:
+        """The digest of each model that the server lists.
+
+        Raises:
+            UserError, TemporaryError: as in all methods, it refuses or does not answer.
+        """
+        with self._clear_errors():
+            listed = [(entry.model or "", entry.digest or "") for entry in self.client.list().models]
+        return {name: digest for text, digest in listed if (name := known_name(text)) is not None}
+
+    def digest(self, name: ModelName) -> str | None:
+        """A model's digest as the server lists it, if it does; a name that differs only in case is the same name."""
+        return next((digest for known, digest in self.models().items() if known.is_same(name)), None)
+
+    def is_whole(self, name: ModelName) -> bool:
+        """Whether the server lists the model; it answers for its files itself."""
+        return self.digest(name) is not None
+
+    def create(self, name: ModelName, gguf: Path, gguf_sha256: str, model: OllamaModel) -> str:
+        """Upload the file unless it is there, create the model, and check what the server then shows.
+
+        Args:
+            name: under which it is registered.
+            gguf: the model file.
+            gguf_sha256: its digest.
+            model: template, system prompt, parameters, license.
+
+        Returns:
+            The model's digest as the server lists it.
+
+        Raises:
+            UserError: the server refuses, does not finish, or shows something else than was sent.
+            TemporaryError: it does not answer.
+        """
+        with self._clear_errors():
+            client, digest = self.client, f"sha256:{gguf_sha256}"
+            upload(client, gguf, digest)
+            self._created(client, name, {gguf.name: digest}, model)
+            check_shown(client, self.where, name, model)
+            if not (found := self.digest(name)):
+                raise UserError(f"the server does not list {name}", where=self.where, fix="See the server's log.")
+            return found
+
+    def copy(self, source: ModelName, target: ModelName) -> None:
+        """Let a second name stand for a model."""
+        with self._clear_errors():
+            self.client.copy(str(source), str(target))
+
+    def delete(self, name: ModelName) -> None:
+        """Remove a model, and of its files those that no other names."""
+        with self._clear_errors():
+            self.client.delete(str(name))
+
+    def chat(self, name: ModelName, prompt: str) -> Answer:
+        """Let a model answer one prompt, with the likeliest token each time.
+
+        Args:
+            name: of the model.
+            prompt: what the user says.
+        """
+        text, tokens, reason = "", 0, ""
+        with self._clear_errors():
+            options = {"temperature": 0, "num_predict": ANSWER}
+            messages = [{"role": "user", "content": prompt}]
+            for part in self.client.chat(str(name), messages, options=options, stream=True):
+                text += part.message.content or ""
+                tokens, reason = part.eval_count or tokens, part.done_reason or reason
+        return Answer(text, tokens, reason)
+
+    def _created(self, client: ollama.Client, name: ModelName, files: dict[str, str], model: OllamaModel) -> None:
+        status = None
+        with tqdm(unit="B", unit_scale=True, desc=f"ollama create {name}") as bar:
+            for progress in client.create(
+                model=str(name),
+                files=files,
+                template=model.template,
+                system=model.system,
+                parameters=model.parameters,
+                license=model.license,
+                stream=True,
+            ):
+                status = progress.status
+                bar.set_postfix_str(status or "")
+                if progress.total:
+                    bar.total = progress.total
+                    bar.update((progress.completed or 0) - bar.n)
+        if status != "success":
+            # What is shown under this name may then be the former model, which would pass every check.
+            raise UserError(f"creating {name} ended at {status!r}", where=self.where, fix="See the server's log.")
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        host = self.where
+        try:
+            yield
+        except ollama.ResponseError as error:
+            if error.status_code == 429 or error.status_code >= 500:
+                what = f"{host}: Ollama cannot just now (HTTP {error.status_code}): {error.error}"
+                raise TemporaryError(what) from error
+            raise UserError(f"Ollama refuses: {error.error}", where=host, fix="See the server's log.") from error
+        except (ValueError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:  # no URL, or no JSON in the answer
+            what = "no Ollama server is behind this address"
+            raise UserError(what, where=host, fix="Correct ollama.host.") from error
+        except (ConnectionError, httpx.TransportError) as error:
+            raise TemporaryError(
+                f"{host}: no Ollama server answers. Start `ollama serve`, or use --ollama.target store."
+            ) from error
+
+
+def upload(client: ollama.Client, file: Path, digest: str) -> None:
+    """Send a file unless the server has it.
+
+    Through the connection that the client holds, with its host and key: the client itself can neither ask whether a
+    blob is there nor show progress.
+
+    Args:
+        client: of the server.
+        file: what to send.
+        digest: `sha256:` and 64 hexadecimal digits.
+
+    Raises:
+        ollama.ResponseError: the server refuses it.
+    """
+    connection: httpx.Client = client._client
+    url, size = f"/api/blobs/{digest}", file.stat().st_size
+    if connection.head(url, timeout=60).status_code == httpx.codes.OK:
+        return
+    bar = {"total": size, "desc": "Uploading to Ollama", "unit": "B", "unit_scale": True}
+    with file.open("rb") as raw, tqdm.wrapattr(raw, "read", **bar) as reader:
+        chunks = iter(partial(reader.read, CHUNK), b"")
+        response = connection.post(url, content=chunks, headers={"Content-Length": str(size)})
+    if response.is_error:
+        raise ollama.ResponseError(response.text, response.status_code)
+
+
+def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel) -> None:
+    """Compare what the server shows with what was sent.
+
+    Raises:
+        UserError: template or parameters differ, or no quantisation level is known.
+    """
+    shown = client.show(str(name))
+    told: dict[str, list[Any]] = {}
+    for line in (shown.parameters or "").splitlines():
+        key, _, value = line.partition(" ")
+        told.setdefault(key, []).append(_shown_value(value.strip()))
+    faults = [
+        f"parameter {key}"
+        for key, value in model.parameters.items()
+        if any(one not in told.get(key, []) for one in (value if isinstance(value, list) else [value]))
+    ]
+    if shown.template != model.template:
+        faults.append("template")
+    if shown.details is None or shown.details.quantization_level in (None, "", "unknown"):
+        faults.append("quantisation level")
+    if faults:
+        raise UserError(
+            f"the server does not show what was sent: {', '.join(faults)}",
+            where=f"{host}, model {name}",
+            fix="Update Ollama, or register with ollama.target store.",
+        )
+
+
+def _shown_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,214 @@
+"""Stage: the new model takes the place of the one in use, if it may; otherwise it keeps the tag of its own only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import TemporaryError, UserError
+from tasks.export_settings import OllamaSettings
+from tasks.fidelity_limits import Check
+from tasks.ollama_names import ModelName, parse_name, replaced_name
+from tasks.promotion_rule import judged
+from tasks.registry import Registry, registry
+from tasks.rendering import LIBRARIES
+from tasks.settings import FinetuneSettings
+from tasks.stage import stage
+from tasks.tag_records import History, TagRecord, remember_tag
+
+
+class Present(NamedTuple):
+    """The model that a new one is compared with."""
+
+    digest: str
+    version: str
+    merged: Artifact
+    """The weights it was made from."""
+
+
+def present_model(settings: OllamaSettings, name: str, registration: Artifact, store: Store) -> Present | None:
+    """The model in use; where that is the new one already, the one that it has replaced.
+
+    Args:
+        settings: where it is registered.
+        name: the model's name with the tag that is in use.
+        registration: of the new model.
+        store: what is known of versions.
+
+    Returns:
+        None if there is none, or nothing is known of it.
+    """
+    if (place := registry(settings, 10)) is None or "digest" not in registration.facts:
+        return None
+    try:
+        digest = place.digest(parse_name(name))
+    except (UserError, TemporaryError):
+        return None  # `promote` finds out what ails the server
+    history = History(store, place.where, str(parse_name(name)))
+    if digest == registration.facts["digest"]:
+        first = next(
+            (record for record in reversed(history.records) if record.promoted and record.digest == digest), None
+        )
+        digest = first.before if first else None
+    record = history.of(digest)
+    return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
+
+
+def in_use_as_judged(
+    made: Artifact,
+    settings: FinetuneSettings,
+    dataset: Artifact,
+    merged: Artifact,
+    fidelity: Artifact,
+    registration: Artifact,
+    base: Artifact,
+    tuned: Artifact,
+    present: Artifact | None,
+    present_digest: str | None,
+) -> bool:
+    """Whether what is in use is still what a former judgement left in use."""
+    if (place := registry(settings.ollama, 10)) is None:
+        return True
+    try:
+        return place.digest(parse_name(settings.ollama_name)) == made.facts["in_use"]
+    except (UserError, TemporaryError):
+        return False
+
+
+@stage(retries=2, libraries=("ollama",), still=in_use_as_judged)
+def promote(
+    settings: FinetuneSettings,
+    dataset: Artifact,
+    merged: Artifact,
+    fidelity: Artifact,
+    registration: Artifact,
+    base: Artifact,
+    tuned: Artifact,
+    present: Artifact | None,
+    present_digest: str | None,
+    *,
+    store: Store,
+) -> Artifact:
+    """Judge the new model, put it into use if it may, and remove tags that are too old.
+
+    Args:
+        settings: all settings; they are part of the record.
+        dataset: the rows of training and scoring.
+        merged: the weights of the new model.
+        fidelity: how the GGUF compares with them.
+        registration: the new model's own tag.
+        base: scores of the base model.
+        tuned: scores of the new model.
+        present: scores of the one in use on the same data; none if there is none, or none could be had.
+        present_digest: that model's digest, if something is known of it.
+        store: where the artifact goes, and the record.
+
+    Returns:
+        The artifact `promotion`: `provenance.json`; its facts hold whether the model is in use, and the checks.
+
+    Raises:
+        UserError, TemporaryError: as the place of registration has them.
+    """
+    name, facts = parse_name(settings.ollama_name), registration.facts
+    place = registry(settings.ollama)
+    about = _provenance(settings, dataset, merged, fidelity, registration, base, tuned)
+    if place is None or "digest" not in facts:
+        checks = judged(settings.promotion, fidelity, registration, base, tuned, None, "")
+        return _recorded(False, None, checks, about, store)
+
+    tag = parse_name(facts["model"])
+    history, before = History(store, place.where, str(name)), place.digest(name)
+    checks = judged(settings.promotion, fidelity, registration, base, tuned, present, _shown(history, present_digest))
+    record = TagRecord(
+        at=datetime.now(UTC), event="judged", place=place.where, name=str(name), version=str(tag),
+        digest=facts["digest"], in_use=before, before=before, gguf_sha256=facts["gguf_sha256"],
+        merged=store.portable(merged), provenance=about,
+    )  # fmt: skip
+    if before != facts["digest"]:
+        checks += _about_present(history, before, facts["digest"], present, present_digest, settings.promotion.rule)
+        if all(check.reading != "failed" for check in checks):
+            record = _moved(place, record, name, tag, known=before in history.names())
+    remember_tag(store, record.model_copy(update={"checks": tuple(checks)}))
+    _prune(place, History(store, place.where, str(name)), settings.promotion.keep)
+    return _recorded(record.in_use == facts["digest"], record.in_use, checks, about, store)
+
+
+def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool) -> TagRecord:
+    """Put a version into use. What nobody's record knows keeps a name, so that nothing is lost."""
+    if record.before and not known:
+        kept = replaced_name(name, record.before)
+        place.copy(name, kept)
+        record = record.model_copy(update={"kept_as": str(kept)})
+    place.copy(tag, name)
+    if (in_use := place.digest(name)) != record.digest:
+        fix = "See its log, and start the run again."
+        raise UserError(f"{name} is {in_use} after {tag} was copied to it", where=place.where, fix=fix)
+    return record.model_copy(update={"in_use": in_use})
+
+
+def _about_present(
+    history: History, before: str | None, digest: str, present: Artifact | None, compared: str | None, rule: str
+) -> Iterator[Check]:
+    """What speaks against moving, beyond the rule: a rollback, or a model in use that could not be compared."""
+    if digest in history.withdrawn():
+        fix = "put back by `flows.rollback --to`"
+        yield Check("rollback", "a rollback has taken this version out of use", fix, "failed")
+    record = history.of(before)
+    if rule != "better" or before is None:
+        return
+    if record is None:
+        note = "nothing is known of it; it keeps a name" if before not in history.names() else "nothing is known of it"
+        yield Check("model in use", note, "compared where it is known", "warned")
+    elif present is None or before != compared:
+        moved = compared is not None and before != compared
+        why = "another took its place meanwhile" if moved else "its merged weights are no longer in the store"
+        yield Check("model in use", f"{record.version} was not compared: {why}", "compared on the same rows", "failed")
+
+
+def _shown(history: History, digest: str | None) -> str:
+    return history.names().get(digest or "", "the model in use")
+
+
+def _prune(place: Registry, history: History, keep: int) -> None:
+    """Remove the tags of old versions, never the one in use nor the one before it."""
+    there = place.models()
+    name = parse_name(history.records[0].name)
+    in_use = next((digest for known, digest in there.items() if known.is_same(name)), None)
+    before = [digest for digest in history.in_use_before(in_use) if digest in there.values()]
+    versions = [record for record in history.judged() if parse_name(record.version) in there]
+    stays = {in_use, *before[:1], *(record.digest for record in versions[:keep])}
+    for record in versions:
+        if record.digest not in stays:
+            place.delete(parse_name(record.version))
+
+
+def _provenance(
+    settings: FinetuneSettings,
+    dataset: Artifact,
+    merged: Artifact,
+    fidelity: Artifact,
+    registration: Artifact,
+    base: Artifact,
+    tuned: Artifact,
+) -> dict[str, Any]:
+    """Data, settings, code, scores."""
+    parts = {"dataset": dataset, "merged": merged, "fidelity": fidelity, "registration": registration}
+    return {
+        "sha256": {name: part.digest for name, part in parts.items()},
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "scores": {"base": base.facts, "tuned": tuned.facts},
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _recorded(promoted: bool, in_use: str | None, checks: list[Check], about: dict[str, Any], store: Store) -> Artifact:
+    facts = {"promoted": promoted, "in_use": in_use, "checks": [check._asdict() for check in checks]}
+    with store.draft("promotion") as draft:
+        text = json.dumps(facts | {"provenance": about}, indent=1, ensure_ascii=False)
+        (draft.path / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        draft.facts = facts
+    return draft.done()
