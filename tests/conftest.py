@@ -31,7 +31,7 @@ from tasks.model import packaged_tokenizer
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 697
+FEWEST_TESTS = 728
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 
@@ -163,6 +163,8 @@ def make_preset(workplace: Path, tiny_model: Artifact) -> Callable[..., str]:
             "grit": {"kfac_min_samples": 1},
             "scoring": {"tasks": [], "samples": 2, "max_new_tokens": 4},
             "ollama": {"name": "tiny-{method}", "target": "store", "models": str(workplace / "ollama")},
+            # A random model holds no next token likelier than others, and Q8_0 changes which one is likeliest.
+            "fidelity": {"min_top1": 0.3, "max_kl": 1, "warn_perplexity_ratio": 2, "max_perplexity_ratio": 3},
             "promotion": {"rule": "faithful"},
         }
         path = workplace / "preset.yaml"

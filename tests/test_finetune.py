@@ -20,6 +20,8 @@ from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
 from tasks.artifacts import Artifact
 from tasks.errors import UserError
+from tasks.ollama_names import ModelName
+from tasks.ollama_store import OllamaDirectory
 from tasks.planning import planning
 from tasks.presets import load_settings
 from tasks.registration import next_command
@@ -240,3 +242,34 @@ def test_options_reach_every_setting() -> None:
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_no_matter_where_all_is_cached(finetuned: Finetuned, make_preset: Preset) -> None:
     assert finetune(make_preset(), "grit").gguf == finetuned.gguf
+
+
+def test_only_a_better_model_takes_the_place_of_the_one_in_use(
+    make_preset: Preset, workplace: Path, prefect_server: None
+) -> None:
+    section = {"name": "careful-{method}", "target": "store", "models": str(workplace / "ollama")}
+    place, in_use = OllamaDirectory(workplace / "ollama"), ModelName("careful-grit")
+
+    def run_with(**overrides: Any) -> Finetuned:
+        preset = make_preset(ollama=section, promotion={"rule": "better"})
+        made = finetune(preset, "grit", overrides)
+        assert isinstance(made, Finetuned)
+        return made
+
+    first = run_with()
+    assert first.promotion.facts["promoted"], first.promotion.facts
+    digest = place.digest(in_use)
+    worse = run_with(training={"learning_rate": 1e-6})
+    failed = [check["name"] for check in worse.promotion.facts["checks"] if check["reading"] == "failed"]
+    assert f"Validation loss against {first.registration.facts['model']}, nats per token (8 rows)" in failed
+    assert "Not promoted" in (worse.report.path / "report.html").read_text()
+    assert place.digest(in_use) == digest
+    rows = (workplace / "rows.jsonl").read_text()
+    (workplace / "rows.jsonl").write_text(rows + '{"prompt": "Add 41 and 41.", "completion": "The sum is 82."}\n' * 9)
+    try:
+        on_new_rows = run_with(training={"learning_rate": 1e-6})
+    finally:
+        (workplace / "rows.jsonl").write_text(rows)
+    against = [check for check in on_new_rows.promotion.facts["checks"] if "against careful-grit:" in check["name"]]
+    assert [check["reading"] for check in against] == ["failed"], "the one in use was scored on the new rows"
+    assert place.digest(in_use) == digest
