@@ -50,10 +50,8 @@ def present_model(settings: OllamaSettings, name: str, registration: Artifact, s
         return None  # `promote` finds out what ails the server
     history = History(store, place.where, str(parse_name(name)))
     if digest == registration.facts["digest"]:
-        first = next(
-            (record for record in reversed(history.records) if record.promoted and record.digest == digest), None
-        )
-        digest = first.before if first else None
+        entered = (one for one in history.records if one.in_use == digest and one.before != digest)
+        digest = next((one.before for one in entered), None)
     record = history.of(digest)
     return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
 

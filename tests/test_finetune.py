@@ -259,7 +259,7 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
     first = run_with()
     assert first.promotion.facts["promoted"], first.promotion.facts
     digest = place.digest(in_use)
-    worse = run_with(training={"learning_rate": 1e-6})
+    worse = run_with(training={"learning_rate": 1e-3})
     failed = [check["name"] for check in worse.promotion.facts["checks"] if check["reading"] == "failed"]
     assert f"Validation loss against {first.registration.facts['model']}, nats per token (8 rows)" in failed
     assert "Not promoted" in (worse.report.path / "report.html").read_text()
@@ -267,7 +267,7 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
     rows = (workplace / "rows.jsonl").read_text()
     (workplace / "rows.jsonl").write_text(rows + '{"prompt": "Add 41 and 41.", "completion": "The sum is 82."}\n' * 9)
     try:
-        on_new_rows = run_with(training={"learning_rate": 1e-6})
+        on_new_rows = run_with(training={"learning_rate": 1e-3})
     finally:
         (workplace / "rows.jsonl").write_text(rows)
     against = [check for check in on_new_rows.promotion.facts["checks"] if "against careful-grit:" in check["name"]]
