@@ -24,7 +24,9 @@ from rich.table import Table
 from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
 from tasks.planning import planning
+from tasks.preflight import check_registry
 from tasks.presets import load_settings
+from tasks.promotion import outcome
 from tasks.registration import next_command
 from tasks.settings import FinetuneSettings
 
@@ -93,6 +95,8 @@ def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], A
     console.print(table)
     for line in estimate(settings, plan):
         console.print(line)
+    if warning := check_registry(settings.ollama):
+        console.print(warning)
 
 
 class _StoppedError(Exception):
@@ -144,6 +148,7 @@ def run(
         with stopping_at_once():
             finished = flow(preset, method, overrides)
         print(f"\nReport: {finished.report.path / 'report.html'}")
+        print(f"Model:  {outcome(finished.registration, finished.promotion)}")
         print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *words])}")
         print(f"Next:   {next_command(finished.registration, finished.promotion, finished.gguf)}")
 

@@ -22,12 +22,13 @@ from tasks.dataset import prepare_dataset
 from tasks.estimate import check_disk, disk_needs
 from tasks.fidelity import check_fidelity
 from tasks.finished import remember, same_run
+from tasks.logs import run_logger
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.planning import Pending, Plan, looking, planning, recording
-from tasks.preflight import check_prepared, check_settings
+from tasks.preflight import check_prepared, check_registry, check_settings
 from tasks.presets import Overrides, given, load_settings
-from tasks.promotion import Present, present_model, promote
+from tasks.promotion import Present, outcome, present_model, promote
 from tasks.registration import register
 from tasks.report import write_report
 from tasks.scoring import score
@@ -83,10 +84,12 @@ def finetune(
         fetch_model(settings.model, store=store)
         plan = _plan(settings)
     check_disk(settings, plan)
+    if warning := check_registry(settings.ollama):
+        run_logger().warning(warning)
     with recording() as done:
         finetuned = stages(settings)
     remember(store, done, finetuned.registration, settings.model_dump(mode="json"))
-    return published(finetuned.report, finetuned)
+    return published(finetuned.report, finetuned, outcome(finetuned.registration, finetuned.promotion))
 
 
 def _plan(settings: FinetuneSettings) -> Plan:

@@ -19,17 +19,18 @@ from tasks.logs import run_logger
 from tasks.presets import given, load_settings
 
 
-def published(report: Artifact, result: BaseModel) -> State[Any]:
+def published(report: Artifact, result: BaseModel, outcome: str = "") -> State[Any]:
     """Put the short report on the flow run's page, and return the state in which the run ends.
 
     Args:
         report: the run's.
         result: what the flow returns.
+        outcome: a sentence said before where the report is.
     """
     text = (report.path / "report.md").read_text(encoding="utf-8")
     where = f"Full report: {report.path / 'report.html'}"
     create_markdown_artifact(text, key="report", description=where)
-    return Completed(message=where, data=result)  # notifications show a state's message
+    return Completed(message=f"{outcome} {where}".strip(), data=result)  # notifications show a state's message
 
 
 def method_and_model() -> str:

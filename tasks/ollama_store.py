@@ -104,6 +104,16 @@ class OllamaDirectory:
             self._put(name, content)
         return hashlib.sha256(content).hexdigest()
 
+    def check_writable(self) -> None:
+        """Check that models can be written; what is missing of the directory's path is not made.
+
+        Raises:
+            UserError: they cannot.
+        """
+        nearest = next(path for path in (self.directory, *self.directory.parents) if path.exists())
+        with self._writing(), tempfile.TemporaryFile(dir=nearest):
+            pass
+
     def copy(self, source: ModelName, target: ModelName) -> None:
         """Let a second name stand for a model; at no moment does that name stand for nothing.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, UserError
+from tasks.export_settings import OllamaSettings
 from tasks.model_files import check_targets, matrix_layers
 from tasks.modelfile import check_parameters, is_servable, ollama_model
 from tasks.ollama_names import parse_name
+from tasks.ollama_store import OllamaDirectory
 from tasks.planning import Pending
+from tasks.registry import registry
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files
 from tasks.training import check_machine
@@ -31,6 +34,29 @@ def check_settings(settings: FinetuneSettings) -> None:
     find_converter(settings.export)
     parse_name(settings.ollama_name)
     check_parameters(settings.ollama.parameters)
+
+
+def check_registry(settings: OllamaSettings) -> str | None:
+    """Check, before anything is trained, that the model could be registered afterwards.
+
+    Args:
+        settings: where.
+
+    Returns:
+        A warning where a server does not answer now; it may by the time that it is needed.
+
+    Raises:
+        UserError: a model directory cannot be written, or something else than Ollama is behind the address.
+    """
+    place = registry(settings, 10)
+    if isinstance(place, OllamaDirectory):
+        place.check_writable()
+    elif place is not None:
+        try:
+            place.models()
+        except TemporaryError as error:
+            return f"{error} It is needed for the registration, after the training."
+    return None
 
 
 def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:

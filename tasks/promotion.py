@@ -56,19 +56,13 @@ def present_model(settings: OllamaSettings, name: str, registration: Artifact, s
     return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
 
 
-def in_use_as_judged(
-    made: Artifact,
-    settings: FinetuneSettings,
-    dataset: Artifact,
-    merged: Artifact,
-    fidelity: Artifact,
-    registration: Artifact,
-    base: Artifact,
-    tuned: Artifact,
-    present: Artifact | None,
-    present_digest: str | None,
-) -> bool:
-    """Whether what is in use is still what a former judgement left in use."""
+def in_use_as_judged(made: Artifact, settings: FinetuneSettings, *_arguments: object) -> bool:
+    """Whether what is in use is still what a former judgement left in use.
+
+    Args:
+        made: what that judgement returned.
+        settings: where the model is registered.
+    """
     if (place := registry(settings.ollama, 10)) is None:
         return True
     try:
@@ -133,6 +127,22 @@ def promote(
     remember_tag(store, record.model_copy(update={"checks": tuple(checks)}))
     _prune(place, History(store, place.where, str(name)), settings.promotion.keep)
     return _recorded(record.in_use == facts["digest"], record.in_use, checks, about, store)
+
+
+def outcome(registration: Artifact, promotion: Artifact) -> str:
+    """One sentence for those who look in the morning.
+
+    Args:
+        registration: what `register` returned.
+        promotion: what `promote` returned.
+    """
+    if registration.facts["target"] == "none":
+        return "Registered nowhere."
+    name, version = registration.facts["name"], registration.facts["model"]
+    if promotion.facts["promoted"]:
+        return f"{name} is {version} now."
+    failed = [check["name"] for check in promotion.facts["checks"] if check["reading"] == "failed"]
+    return f"{version} is not promoted, {name} is what it was before. Failed: {'; '.join(failed)}."
 
 
 def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool) -> TagRecord:

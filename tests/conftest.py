@@ -31,7 +31,7 @@ from tasks.model import packaged_tokenizer
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 728
+FEWEST_TESTS = 735
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 

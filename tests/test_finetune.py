@@ -273,3 +273,26 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
     against = [check for check in on_new_rows.promotion.facts["checks"] if "against careful-grit:" in check["name"]]
     assert [check["reading"] for check in against] == ["failed"], "the one in use was scored on the new rows"
     assert place.digest(in_use) == digest
+
+
+def test_no_secret_gets_anywhere(
+    make_preset: Preset, workplace: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Searched: what is printed, all files of the run, and all that Prefect's server knows of it."""
+    secrets = {"HF_TOKEN": "hf_OnlyForThisTest", "OLLAMA_API_KEY": "ollama-OnlyForThisTest"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    made = finetune(make_preset(store=str(workplace / "secret")), "baseline")
+    assert isinstance(made, Finetuned)
+    said = "".join(capfd.readouterr())
+    files = [path for root in ("secret", "ollama") for path in (workplace / root).rglob("*") if path.is_file()]
+    assert len(files) > 20
+    said += "".join(path.read_bytes().decode("latin-1") for path in files)
+    with get_client(sync_client=True) as client:
+        for kind in ("flow_runs", "task_runs", "artifacts", "logs"):
+            response = client._client.post(f"/{kind}/filter", json={})
+            response.raise_for_status()
+            assert response.json(), kind
+            said += response.text
+    assert not [value for value in secrets.values() if value in said]
+    assert "baseline" in said

@@ -183,3 +183,18 @@ def test_a_server_that_does_not_answer_is_one_line(make_preset: Preset, capfd: p
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
         assert run(finetune, stages, ["--preset", make_preset()]) == 2
     assert_one_line(capfd.readouterr().err, "http://127.0.0.1:9/api: no Prefect server answers. Start it, or unset")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_place_that_cannot_take_the_model_is_found_before_anything_is_trained(
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = workplace / "no-place"
+    (workplace / "a-file").write_text("")
+    words = ["--preset", make_preset(store=str(store)), "--ollama.models", str(workplace / "a-file" / "models")]
+    assert run(finetune, stages, words) == 2
+    said = f"{workplace}/a-file/models: cannot be written: Not a directory. Correct ollama.models"
+    assert_one_line(capfd.readouterr().err, said)
+    assert not (store / "adapter").exists()
+    assert run(finetune, stages, [*words, "--plan", "--ollama.target", "server", "--ollama.host", "127.0.0.1:9"]) == 0
+    assert "no Ollama server answers" in capfd.readouterr().out

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import add_fused_lm_head
 
 from tasks import training_run
@@ -118,6 +122,24 @@ def test_checkpointing_changes_nothing(
     other = run(tiny_model, dataset, store, grit=grit, base=base, training=checkpointed)
     for name, weight in weights(one).items():
         torch.testing.assert_close(weight, weights(other)[name])
+
+
+def test_the_end_of_turn_is_learned_also_where_it_is_the_padding_token(
+    tiny_model: Artifact, dataset: Artifact, store: Store
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    with store.draft("dataset") as draft:
+        shutil.copytree(dataset.path, draft.path, dirs_exist_ok=True)
+        tokenizer.save_pretrained(draft.path / "tokenizer")
+        rows = pq.read_table(draft.path / "train.parquet")["input_ids"].to_pylist()
+        ids = [[*row[:-1], tokenizer.eos_token_id] for row in rows]
+        labels = [[-100] * (len(row) - 1) + row[-1:] for row in ids]
+        pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / "train.parquet")
+        draft.facts = dataset.facts
+    whole = QUICK.model_copy(update={"per_device_batch_size": 16, "max_steps": 2})
+    first = history(run(tiny_model, draft.done(), store, training=whole))[0]
+    assert first["supervised_tokens"] == len(ids) == 16, "one in each row, and no padding"
 
 
 @pytest.mark.parametrize("grit", [None, GritSettings(kfac_update_freq=1, kfac_min_samples=1)])
