@@ -30,8 +30,18 @@ from rich.table import Table
 from tqdm import tqdm
 
 STAGES = (
-    *("fetch_model", "fetch_data", "prepare_dataset", "score", "train", "merge", "score", "convert"),
-    *("register", "write_report"),
+    *(
+        "fetch_model",
+        "fetch_data",
+        "prepare_dataset",
+        "check_vocabulary",
+        "score",
+        "train",
+        "merge",
+        "score",
+        "convert",
+    ),
+    *("check_fidelity", "register", "promote", "write_report"),
 )
 SHARE = {"train": 5}
 """Kills in a stage for two in each of the others."""

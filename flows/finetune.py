@@ -1,7 +1,8 @@
 """The flow `finetune`: instruction data in, a model that Ollama serves and an honest report out.
 
-    fetch_model ─┬─> prepare_dataset ─┬─> train ─> merge ─┬─> score (tuned) ─────────────┬─> register ─> write_report
-    fetch_data ──┘                    │                   └─> convert ─> check_fidelity ─┤
+    fetch_model ─┬─> prepare_dataset ─┬─> check_vocabulary
+    fetch_data ──┘                    ├─> train ─> merge ─┬─> score (tuned) ─────────────┬─> register ─> promote
+                                      │                   └─> convert ─> check_fidelity ─┤              └─> write_report
                                       └─> score (base) ──────────────────────────────────┘
 
 Run `python -m flows.finetune --help` for the command line.
@@ -35,6 +36,7 @@ from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
 from tasks.training import train
+from tasks.vocabulary import check_vocabulary
 
 
 class Finetuned(BaseModel):
@@ -157,6 +159,7 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     source = fetch_data(settings.data, seed, store=store)
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
+    check_vocabulary(model, dataset, settings.export, store=store)
     trust = settings.model.trust_remote_code
     return model, dataset, score(model, dataset, settings.scoring, trust, "base", seed, store=store)
 

@@ -159,6 +159,8 @@ def run_converter(
     gguf_type: str,
     said: dict[str, Any] | None = None,
     log: Path | None = None,
+    *,
+    vocabulary_only: bool = False,
 ) -> None:
     """Run the converter as a process of its own.
 
@@ -169,12 +171,14 @@ def run_converter(
         gguf_type: `q8_0`, `f16` or `bf16`.
         said: see `metadata`.
         log: where all that it printed is kept if it fails.
+        vocabulary_only: without weights.
 
     Raises:
         UserError: it fails; the text holds the last line of its error.
         TemporaryError: it was killed, as a system short of memory does.
     """
     command = [sys.executable, str(converter.script), str(model), "--outfile", str(file), "--outtype", gguf_type]
+    command += ["--vocab-only"] if vocabulary_only else []
     path = os.pathsep.join([str(converter.gguf_directory), str(converter.script.parent)])
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as about:
         json.dump(said or {}, about)

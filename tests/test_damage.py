@@ -66,7 +66,7 @@ def test_damage_to_any_file_of_any_artifact_is_seen(
     files = [(stage, one.path / name) for stage, one in own for name in one.files]
     kinds = {one.kind for _, one in own}
     exported = {"merged", "gguf", "fidelity", "registration", "promotion", "report"}
-    assert kinds == {"source", "dataset", "scores", "adapter", "history"} | exported
+    assert kinds == {"source", "dataset", "vocabulary", "scores", "adapter", "history"} | exported
     for stage, path in files:
         whole = path.read_bytes()
         damage(path)

@@ -29,7 +29,7 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         command = ["deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "-p", f"overrides={here}"]
         served.move_worker(tmp_path / "one")
         served.prefect(*command, "--watch")
-        assert len(served.computed()) == 12
+        assert len(served.computed()) == 13
         served.move_worker(tmp_path / "another")
         served.prefect(*command, "--watch")
         assert served.computed() == []

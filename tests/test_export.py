@@ -24,6 +24,7 @@ from tasks.merging import merge
 from tasks.registration import register
 from tasks.settings import ChatSettings, DataSettings
 from tasks.source import fetch_data
+from tasks.vocabulary import check_vocabulary
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -210,3 +211,20 @@ def test_the_converters_code_is_part_of_the_cache_key(
     other = Converter(Path("x"), Path("y"), "another version")
     monkeypatch.setattr("tasks.conversion.find_converter", lambda settings: other)
     assert convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store) != before
+
+
+def test_the_vocabulary_is_tried_before_anything_is_trained(
+    tiny_model: Artifact, dataset: Artifact, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = check_vocabulary.function(tiny_model, dataset, ExportSettings(), store=store)
+    assert made.facts == {"wrong_texts": []}
+    assert set(made.files) == {"vocabulary.gguf"}
+    with store.draft("dataset") as draft:
+        shutil.copytree(dataset.path, draft.path, dirs_exist_ok=True)
+        file = draft.path / "tokenizer" / "tokenizer.json"
+        held = json.loads(file.read_text())
+        held["pre_tokenizer"] = {"type": "Whitespace"}
+        file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="llama.cpp's converter refuses the model: NotImplementedError: BPE pre-token"):
+        check_vocabulary.function(tiny_model, draft.done(), ExportSettings(), store=store)
+    assert not list((store.root / "drafts").iterdir())

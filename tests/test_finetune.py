@@ -73,7 +73,7 @@ def test_finding_all_cached_takes_no_heavy_library(finetuned: Finetuned, make_pr
 
 
 AFTER_TRAINING = {"train", "merge", "score tuned", "convert"}
-AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "score base"}
+AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "check_vocabulary", "score base"}
 
 
 @pytest.mark.parametrize(

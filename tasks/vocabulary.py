@@ -1,0 +1,65 @@
+"""Stage: whether llama.cpp can convert and read the model's vocabulary, found out before anything is trained."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from tasks.artifacts import Artifact, Store
+from tasks.conversion import find_converter, run_converter
+from tasks.export_settings import ExportSettings
+from tasks.llama import load_gguf
+from tasks.logs import run_logger
+from tasks.stage import stage
+from tasks.token_ids import mismatches, torture
+
+CONFIGURATION = ("config.json", "generation_config.json")
+
+
+def converter_version(model: Artifact, dataset: Artifact, settings: ExportSettings) -> str:
+    """What outside the settings decides the result."""
+    return find_converter(settings).version
+
+
+@stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version, reads={"settings": {"llama_cpp"}})
+def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSettings, *, store: Store) -> Artifact:
+    """Convert the vocabulary alone, and compare how llama.cpp and the tokenizer read texts that are hard to read.
+
+    A difference is a warning here: the fidelity of the whole GGUF decides whether it is promoted.
+
+    Args:
+        model: the base model, for its architecture.
+        dataset: for the tokenizer that the merged model will have.
+        settings: which converter.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `vocabulary`: a GGUF without tensors; its facts hold the texts that are read as other tokens.
+
+    Raises:
+        UserError: llama.cpp's converter knows neither the architecture nor the tokenizer, or lacks a part of it.
+    """
+    from transformers import AutoTokenizer
+
+    converter = find_converter(settings)
+    with store.draft("vocabulary") as draft:
+        file = draft.path / "vocabulary.gguf"
+        with tempfile.TemporaryDirectory() as directory:
+            for path in [*(model.path / name for name in CONFIGURATION), *(dataset.path / "tokenizer").iterdir()]:
+                if path.is_file():
+                    shutil.copy(path, Path(directory) / path.name)
+            run_converter(converter, Path(directory), file, "f16", vocabulary_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
+        llama = load_gguf(file, vocab_only=True)
+        try:
+            wrong = mismatches(llama, tokenizer, list(torture(tokenizer)))
+        finally:
+            llama.close()
+        draft.facts = {"wrong_texts": [text.text for text in wrong]}
+    if wrong:
+        told = (
+            "llama.cpp reads %d of the hard texts as other tokens than the tokenizer, first %r: the GGUF will not pass"
+        )
+        run_logger().warning(told, len(wrong), wrong[0].text)
+    return draft.done()
