@@ -188,9 +188,10 @@ def test_runs_are_named_by_stage_method_and_model(finetuned: Finetuned, tiny_mod
         assert f"train grit {tiny_model.path.name}" in {run.name for run in client.read_task_runs()}
 
 
-def test_the_state_of_a_run_names_the_report(finetuned: Finetuned, make_preset: Preset) -> None:
+def test_the_state_of_a_run_names_the_report_and_the_model_in_use(finetuned: Finetuned, make_preset: Preset) -> None:
     state = finetune(make_preset(), "grit", return_state=True)
-    assert state.message == f"Full report: {finetuned.report.path / 'report.html'}"
+    in_use = f"tiny-grit is {finetuned.registration.facts['model']} now."
+    assert state.message == f"{in_use} Full report: {finetuned.report.path / 'report.html'}"
 
 
 def test_prefects_pages_show_the_report_and_the_progress(finetuned: Finetuned) -> None:

@@ -68,7 +68,7 @@ def assert_one_line(printed: str, said: str) -> None:
 def assert_nothing_half_written(store: Path) -> None:
     """What was whole before the mistake was found may stay; nothing follows from it."""
     made = {path.name for path in store.iterdir()} if store.exists() else set()
-    assert made <= {"drafts", "locks", "results", "model", "source", "dataset"}
+    assert made <= {"drafts", "locks", "results", "model", "source", "dataset", "vocabulary"}
     assert not list((store / "drafts").glob("*"))
     for kind in made - {"drafts", "locks", "results"}:
         assert all(len(path.name) == 16 for path in (store / kind).iterdir()), "artifacts are named by digest"
