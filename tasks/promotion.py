@@ -107,7 +107,8 @@ def promote(
     """
     name, facts = parse_name(settings.ollama_name), registration.facts
     place = registry(settings.ollama)
-    about = _provenance(settings, dataset, merged, fidelity, registration, base, tuned)
+    parts = {"dataset": dataset, "merged": merged, "fidelity": fidelity, "registration": registration}
+    about = _provenance(settings, base, tuned, **parts)
     if place is None or "digest" not in facts:
         checks = judged(settings.promotion, fidelity, registration, base, tuned, None, "")
         return _recorded(False, None, checks, about, store)
@@ -142,7 +143,8 @@ def outcome(registration: Artifact, promotion: Artifact) -> str:
     if promotion.facts["promoted"]:
         return f"{name} is {version} now."
     failed = [check["name"] for check in promotion.facts["checks"] if check["reading"] == "failed"]
-    return f"{version} is not promoted, {name} is what it was before. Failed: {'; '.join(failed)}."
+    rest = f"{name} is what it was before" if promotion.facts["in_use"] else f"nothing is in use as {name}"
+    return f"{version} is not promoted, {rest}. Failed: {'; '.join(failed)}."
 
 
 def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool) -> TagRecord:
@@ -194,17 +196,8 @@ def _prune(place: Registry, history: History, keep: int) -> None:
             place.delete(parse_name(record.version))
 
 
-def _provenance(
-    settings: FinetuneSettings,
-    dataset: Artifact,
-    merged: Artifact,
-    fidelity: Artifact,
-    registration: Artifact,
-    base: Artifact,
-    tuned: Artifact,
-) -> dict[str, Any]:
+def _provenance(settings: FinetuneSettings, base: Artifact, tuned: Artifact, **parts: Artifact) -> dict[str, Any]:
     """Data, settings, code, scores."""
-    parts = {"dataset": dataset, "merged": merged, "fidelity": fidelity, "registration": registration}
     return {
         "sha256": {name: part.digest for name, part in parts.items()},
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -25,7 +25,7 @@ from tasks.fidelity_limits import Check
 from tasks.ollama_names import ModelName, parse_name
 from tasks.ollama_server import Answer, OllamaServer
 from tasks.ollama_store import OllamaDirectory
-from tasks.promotion import in_use_as_judged, present_model, promote
+from tasks.promotion import in_use_as_judged, outcome, present_model, promote
 from tasks.registration import register
 from tasks.registry import Registry, registry
 from tasks.rollback import Versions
@@ -182,6 +182,8 @@ def test_each_gate_holds_a_model_back(on_disk: Pipeline, how: dict[str, Any], ga
     assert [name.lower() for name in failed(made)] == [name.lower() for name in gates]
     assert on_disk.in_use() is None
     assert len(on_disk.place.models()) == 1
+    said = f"{on_disk.known[1].facts['model']} is not promoted, nothing is in use as it. Failed: {failed(made)[0]}."
+    assert outcome(on_disk.known[1], made) == said
 
 
 def test_a_difference_within_error_is_no_reason_against_it(on_disk: Pipeline) -> None:

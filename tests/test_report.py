@@ -182,7 +182,7 @@ def report(store: Store, base: Artifact, tuned: Artifact, promoted: bool = True)
         make(store, "gguf", gguf),
         make(store, "fidelity", fidelity),
         make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
-        make(store, "promotion", {"promoted": promoted, "checks": [check]}),
+        make(store, "promotion", {"promoted": promoted, "in_use": "x" if promoted else None, "checks": [check]}),
         store=store,
     )
     return json.loads((made.path / "report.json").read_text()), Path(made.path / "report.html").read_text()
@@ -191,5 +191,5 @@ def report(store: Store, base: Artifact, tuned: Artifact, promoted: bool = True)
 @pytest.mark.parametrize("promoted", [True, False])
 def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
     data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), promoted)
-    assert ("Not promoted" in html) == (not promoted)
+    assert ("Not promoted</span>: nothing is in use as <code>it</code>" in html) == (not promoted)
     assert data["next"] == f"ollama run {'it' if promoted else 'it:1'}"
