@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=160)
     parser.add_argument("--validation-rows", type=int, default=24)
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings side by side, a thread each")
     parser.add_argument("--ablations", action="store_true", help="the changes to kfac^1/2 in place of the methods")
     arguments = parser.parse_args()
     if arguments.ablations:
@@ -54,20 +55,22 @@ def main() -> None:
         for rate in arguments.rates
         for method in arguments.methods
     ]
-    run(tuning, workload, setup, arguments.results)
+    run(tuning, workload, setup, arguments.results, arguments.processes)
     best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]
-    run(final, workload, setup, arguments.results)
+    run(final, workload, setup, arguments.results, arguments.processes)
 
 
-def run(jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str, Any], results: Path) -> None:
-    """Train those jobs that the results file does not hold, one process to a core."""
+def run(
+    jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str, Any], results: Path, processes: int
+) -> None:
+    """Train those jobs that the results file does not hold, some of them side by side."""
     done = {(one["method"], one["rate"], one["seed"]) for one in read(results) if matches(one, setup)}
     missing = [job for job in jobs if job not in done]
     os.environ["TQDM_DISABLE"] = "1"  # in the processes to come; one bar is enough
     # One thread to a process: two trainings side by side disturb each other less than two threads of each would.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         futures = [pool.submit(train, *job, workload, setup) for job in missing]
         for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
             with results.open("a", encoding="utf-8") as file:
