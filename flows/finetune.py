@@ -24,6 +24,7 @@ from tasks.estimate import check_disk, disk_needs
 from tasks.fidelity import check_fidelity
 from tasks.finished import remember, same_run
 from tasks.logs import run_logger
+from tasks.merge_candidates import nf4_merge
 from tasks.merging import merge
 from tasks.model import fetch_model
 from tasks.planning import Pending, Plan, looking, planning, recording
@@ -116,8 +117,9 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     license_name = model.facts.get("license")
     registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
     promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
-    artifacts = (model, dataset, made.history, base_scores, made.scores, made.gguf, fidelity, registration, promotion)
-    report = write_report(settings, *artifacts, store=store)
+    measured = (model, dataset, made.history, base_scores, made.scores)
+    exported = (made.merged, made.gguf, fidelity, registration, promotion)
+    report = write_report(settings, *measured, *exported, store=store)
     return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration, promotion=promotion)
 
 
@@ -176,7 +178,7 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
     grit = settings.grit if settings.method == "grit" else None
     trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
-    merged = merge(model, dataset, trained.adapter, trust, store=store)
+    merged = merge(model, dataset, trained.adapter, trust, nf4_merge(settings), store=store)
     scores = score(merged, dataset, settings.scoring, trust, "tuned", settings.seed, store=store)
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)

@@ -80,12 +80,15 @@ class Adapter:
             The new values, in the same shape and dtype.
 
         Raises:
-            RuntimeError: shape or rank do not fit, or the adapter brings a copy of another base's weight.
+            RuntimeError: shape or rank do not fit, the adapter brings a copy of another base's weight, or nothing
+                would change.
         """
         new = self._tensor(self.replaced[name]) if name in self.replaced else self._sum(name, weight.float())
         if new.shape != weight.shape:
             raise RuntimeError(f"{name} is {tuple(weight.shape)} in the base and {tuple(new.shape)} in the adapter")
-        return new.to(weight.dtype)
+        if torch.equal(rounded := new.to(weight.dtype), weight):
+            raise RuntimeError(f"{name} was not changed by the merge")
+        return rounded
 
     def _sum(self, name: str, weight: Tensor) -> Tensor:
         keys = self.low_rank[name]

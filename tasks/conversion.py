@@ -82,7 +82,11 @@ def converter_version(
     return find_converter(settings).version
 
 
-@stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version)
+@stage(
+    libraries=("llama-cpp-python", "transformers"),
+    watch=converter_version,
+    reads={"settings": ("gguf_type", "llama_cpp")},
+)
 def convert(
     merged: Artifact,
     dataset: Artifact,

@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.artifacts import Artifact
 from tasks.errors import UserError, unwritable_store
+from tasks.merge_candidates import nf4_merge
 from tasks.model import parameters_of_source, to_fetch
 from tasks.planning import Plan
 from tasks.quantization import CONVERTED
@@ -67,6 +68,8 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         bytes_per_weight = 4 if settings.model.dtype == "float32" else 2
         size = parameters * bytes_per_weight * waiting.count("merge")
         needs.append(Need("merged model", size, settings.store, "store"))
+        if (nf4 := nf4_merge(settings)) and nf4.into == "best":
+            needs.append(Need("a second merge, for a while", size // waiting.count("merge"), settings.store, "store"))
     if "convert" in waiting:
         needs.append(Need("GGUF", gguf * waiting.count("convert"), settings.store, "store"))
         if settings.export.gguf_type not in CONVERTED:
@@ -141,6 +144,8 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
         parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}{counted}")
     if rows is not None:
         measured = waiting.count("score")
+        if (nf4 := nf4_merge(settings)) and nf4.into == "best":
+            measured += 2 * waiting.count("merge")
         measured += trainings * (1 + training.max_steps // (training.eval_steps or training.max_steps))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
     others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]

@@ -14,8 +14,11 @@ GgufType = Literal["q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m"]
 
 
 class ExportSettings(Section):
-    """The GGUF file."""
+    """The merged model and the GGUF file."""
 
+    merge_into: Literal["best", "original", "dequantized"] = "best"
+    """After training on NF4: into the original 16-bit weights, into the dequantised ones that training saw, or into
+    whichever gives the lower validation loss (without validation rows into the original ones)."""
     gguf_type: GgufType = "q8_0"
     """Type of the large tensors."""
     llama_cpp: Path | None = None

@@ -14,32 +14,46 @@ from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.merge_candidates import Nf4Merge, keep_the_better
 from tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.adapter_weights import Adapter
+    from tasks.nf4 import Nf4Weights
 
 TIED_HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 
 
-@stage(libraries=("torch", "transformers", "peft", "safetensors"))
-def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_code: bool, *, store: Store) -> Artifact:
+@stage(libraries=("bitsandbytes", "torch", "transformers", "peft", "safetensors"), alone=True)
+def merge(
+    model: Artifact,
+    dataset: Artifact,
+    adapter: Artifact,
+    trust_remote_code: bool,
+    nf4: Nf4Merge | None,
+    *,
+    store: Store,
+) -> Artifact:
     """Merge W + alpha / r * B A into the base weights, with one weight matrix in memory at a time.
 
     The sum is made in float32 and rounded once to the base's dtype. Files, names, order and dtypes are the base's.
+    After training on NF4, W is the original weight, or the dequantised one that training saw: what gives the lower
+    validation loss.
 
     Args:
         model: the 16-bit base model.
-        dataset: its tokenizer, with the chat format, goes with the merged model.
+        dataset: its tokenizer, with the chat format, goes with the merged model; its validation rows choose.
         adapter: what training made.
         trust_remote_code: run the model's own code.
+        nf4: how training held the base model, if in NF4.
         store: where the artifact goes.
 
     Returns:
-        The artifact `merged`: a model directory; its facts count changed and unchanged tensors.
+        The artifact `merged`: a model directory; its facts count changed and unchanged tensors, and say what the
+        adapter was merged into, and why.
 
     Raises:
         UserError: a merged weight is not finite, the adapter targets an output layer tied to the embedding, or it is of
@@ -49,6 +63,7 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
     from transformers import AutoConfig, AutoTokenizer
 
     from tasks.adapter_weights import Adapter
+    from tasks.nf4 import Nf4Weights
 
     weights = Adapter(adapter.path)
     config = AutoConfig.from_pretrained(model.path, trust_remote_code=trust_remote_code)
@@ -60,38 +75,57 @@ def merge(model: Artifact, dataset: Artifact, adapter: Artifact, trust_remote_co
             fix="Leave it out.",
         )
     names = set(tensor_names(model.path))
-    if missing := sorted(weights.targets - names):
-        raise RuntimeError(f"the adapter names layers that the base lacks: {', '.join(missing[:5])}")
+    candidates = nf4.candidates(dataset) if nf4 else ("original",)
+    seen = None
+    if nf4 and "dequantized" in candidates:
+        double = nf4.double_quantization
+        seen = Nf4Weights(config, trust_remote_code, dtype=nf4.dtype, double_quantization=double)
+    if missing := sorted((weights.targets | seen.names if seen else weights.targets) - names):
+        raise RuntimeError(f"training changed or quantised layers that the base lacks: {', '.join(missing[:5])}")
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     with store.draft("merged") as draft:
-        merge_files(model.path, weights, draft.path)
-        tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
-        _write_configuration(model.path, config, tokenizer.eos_token_id, tokenizer.pad_token_id, draft.path)
-        tokenizer.save_pretrained(draft.path)
+        for into in candidates:
+            directory = draft.path if len(candidates) == 1 else draft.path / into
+            directory.mkdir(exist_ok=True)
+            merge_files(model.path, weights, directory, seen if into == "dequantized" else None)
+            _write_configuration(model.path, config, tokenizer.eos_token_id, tokenizer.pad_token_id, directory)
+            tokenizer.save_pretrained(directory)
+        merged: dict[str, Any] = {"into": candidates[0]}
+        if nf4 and len(candidates) > 1:
+            merged = keep_the_better(draft.path, dataset, trust_remote_code, nf4.batch_size)
         draft.facts = {
             "changed_tensors": len(weights.targets),
             "unchanged_tensors": len(names - weights.targets),
             "parameters": model.facts.get("parameters"),
+            "merge": merged,
         }
     return draft.done()
 
 
-def merge_files(base: Path, weights: Adapter, directory: Path) -> None:
+def merge_files(base: Path, weights: Adapter, directory: Path, seen: Nf4Weights | None = None) -> None:
     """Write a base's weight files with an adapter merged into them, and their index.
 
     Args:
         base: directory of the base model.
         weights: the adapter.
         directory: where to.
+        seen: the dequantised weights that training saw, to take the place of the base's; none: the base's.
 
     Raises:
         UserError: a merged weight is not finite.
         RuntimeError: a targeted tensor is unchanged.
     """
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        start = seen(name, weight) if seen and name in seen.names else weight
+        return weights.merged(name, start) if name in weights.targets else start
+
     files = weight_files(base)
     size = sum(file.stat().st_size for file in files)
+    names = weights.targets | seen.names if seen else weights.targets
     with tqdm(total=size, desc="Merging", unit="B", unit_scale=True) as bar:
         for file in files:
-            rewrite(file, directory / file.name, weights.targets, weights.merged, bar)
+            rewrite(file, directory / file.name, names, change, bar)
     if (base / INDEX).is_file():
         shutil.copyfile(base / INDEX, directory / INDEX)
 
@@ -112,7 +146,7 @@ def rewrite(
 
     Raises:
         UserError: a new value is not finite.
-        RuntimeError: a tensor that should change does not, or has another shape or dtype.
+        RuntimeError: a new value has another shape or dtype.
     """
     import torch
 
@@ -127,8 +161,8 @@ def rewrite(
                 if name in names:
                     old = tensors.get_tensor(name)
                     new = change(name, old)
-                    if new.shape != old.shape or new.dtype != old.dtype or torch.equal(new, old):
-                        raise RuntimeError(f"{name} was not changed by the merge, or lost its shape or dtype")
+                    if new.shape != old.shape or new.dtype != old.dtype:
+                        raise RuntimeError(f"{name} lost its shape or dtype in the merge")
                     if not bool(torch.isfinite(new).all()):
                         fix = "The training diverged, or float16 is too narrow: lower training.learning_rate."
                         raise UserError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)

@@ -31,6 +31,7 @@ def write_report(
     history: Artifact,
     base: Artifact,
     tuned: Artifact,
+    merged: Artifact,
     gguf: Artifact,
     fidelity: Artifact,
     registration: Artifact,
@@ -47,6 +48,7 @@ def write_report(
         history: the steps of the training.
         base: scores of the base model.
         tuned: scores of the merged model.
+        merged: what the adapter was merged into, and why.
         gguf: the exported file and its answer.
         fidelity: how the file compares with the merged model.
         registration: where the model is known by which name.
@@ -59,7 +61,7 @@ def write_report(
     steps = [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = {"base": _json(base.path / "scores.json"), "tuned": _json(tuned.path / "scores.json")}
     comparison = score_differences(base, tuned)
-    artifacts = (model, dataset, history, base, tuned, gguf, fidelity, registration, promotion)
+    artifacts = (model, dataset, history, base, tuned, merged, gguf, fidelity, registration, promotion)
     data: dict[str, Any] = {
         "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
         "method": method_name(settings),
@@ -69,6 +71,7 @@ def write_report(
         "steps": steps,
         "card": _json(dataset.path / "card.json"),
         "samples": _samples(scores["base"]["samples"], scores["tuned"]["samples"]),
+        "merge": merged.facts["merge"],
         "gguf": gguf.facts,
         "fidelity": fidelity.facts,
         "registration": registration.facts,
@@ -82,6 +85,7 @@ def write_report(
     view = {
         **data,
         "settings": settings,
+        "merge_line": merge_line(merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
         "training": list(_training_table(history.facts, steps)),
         "flat_settings": list(flat_settings(settings)),
         "reasons": sorted({reason for left in data["card"]["left_out"].values() for reason in left}),
@@ -129,6 +133,25 @@ def method_name(settings: FinetuneSettings) -> str:
     if settings.method == "baseline":
         return "baseline (AdamW)"
     return f"GRIT (variant {settings.grit.variant}, basis {settings.grit.basis})"
+
+
+def merge_line(merge: dict[str, Any]) -> str:
+    """What an adapter that was trained on NF4 was merged into, and what else was tried.
+
+    Args:
+        merge: from the facts of the artifact `merged`.
+    """
+    weights = {"original": "the original 16-bit weights", "dequantized": "the dequantised weights that training saw"}
+    into, losses = merge["into"], merge.get("validation_loss")
+    if losses is None:
+        return f"Trained on NF4 and merged into {weights[into]}; the other merge was not tried."
+    (other,) = losses.keys() - {into}
+    difference = merge["difference"] if into == "original" else -merge["difference"]
+    return (
+        f"Trained on NF4. Merged into {weights[into]} its validation loss is {figure(losses[into])}, merged into "
+        f"{weights[other]} {figure(losses[other])} (difference {signed(difference)}{plusminus(merge['stderr'])}); "
+        "the first ships."
+    )
 
 
 def _samples(base: list[dict[str, str]], tuned: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from tasks.artifacts import Artifact
 from tasks.model_files import check_targets
+from tasks.nf4 import nf4_config
 from tasks.settings import LoraSettings, ModelSettings, TrainingSettings
 
 
@@ -37,16 +38,10 @@ def load_base(model: Artifact, settings: ModelSettings) -> PreTrainedModel:
         model: the artifact `model`.
         settings: dtype and quantisation.
     """
-    dtype = getattr(torch, settings.dtype)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=settings.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    quantization = nf4_config(settings.dtype, settings.double_quantization)
     network = AutoModelForCausalLM.from_pretrained(
         model.path,
-        dtype=dtype,
+        dtype=getattr(torch, settings.dtype),
         quantization_config=quantization if settings.quantization == "nf4" else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,

@@ -58,7 +58,7 @@ def adapter(tiny_model: Artifact, module_store: Store) -> Artifact:
 
 @pytest.fixture(scope="module")
 def merged(tiny_model: Artifact, dataset: Artifact, adapter: Artifact, module_store: Store) -> Artifact:
-    return merge.function(tiny_model, dataset, adapter, False, store=module_store)
+    return merge.function(tiny_model, dataset, adapter, False, None, store=module_store)
 
 
 def changed_adapter(adapter: Artifact, store: Store, change: object) -> Artifact:
@@ -97,7 +97,7 @@ def test_an_untrained_adapter_is_refused(
                 tensors[name].zero_()
 
     with pytest.raises(RuntimeError, match=r"B is zero.*layers\.1\.self_attn\.q_proj"):
-        merge.function(tiny_model, dataset, changed_adapter(adapter, store, untrain), False, store=store)
+        merge.function(tiny_model, dataset, changed_adapter(adapter, store, untrain), False, None, store=store)
 
 
 def test_a_diverged_adapter_is_refused(
@@ -107,7 +107,7 @@ def test_a_diverged_adapter_is_refused(
         next(iter(tensors.values())).fill_(float("nan"))
 
     with pytest.raises(UserError, match="lower training.learning_rate"):
-        merge.function(tiny_model, dataset, changed_adapter(adapter, store, diverge), False, store=store)
+        merge.function(tiny_model, dataset, changed_adapter(adapter, store, diverge), False, None, store=store)
     assert not (store.root / "merged").exists()
 
 
@@ -122,7 +122,7 @@ def test_no_part_of_an_adapter_is_lost(
     tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, change: object, said: str
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
-        merge.function(tiny_model, dataset, changed_adapter(adapter, store, change), False, store=store)
+        merge.function(tiny_model, dataset, changed_adapter(adapter, store, change), False, None, store=store)
 
 
 def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store: Store) -> None:
@@ -153,7 +153,7 @@ def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
     data = DataSettings(source=str(rows_file), max_length=64, test_fraction=0.1)
     source = fetch_data.function(data, 1, store=store)
     dataset = prepare_dataset.function(source, model, data, ChatSettings(format="alpaca"), 1, store=store)
-    made = merge.function(model, dataset, adapter, False, store=store)
+    made = merge.function(model, dataset, adapter, False, None, store=store)
     gguf = convert.function(made, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     reader = GGUFReader(gguf.path / "model.gguf")
     template, eos = (reader.get_field(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id"))

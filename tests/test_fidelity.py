@@ -64,7 +64,7 @@ def merged(tiny_model: Artifact, dataset: Artifact, module_store: Store) -> Arti
     network = get_peft_model(base, LoraConfig(r=4, lora_alpha=32, target_modules=targets, init_lora_weights=False))
     with module_store.draft("adapter") as draft:
         network.save_pretrained(str(draft.path))
-    return merge.function(tiny_model, dataset, draft.done(), False, store=module_store)
+    return merge.function(tiny_model, dataset, draft.done(), False, None, store=module_store)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,9 @@ def test_overflow_in_float16_is_refused_before_a_gguf_is_made(
     with store.draft("adapter") as draft:
         network.save_pretrained(str(draft.path))
     with pytest.raises(UserError, match="would not be finite as torch.float16"):
-        merge.function(reference("model", tmp_path / "base", names, {}), dataset, draft.done(), False, store=store)
+        merge.function(
+            reference("model", tmp_path / "base", names, {}), dataset, draft.done(), False, None, store=store
+        )
 
 
 def test_the_gguf_says_where_it_comes_from(export: Any, dataset: Artifact) -> None:

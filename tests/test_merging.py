@@ -175,7 +175,7 @@ def test_shards_and_their_index_are_the_bases(dataset: Artifact, store: Store, t
     base = make_base(tmp_path / "base", torch.bfloat16, shards=True)
     (base / "consolidated.safetensors").write_bytes(b"another copy, which is no file of the model")
     adapter = artifact("adapter", make_adapter(base, tmp_path / "adapter"))
-    merged = merge.function(artifact("model", base), dataset, adapter, False, store=store)
+    merged = merge.function(artifact("model", base), dataset, adapter, False, None, store=store)
     names = {path.name for path in base.glob("model*")}
     assert len(names) > 3 and names == {path.name for path in merged.path.glob("*.safetensors*")}
     assert (base / "model.safetensors.index.json").read_bytes() == (
@@ -200,7 +200,7 @@ def test_a_value_beyond_float16_is_refused(dataset: Artifact, store: Store, tmp_
     adapter = make_adapter(base, tmp_path / "adapter")
     changed(adapter, lora_alpha=10**7)
     with pytest.raises(UserError, match=r"_proj.weight would not be finite as torch.float16.*float16 is too narrow"):
-        merge.function(artifact("model", base), dataset, artifact("adapter", adapter), False, store=store)
+        merge.function(artifact("model", base), dataset, artifact("adapter", adapter), False, None, store=store)
     assert not (store.root / "merged").exists() and not list((store.root / "drafts").iterdir())
 
 
@@ -209,4 +209,4 @@ def test_what_is_tied_is_left_alone(options: dict[str, Any], dataset: Artifact, 
     base = make_base(tmp_path / "base", torch.bfloat16)
     adapter = artifact("adapter", make_adapter(base, tmp_path / "adapter", **options))
     with pytest.raises(UserError, match="output layer and embedding are tied"):
-        merge.function(artifact("model", base), dataset, adapter, False, store=store)
+        merge.function(artifact("model", base), dataset, adapter, False, None, store=store)

@@ -153,8 +153,12 @@ def test_a_sample_is_exact_only_if_it_is(store: Store) -> None:
     assert html.count("exact match</span>") == 1
 
 
-def report(store: Store, base: Artifact, tuned: Artifact, promoted: bool = True) -> tuple[dict[str, Any], str]:
-    """The report of a run whose other stages made the least that they can make."""
+def report(
+    store: Store, base: Artifact, tuned: Artifact, promoted: bool = True, merge: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """The report of a run whose other stages made the least that they can make; trained on NF4 if `merge` is given."""
+    overrides = {"method": "baseline", "model": {"quantization": "nf4" if merge else "none"}}
+    merge = merge or {"into": "original"}
     step = {"step": 1, "loss": 2.0, "grad_norm": 1.0, "seconds": 1.0, "tokens": 10, "supervised_tokens": 5}
     none = {"train": 0, "validation": 0, "test": 0}
     card = {
@@ -173,12 +177,13 @@ def report(store: Store, base: Artifact, tuned: Artifact, promoted: bool = True)
     check = {"name": "token ids", "value": HOSTILE, "limit": "all equal", "reading": "failed"}
     fidelity = {"passed": False, "rows": 1, "tokens": 2, "checks": [check]}
     made = write_report.function(
-        load_settings("demo", {"method": "baseline"}),
+        load_settings("demo", overrides),
         make(store, "model", {"name": "m"}),
         make(store, "dataset", {}, card=card),
         make(store, "history", history, history=step),
         base,
         tuned,
+        make(store, "merged", {"merge": merge}),
         make(store, "gguf", gguf),
         make(store, "fidelity", fidelity),
         make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
@@ -193,3 +198,21 @@ def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
     data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), promoted)
     assert ("Not promoted</span>: nothing is in use as <code>it</code>" in html) == (not promoted)
     assert data["next"] == f"ollama run {'it' if promoted else 'it:1'}"
+
+
+def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
+    before, after = scores(store, [10.0]), scores(store, [9.0])
+    losses = {"dequantized": 0.5, "original": 0.75}
+    measured = {"into": "dequantized", "validation_loss": losses, "difference": 0.25, "stderr": 0.125}
+    data, html = report(store, before, after, merge=measured)
+    assert data["merge"] == measured
+    said = (
+        "Trained on NF4. Merged into the dequantised weights that training saw its validation loss is 0.5000, merged "
+        "into the original 16-bit weights 0.7500 (difference -0.2500 ± 0.1250); the first ships."
+    )
+    assert said in html
+    swapped = {"into": "original", "validation_loss": {"dequantized": 1.0, "original": 0.75}, "difference": -0.25}
+    assert "(difference -0.2500)" in report(store, before, after, merge=swapped | {"stderr": None})[1]
+    alone = report(store, before, after, merge={"into": "original"})[1]
+    assert "merged into the original 16-bit weights; the other merge was not tried" in alone
+    assert "NF4. Merged" not in report(store, before, after)[1]
