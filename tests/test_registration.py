@@ -258,7 +258,7 @@ def test_parameters_are_written_as_ollama_does(count: int, text: str) -> None:
 def test_modelfile(store: Store) -> None:
     dataset = make_dataset(store, ollama_template="alpaca", end_of_turn="<|end_of_text|>", system=None, max_length=64)
     model = ollama_model(dataset, OllamaSettings(parameters={"temperature": 0}), "mit")
-    assert model.template.endswith("### Response:\n{{ .Response }}<|end_of_text|>\n\n")
+    assert "{{ $m.Content }}<|end_of_text|>\n\n{{ end }}" in model.template
     assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>"]
     lines = render_modelfile(model, "model.gguf").splitlines()
     assert "PARAMETER num_ctx 2048" in lines and 'PARAMETER stop "### Response:"' in lines
