@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import Tensor
 
 from tasks.errors import UserError
+from tasks.model_files import opened
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -121,11 +121,11 @@ class Adapter:
             raise RuntimeError(f"B is zero, so nothing was learned, in {', '.join(untrained)}")
 
     def _keys(self) -> Iterator[str]:
-        with safe_open(self.file, framework="pt") as tensors:
+        with opened(self.file, "pt") as tensors:
             yield from tensors.keys()
 
     def _tensor(self, key: str) -> Tensor:
-        with safe_open(self.file, framework="pt") as tensors:
+        with opened(self.file, "pt") as tensors:
             return tensors.get_tensor(key)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tasks.artifacts import Artifact
 from tasks.compared_runs import BaseFigures, ComparedRun
 from tasks.comparison import Measure, Runs, answer_measures
+from tasks.model_files import opened
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
 
 LAST = 10
@@ -188,10 +189,8 @@ def _costs(runs: Runs) -> list[Measure]:
 
 def adapter_weights(adapter: Artifact) -> int:
     """Number of weights in an adapter's file: without the directions of rank space that GRIT has cut."""
-    from safetensors import safe_open
-
     count = 0
-    with safe_open(adapter.path / "adapter_model.safetensors", framework="np") as tensors:
+    with opened(adapter.path / "adapter_model.safetensors", "np") as tensors:
         for name in tensors.keys():  # noqa: SIM118, no mapping
             count += math.prod(tensors.get_slice(name).get_shape())
     return count

@@ -21,7 +21,7 @@ from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
 from tasks.errors import TemporaryError, UserError, unwritable
 from tasks.export_settings import ExportSettings
-from tasks.llama import load_gguf
+from tasks.llama import check_loads, load_gguf
 from tasks.quantization import CONVERTED, quantize
 from tasks.stage import stage
 
@@ -110,8 +110,8 @@ def convert(
         The artifact `gguf`: `model.gguf`; its facts hold type, size, converter and the answer.
 
     Raises:
-        UserError: no converter, or it refuses the model.
-        RuntimeError: llama.cpp cannot load the GGUF, or it gives no answer.
+        UserError: no converter, it refuses the model, or llama.cpp cannot load the GGUF.
+        RuntimeError: the GGUF gives no answer.
     """
     converter = find_converter(settings)
     with store.draft("gguf") as draft:
@@ -126,6 +126,7 @@ def convert(
                 run_converter(converter, merged.path, whole, "bf16", said, log)
                 done = quantize(whole, file, settings.gguf_type)
                 check_ended(done, file, "llama.cpp cannot quantise the model", "tasks/quantization.py", log)
+        check_loads(file)
         draft.facts = {
             "type": settings.gguf_type,
             "bytes": file.stat().st_size,
@@ -237,17 +238,14 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
         Prompt, text, and generated tokens per second (reading the prompt included in the time).
 
     Raises:
-        RuntimeError: llama.cpp cannot load the file, or not one token was generated.
+        RuntimeError: not one token was generated.
     """
     from transformers import AutoTokenizer
 
     messages = _prompt(dataset)
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     text = render(tokenizer, messages, prompt=True)
-    try:
-        llama = load_gguf(file, n_ctx=CONTEXT, seed=0)
-    except ValueError as error:
-        raise RuntimeError(f"llama.cpp cannot load {file}: {error}") from error
+    llama = load_gguf(file, n_ctx=CONTEXT, seed=0)
     # The rendered text holds the beginning-of-text token already where the model has one.
     tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(CONTEXT - ANSWER_TOKENS) :]
     started = time.perf_counter()

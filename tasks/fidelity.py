@@ -21,7 +21,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.export_settings import FidelitySettings, GgufType
 from tasks.fidelity_limits import Limits, Measured, judged, limits
-from tasks.llama import load_gguf
+from tasks.llama import check_loads, load_gguf
 from tasks.scoring import conversations, load_model
 from tasks.stage import stage
 from tasks.token_ids import Mismatch, mismatches, prompt_mismatches, torture
@@ -141,6 +141,7 @@ def open_gguf(file: Path, context: int) -> Any:
     Raises:
         UserError: llama.cpp cannot load it.
     """
+    check_loads(file)
     try:
         return load_gguf(file, n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True)
     except (ValueError, RuntimeError, AssertionError) as error:

@@ -1,10 +1,16 @@
-"""Loading a GGUF in llama.cpp."""
+"""Loading a GGUF in llama.cpp; `python -m tasks.llama FILE` only tries it."""
 
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tasks.errors import UserError
+from tasks.settings import REPOSITORY
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -23,7 +29,41 @@ def load_gguf(file: Path, **options: Any) -> Llama:
     from llama_cpp import Llama
 
     _avoid_amx()
-    return Llama(str(file), verbose=False, **options)
+    return Llama(str(file), **{"verbose": False, **options})
+
+
+def check_loads(file: Path, *, vocabulary_only: bool = False) -> None:
+    """Load a GGUF in a process of its own, since llama.cpp ends its process at some faults in a file.
+
+    Args:
+        file: the model file.
+        vocabulary_only: it has no weights.
+
+    Raises:
+        UserError: llama.cpp cannot load it.
+    """
+    done = run_module("tasks.llama", str(file), *(["--vocabulary-only"] if vocabulary_only else []))
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower() or "assert" in line.lower()]
+        why = said[0].strip() if said else f"exit {done.returncode}"
+        fix = "Run again, and it is made anew; if that does not help, check the disk and the base model's files."
+        raise UserError(f"llama.cpp cannot load the GGUF: {why}", where=file, fix=fix)
+
+
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project in a process of its own.
+
+    Args:
+        module: its name.
+        arguments: its command line.
+
+    Returns:
+        The ended process, with what it printed.
+    """
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
 
 
 @functools.cache
@@ -44,3 +84,7 @@ def _avoid_amx() -> None:
         return parameters
 
     llama_cpp.llama_model_default_params = without_repacking
+
+
+if __name__ == "__main__":
+    load_gguf(Path(sys.argv[1]), n_ctx=8, vocab_only="--vocabulary-only" in sys.argv, verbose=True).close()

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
 from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.merge_candidates import Nf4Merge, keep_the_better
+from tasks.model_files import opened
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -150,11 +150,15 @@ def rewrite(
     """
     import torch
 
-    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (
+        opened(source, "pt") as tensors,  # first, since it looks whether the header is sound
+        source.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
         header.pop("__metadata__", None)
-        with target.open("wb") as out, memoryview(content) as view, safe_open(source, framework="pt") as tensors:
+        with target.open("wb") as out, memoryview(content) as view:
             out.write(view[:start])
             for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 begin, end = about["data_offsets"]
@@ -184,7 +188,7 @@ def weight_files(directory: Path) -> list[Path]:
 def tensor_names(directory: Path) -> Iterator[str]:
     """Name of each tensor of a model."""
     for file in weight_files(directory):
-        with safe_open(file, framework="pt") as tensors:
+        with opened(file, "pt") as tensors:
             yield from tensors.keys()
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import metadata_load
 from huggingface_hub.utils import filter_repo_objects
@@ -102,7 +103,7 @@ def matrix_layers(directory: Path) -> set[str]:
     """Names of the layers whose weight has two dimensions, without what they are part of; from the files' headers."""
     found = set()
     for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="np") as weights:
+        with opened(path, "np") as weights:
             for key in weights.keys():  # noqa: SIM118, safe_open is no mapping
                 layer, _, kind = key.rpartition(".")
                 if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
@@ -189,14 +190,28 @@ def _count_parameters(directory: Path) -> int:
         raise UserError(f"no weight file {missing[0]}", where=directory, fix="Download the whole model.")
     total = 0
     for name in present:
-        try:
-            with safe_open(directory / name, framework="np") as weights:
-                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(
-                f"broken weight file ({error})", where=directory / name, fix="Download the file again."
-            ) from None
+        with opened(directory / name, "np") as weights:
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return total
+
+
+@contextmanager
+def opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
+    """Open a safetensors file, as `safetensors.safe_open` does.
+
+    Args:
+        path: the file.
+        framework: whose tensors it gives.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework=framework) as tensors:
+            yield tensors
+    except SafetensorError as error:
+        fix = "Get it again: download the model, or run again for what the pipeline made."
+        raise UserError(f"broken weight file ({error})", where=path, fix=fix) from None
 
 
 def check_targets(lora: LoraSettings, linear: set[str], name: str) -> None:

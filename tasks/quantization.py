@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from tasks.export_settings import GgufType
 from tasks.fidelity_limits import FILE_TYPES
-from tasks.settings import REPOSITORY
+from tasks.llama import run_module
 
 CONVERTED: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
 """What llama.cpp's converter writes itself; the other types are quantised from bfloat16."""
 
 
-def quantize(source: Path, target: Path, gguf_type: GgufType) -> subprocess.CompletedProcess[str]:
+def quantize(source: Path, target: Path, gguf_type: GgufType) -> CompletedProcess[str]:
     """Quantise a GGUF by llama.cpp's `llama_model_quantize`.
 
     Args:
@@ -26,10 +26,7 @@ def quantize(source: Path, target: Path, gguf_type: GgufType) -> subprocess.Comp
     Returns:
         The ended process, with what it printed.
     """
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "tasks.quantization", str(source), str(target), str(FILE_TYPES[gguf_type])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return run_module("tasks.quantization", str(source), str(target), str(FILE_TYPES[gguf_type]))
 
 
 def _main(source: str, target: str, file_type: str) -> int:

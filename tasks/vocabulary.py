@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.artifacts import Artifact, Store
 from tasks.conversion import find_converter, run_converter
 from tasks.export_settings import ExportSettings
-from tasks.llama import load_gguf
+from tasks.llama import check_loads, load_gguf
 from tasks.logs import run_logger
 from tasks.stage import stage
 from tasks.token_ids import mismatches, torture
@@ -50,6 +50,7 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
                 if path.is_file():
                     shutil.copy(path, Path(directory) / path.name)
             run_converter(converter, Path(directory), file, "f16", vocabulary_only=True)
+        check_loads(file, vocabulary_only=True)
         tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
         llama = load_gguf(file, vocab_only=True)
         try:
