@@ -26,8 +26,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from tasks.artifacts import Artifact, Store, reference
 from tasks.conversion import find_converter, run_converter
-from tasks.export_settings import ExportSettings
+from tasks.export_settings import ExportSettings, OllamaSettings
 from tasks.model import packaged_tokenizer
+from tasks.ollama_server import Answer, OllamaServer
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
@@ -224,3 +225,29 @@ def full_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with one megabyte left."""
     usage = shutil.disk_usage(workplace)
     monkeypatch.setattr("tasks.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+
+
+@pytest.fixture
+def server(tmp_path: Path, go_render: Path) -> Iterator[Any]:
+    """A stand-in for Ollama's server."""
+    from tests.standins.ollama_server import ollama_stand_in
+
+    with ollama_stand_in(tmp_path / "models", go_render) as running:
+        yield running
+
+
+@pytest.fixture(params=["server", "store"])
+def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The end of a run with each target; a server's model answers well without being run."""
+    from tests.versions import Pipeline
+
+    monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))
+    return Pipeline(store, OllamaSettings(name="it", target=request.param, host=server.url, models=server.models))
+
+
+@pytest.fixture
+def on_disk(store: Store, tmp_path: Path) -> Any:
+    """The end of a run that writes into a model directory."""
+    from tests.versions import Pipeline
+
+    return Pipeline(store, OllamaSettings(name="it", target="store", models=tmp_path / "models"))

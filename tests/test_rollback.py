@@ -1,0 +1,128 @@
+"""The way back to a former model, what is removed, and kills at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import rollback
+from tasks.errors import UserError
+from tasks.ollama_store import OllamaDirectory
+from tasks.settings import REPOSITORY
+from tests.versions import LATEST, Pipeline, failed, tag_of, write_gguf
+
+
+def test_rollback_goes_to_the_one_before_and_no_run_undoes_it(pipeline: Pipeline) -> None:
+    for number in (1, 2, 3):
+        assert pipeline.run(number, gain=3 + number).facts["promoted"]
+    first, second, third = (pipeline.registered(number).facts["digest"] for number in (1, 2, 3))
+    left, taken = pipeline.versions().roll_back()
+    assert (str(left), str(taken)) == (tag_of(pipeline, 3), tag_of(pipeline, 2))
+    assert pipeline.in_use() == second
+    assert failed(pipeline.run(3, gain=6)) == ["rollback"]
+    assert pipeline.states() == {first: "was in use", second: "in use", third: "withdrawn"}
+    pipeline.versions().roll_back()
+    assert pipeline.in_use() == first
+    with pytest.raises(UserError, match="no version was in use before"):
+        pipeline.versions().roll_back()
+    pipeline.versions().roll_back(to=tag_of(pipeline, 3).partition(":")[2])
+    assert pipeline.in_use() == third
+    assert pipeline.run(3, gain=6).facts["promoted"], "it was put back by name"
+    with pytest.raises(UserError, match="there is no version it:other"):
+        pipeline.versions().roll_back(to="other")
+
+
+def test_the_command_line_rolls_back_and_lists(on_disk: Pipeline, tmp_path: Path, capsys: Any) -> None:
+    on_disk.run(1, gain=4)
+    on_disk.run(2, gain=5)
+    in_use = on_disk.in_use()
+    preset = tmp_path / "preset.yaml"
+    section = {"name": "it", "target": "store", "models": str(on_disk.ollama.models)}
+    preset.write_text(json.dumps({"store": str(on_disk.store.root), "ollama": section}))
+    words = ["--preset", str(preset)]
+    assert rollback.run([*words, "--plan"]) == 0
+    assert "in use" in capsys.readouterr().out and on_disk.in_use() == in_use
+    assert rollback.run(words) == 0
+    assert "withdrawn" in capsys.readouterr().out and on_disk.in_use() != in_use
+    assert rollback.run(words) == 2
+    assert "no version was in use before. Name a version by --to" in capsys.readouterr().err
+    assert rollback.run([*words, "--ollama.target", "none"]) == 2
+    assert "nothing is registered by these settings" in capsys.readouterr().err
+
+
+def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeline) -> None:
+    for number in (1, 2):
+        on_disk.run(number, gain=4 + number)
+    blobs = on_disk.ollama.models / "blobs"
+    for number in (3, 4, 5):
+        for blob in blobs.iterdir():
+            os.utime(blob, (time.time() - 7200,) * 2)
+        assert not on_disk.run(number, gain=1, keep=2).facts["promoted"]
+    there = {str(name) for name in on_disk.place.models()}
+    names = {number: str(on_disk.known[number].facts["model"]) for number in range(1, 6)}
+    assert there == {"it:latest", *(names[number] for number in (1, 2, 4, 5))}
+    models = [blob for blob in blobs.iterdir() if blob.read_bytes()[:4] == b"GGUF"]
+    assert len(models) == 4, "the file of the third is gone"
+    assert all(on_disk.place.is_whole(name) for name in on_disk.place.models())
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tasks.modelfile import OllamaModel
+from tasks.ollama_names import ModelName
+from tasks.ollama_server import Answer, OllamaServer
+from tasks.ollama_store import OllamaDirectory
+from tasks.artifacts import file_sha256
+place, name = OllamaDirectory(Path(sys.argv[1])), ModelName("it")
+print("begun", flush=True)
+for number in range(10**6):
+    gguf = Path(sys.argv[2 + number % 2])
+    tag = ModelName("it", tag=f"v{number % 2}")
+    place.create(tag, gguf, file_sha256(gguf), OllamaModel("{{ .Prompt }}", None, {"number": number}, None))
+    place.copy(tag, name)
+"""
+
+
+def test_killed_at_any_moment_the_model_in_use_is_whole(tmp_path: Path) -> None:
+    ggufs = []
+    for number in (1, 2):
+        ggufs.append(tmp_path / f"{number}.gguf")
+        write_gguf(ggufs[-1], number)
+    place, chance = OllamaDirectory(tmp_path / "models"), random.Random(0)  # noqa: S311
+    command = [sys.executable, "-c", WRITER, str(place.directory), *map(str, ggufs)]
+    absent, done = [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if place.digest(LATEST) is None:
+                absent.append(time.time())
+
+    watching: threading.Thread | None = None
+    digests = set()
+    for _ in range(8):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=REPOSITORY) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"begun\n"
+            while place.digest(LATEST) is None:
+                time.sleep(0.01)
+            if watching is None:
+                watching = threading.Thread(target=watch, daemon=True)
+                watching.start()
+            time.sleep(chance.uniform(0.0, 0.2))
+            writer.kill()
+        assert place.is_whole(LATEST)
+        digests.add(place.digest(LATEST))
+    done.set()
+    assert watching is not None
+    watching.join()
+    assert not absent
+    assert len(digests) > 1, "it was killed between different models"

@@ -1,0 +1,121 @@
+"""The end of a run, for tests of what is in use: models that nobody runs, with scores as wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tasks.artifacts import Artifact, Store
+from tasks.export_settings import OllamaSettings, PromotionSettings
+from tasks.fidelity_limits import Check
+from tasks.ollama_names import ModelName
+from tasks.promotion import in_use_as_judged, present_model, promote
+from tasks.registration import register
+from tasks.registry import Registry, registry
+from tasks.rollback import Versions
+from tasks.settings import FinetuneSettings
+from tests.test_registration import make_dataset
+from tests.test_report import make, scores
+
+BASE = [20.0, 30.0, 40.0, 50.0]
+"""Negative log-likelihood of each row by the base model."""
+LATEST = ModelName("it")
+
+
+def write_gguf(path: Path, number: int) -> None:
+    """A small whole file; nobody runs it."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_tensor("token_embd.weight", np.full((64, 128), number, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Pipeline:
+    """The end of a run, with scores as wanted."""
+
+    def __init__(self, store: Store, ollama_settings: OllamaSettings) -> None:
+        self.store, self.ollama = store, ollama_settings
+        self.dataset, self.known = make_dataset(store), dict[int, Artifact]()
+        place = registry(ollama_settings)
+        assert place is not None
+        self.place: Registry = place
+
+    def settings(self, **promotion: Any) -> FinetuneSettings:
+        return FinetuneSettings(ollama=self.ollama, promotion=PromotionSettings(**promotion))
+
+    def registered(self, number: int, chat_fault: str | None = None) -> Artifact:
+        with self.store.draft("gguf") as draft:
+            write_gguf(draft.path / "model.gguf", number)
+        made = register.function(draft.done(), self.dataset, self.ollama, "it", None, store=self.store)
+        self.known[number] = made
+        if "chat_fault" in made.facts:
+            return made.model_copy(update={"facts": made.facts | {"chat_fault": chat_fault}})
+        return made
+
+    def run(
+        self,
+        number: int,
+        gain: float,
+        *,
+        exact: tuple[float, float] | None = None,
+        faithful: bool = True,
+        compared: bool = True,
+        chat_fault: str | None = None,
+        **promotion: Any,
+    ) -> Artifact:
+        """Judge the model of that number, whose likelihood is better than the base model's by `gain` nats a row.
+
+        Args:
+            number: tells models apart.
+            gain: in nats.
+            exact: exact match of base and tuned model.
+            faithful: whether the GGUF is.
+            compared: whether the model in use can be scored.
+            chat_fault: what a server says.
+            promotion: settings.
+        """
+        reading = "passed" if faithful else "failed"
+        fidelity = make(self.store, "fidelity", {"checks": [Check("mean KL divergence", "1", "0", reading)._asdict()]})
+        registration = self.registered(number, chat_fault)
+        base = scores(self.store, BASE, exact[0] if exact else None)
+        tuned = scores(self.store, self.rows(number, gain), exact[1] if exact else None)
+        merged = make(self.store, "merged", {}, weights=[number, gain])
+        settings = self.settings(**promotion)
+        present = present_model(self.ollama, "it", registration, self.store)
+        present_scores = None
+        if present and compared:
+            known = json.loads((present.merged.path / "weights.json").read_text())
+            present_scores = scores(self.store, self.rows(*known), exact[0] if exact else None)
+        before = present.digest if present else None
+        arguments = (settings, self.dataset, merged, fidelity, registration, base, tuned, present_scores, before)
+        made = promote.function(*arguments, store=self.store)
+        assert in_use_as_judged(made, *arguments)
+        assert made.facts["promoted"] == (self.in_use() == registration.facts["digest"])
+        return made
+
+    def rows(self, number: int, gain: float) -> list[float]:
+        return [nll - gain + 0.01 * number * (-1) ** i for i, nll in enumerate(BASE)]
+
+    def in_use(self) -> str | None:
+        return self.place.digest(LATEST)
+
+    def versions(self) -> Versions:
+        return Versions(self.ollama, "it", self.store)
+
+    def states(self) -> dict[str, str]:
+        return {version.digest: version.state for version in self.versions().all()}
+
+
+def tag_of(pipeline: Pipeline, number: int) -> str:
+    return str(pipeline.registered(number).facts["model"])
+
+
+def failed(made: Artifact) -> list[str]:
+    return [check["name"] for check in made.facts["checks"] if check["reading"] == "failed"]
