@@ -16,6 +16,9 @@ from tasks.settings import FinetuneSettings
 from tasks.source import check_files
 from tasks.training import check_machine
 
+TIED = {"lm_head", "embed_tokens"}
+"""Layers that share one weight in many models."""
+
 
 def check_settings(settings: FinetuneSettings) -> None:
     """Check what only later stages would find out: backend, data files, converter, Ollama's name and parameters.
@@ -68,11 +71,17 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
         dataset: the chat format.
 
     Raises:
-        UserError: a target that does not exist, rows longer than the model's context, or a chat format that Ollama
-            could not serve.
+        UserError: a target that does not exist or is tied to another layer, rows longer than the model's context,
+            or a chat format that Ollama could not serve.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
+    if model.facts["tied_embeddings"] and (shared := TIED & set(settings.lora.target_modules)):
+        raise UserError(
+            f"the model's output layer and embedding are tied, so {min(shared)} would change the other as well",
+            where="lora.target_modules",
+            fix="Leave it out.",
+        )
     check_targets(settings.lora, matrix_layers(model.path), settings.model.name)
     if settings.data.max_length > (context := int(model.facts["context_length"])):
         raise UserError(

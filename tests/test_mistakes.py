@@ -39,6 +39,7 @@ Preset = Callable[..., str]
         (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--model.name", "/nowhere"], "/nowhere"),
         (["--chat.format", "llama3"], "chat.format: the model's vocabulary lacks <|eot_id|>"),
+        (["--lora.target_modules", "embed_tokens"], "lora.target_modules: the model's output layer and embedding are"),
         (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
         (["--data.columns", "completion=answer"], "the columns are completion, prompt"),
         (["--data.max_length", "513"], "data.max_length: 513 tokens are more than the model's context of 512"),
