@@ -37,6 +37,15 @@ class FaultRun(BaseModel):
     history: Artifact
 
 
+def kept_loss(history: Artifact) -> float:
+    """The validation loss, measured while training, of the adapter that was kept: the last one, if no other was.
+
+    Args:
+        history: with at least one validation.
+    """
+    return float((history.facts["kept"] or history.facts["validation"][-1])[1])
+
+
 class RateTrial(BaseModel):
     """One training of a learning-rate sweep."""
 
@@ -48,5 +57,5 @@ class RateTrial(BaseModel):
 
     @property
     def loss(self) -> float:
-        """The final validation loss; infinite where the training failed."""
-        return float(self.history.facts["validation"][-1][1]) if self.history else math.inf
+        """The validation loss of the adapter that was kept; infinite where the training failed."""
+        return kept_loss(self.history) if self.history else math.inf

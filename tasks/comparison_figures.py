@@ -33,7 +33,7 @@ def validation_curves(runs: Runs, over: Over) -> str:
 
     def draw(axes: Axes) -> None:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            points = np.array([run.history.facts["validation"] for run in each])  # [S, points, 2]
+            points = np.array(_equally_long([run.history.facts["validation"] for run in each]))  # [S, points, 2]
             numbers = points[0, :, 0].astype(int)
             x = np.mean([_progress(run, over)[numbers] for run in each], axis=0)
             mean = _band(axes, x, points[:, :, 1], colour, method, marker="o")
@@ -55,8 +55,9 @@ def training_curves(runs: Runs, over: Over) -> str:
 
     def draw(axes: Axes) -> None:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            losses = np.array([_smoothed([step["loss"] for step in steps_of(run.history)]) for run in each])
-            x = np.mean([_progress(run, over)[1:] for run in each], axis=0)
+            smooth = [_smoothed([step["loss"] for step in steps_of(run.history)]) for run in each]
+            losses = np.array(_equally_long(smooth))
+            x = np.mean(_equally_long([_progress(run, over)[1:].tolist() for run in each]), axis=0)
             _band(axes, x, losses, colour, method)
         axes.set(xlabel=LABELS[over], ylabel="training loss, nats per token", ylim=(0, None))
         axes.legend()
@@ -115,6 +116,12 @@ def fault_curves(fault: FaultRun, reference: ComparedRun) -> str:
         axes.legend()
 
     return svg(draw)
+
+
+def _equally_long(each: Sequence[list[Any]]) -> list[list[Any]]:
+    """Cut to the shortest, since a mean needs all seeds: some trainings may have stopped early."""
+    shortest = min(map(len, each))
+    return [one[:shortest] for one in each]
 
 
 def _band(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tasks.artifacts import Artifact
-from tasks.compared_runs import BaseFigures, ComparedRun
+from tasks.compared_runs import BaseFigures, ComparedRun, kept_loss
 from tasks.comparison import Measure, Runs, answer_measures
 from tasks.model_files import opened
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
@@ -124,7 +124,7 @@ def _forgetting(runs: Runs, base: BaseFigures) -> list[Measure]:
 
 def _reaching(runs: Runs) -> list[Measure]:
     reference = next(iter(runs))
-    targets = [run.history.facts["validation"][-1][1] for run in runs[reference] if run.history.facts["validation"]]
+    targets = [kept_loss(run.history) for run in runs[reference] if run.history.facts["validation"]]
     if len(targets) < len(runs[reference]):
         return []
     found = [

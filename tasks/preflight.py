@@ -72,7 +72,7 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
 
     Raises:
         UserError: a target that does not exist or is tied to another layer, rows longer than the model's context,
-            or a chat format that Ollama could not serve.
+            no validation rows to choose by, or a chat format that Ollama could not serve.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
@@ -83,6 +83,13 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
             fix="Leave it out.",
         )
     check_targets(settings.lora, matrix_layers(model.path), settings.model.name)
+    chooses = settings.training.keep_best or settings.training.early_stopping_patience
+    if chooses and not (dataset.path / "validation.parquet").is_file():
+        raise UserError(
+            "keep_best and early_stopping_patience need validation rows, and none are held out",
+            where="training",
+            fix="Hold rows out: data.validation_fraction or data.validation_source.",
+        )
     if settings.data.max_length > (context := int(model.facts["context_length"])):
         raise UserError(
             f"{settings.data.max_length} tokens are more than the model's context of {context}",

@@ -170,6 +170,11 @@ def _samples(base: list[dict[str, str]], tuned: list[dict[str, str]]) -> list[di
 
 def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     yield f"final training loss (mean of the last {history['final_loss_steps']} steps)", figure(history["final_loss"])
+    if history["kept"]:
+        step, loss = history["kept"]
+        yield "adapter that was kept", f"of step {step}, with the lowest validation loss ({figure(loss)})"
+    if history["stopped_early"]:
+        yield "stopped early", f"after step {history['steps']}: the validation loss fell no more"
     yield "median time of a step", f"{history['median_seconds_per_step']:.2f} s"
     yield "time of all steps", f"{history['total_seconds'] / 60:.1f} min"
     if history["basis_seconds"]:

@@ -141,6 +141,11 @@ class TrainingSettings(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     eval_steps: PositiveInt | None = None
     """Validation loss during training every so many steps; none: only before and after."""
+    keep_best: bool = False
+    """Keep the adapter of the lowest validation loss in place of the last one; needs `eval_steps`."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many validations in a row without a new lowest loss; needs `eval_steps`. None: train to the
+    end."""
     save_steps: PositiveInt | None = Field(None, json_schema_extra=NO_MATTER)
     """A checkpoint every so many steps, to go on from after a crash; none: only by time."""
     save_minutes: Annotated[float, Field(gt=0)] = Field(10.0, json_schema_extra=NO_MATTER)
@@ -150,6 +155,14 @@ class TrainingSettings(Section):
     def _warm_up_within_steps(self) -> TrainingSettings:
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _validated_while_training(self) -> TrainingSettings:
+        if (self.keep_best or self.early_stopping_patience) and self.eval_steps is None:
+            raise ValueError(
+                "keep_best and early_stopping_patience need eval_steps: there would be nothing to choose by"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from grit.config import GRITConfig
@@ -20,6 +20,7 @@ from grit.manager import GRITManager
 from grit.proof import GritInactiveError
 from grit.trainer import GritTrainer
 from tasks.artifacts import Artifact
+from tasks.best_weights import BestWeights
 from tasks.checkpoints import Checkpoints
 from tasks.errors import UserError
 from tasks.grit_modules import gradients, module_figures
@@ -75,6 +76,7 @@ class Training:
 
     def _save_more(self, checkpoint: Path) -> None:
         self.recorder.save(checkpoint, self.manager.basis_seconds if self.manager else 0.0)
+        self.best.save(checkpoint)
 
     def run(self) -> dict[str, Any] | None:
         """Train, and write adapter and history.
@@ -98,12 +100,18 @@ class Training:
             self.recorder = StepRecorder(
                 job.history, validate if len(rows) else None, job.training.eval_steps, self.report
             )
+            self.best = BestWeights(
+                network, self.recorder.validation, job.training.keep_best, job.training.early_stopping_patience
+            )
             self.manager = GRITManager(network, GRITConfig(**job.grit.model_dump())) if job.grit else None
             manager = self.manager
-            trainer = make_trainer(job, network, tokenizer, manager, self.recorder, self.checkpoints)
+            callbacks = [self.recorder, self.best]
+            trainer = make_trainer(job, network, tokenizer, manager, callbacks, self.checkpoints)
+            self.recorder.trainer = trainer
             newest = self.checkpoints.newest()
             if newest is not None:
                 basis_seconds = self.recorder.go_on_from(newest)
+                self.best.go_on_from(newest)
                 if manager:
                     manager.basis_seconds = basis_seconds
             try:
@@ -112,12 +120,15 @@ class Training:
                 raise UserError(str(error), where="grit", fix="Change grit.*, or train the baseline.") from None
             if manager:
                 manager.close()
-            if trainer.state.global_step < job.training.max_steps:
+            if trainer.state.global_step < job.training.max_steps and not self.best.stopped:
                 return None
+            self.best.restore()
             if job.adapter:
                 save_adapter(network, job.adapter, with_cut_directions=manager is None)
         facts = self.recorder.summary() | {
             "method": "study-fault" if job.fault else "grit" if job.grit else "baseline",
+            "kept": self.best.lowest() if job.training.keep_best else None,
+            "stopped_early": self.best.stopped,
             "basis_seconds": round(manager.basis_seconds, 3) if manager else 0.0,
             "peak_memory_bytes": peak.bytes,
             "peak_memory_kind": peak.kind,
@@ -134,7 +145,7 @@ def make_trainer(
     network: PeftModel,
     tokenizer: Any,
     manager: GRITManager | None,
-    recorder: StepRecorder,
+    callbacks: list[TrainerCallback],
     checkpoints: Checkpoints,
 ) -> SFTTrainer:
     """Build the trainer of either method; with a manager it is GRIT's."""
@@ -171,7 +182,7 @@ def make_trainer(
         "args": arguments,
         "train_dataset": _rows(dataset, "train"),
         "processing_class": tokenizer,
-        "callbacks": [recorder],
+        "callbacks": callbacks,
     }
     if job.fault:
         shared["data_collator"] = PaddedCollator(tokenizer.pad_token_id, dataset.facts["max_length"])
@@ -182,7 +193,6 @@ def make_trainer(
             # TRL turns the adapter of a quantised base into bfloat16, whose 8 bits round small updates away.
             parameter.data = parameter.data.float()
     trainer.optimizer = peft_optimizer(network, job.lora, training)  # none: the trainer makes AdamW
-    recorder.trainer = trainer
     trainer.add_callback(checkpoints)
     return trainer
 

@@ -169,7 +169,7 @@ def report(
     }  # fmt: skip
     history = {
         "method": "baseline", "steps": 1, "final_loss": 2.0, "final_loss_steps": 1, "median_seconds_per_step": 1.0,
-        "total_seconds": 1.0, "basis_seconds": 30.0,
+        "total_seconds": 1.0, "basis_seconds": 30.0, "kept": [1, 1.25], "stopped_early": True,
         "tokens": 10, "supervised_tokens": 5, "validation": [], "trainable_parameters": 3,
         "peak_memory_bytes": 10**9, "peak_memory_kind": "resident set", "device": "CPU",
     }  # fmt: skip
@@ -196,6 +196,7 @@ def report(
 @pytest.mark.parametrize("promoted", [True, False])
 def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
     data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), promoted)
+    assert "of step 1, with the lowest validation loss (1.2500)" in html and "stopped early" in html
     assert ("Not promoted</span>: nothing is in use as <code>it</code>" in html) == (not promoted)
     assert data["next"] == f"ollama run {'it' if promoted else 'it:1'}"
 
