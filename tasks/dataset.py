@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HISTOGRAM_BINS = 24
 FACTS = (
     *("rows", "tokens", "supervised_tokens", "chat_format", "max_length"),
-    *("ollama_template", "end_of_turn", "system"),
+    *("ollama_template", "end_of_turn", "stops", "system"),
 )
 """What later stages read of the data card. It is a file of the artifact, so that its digest covers them."""
 
@@ -89,10 +89,24 @@ def prepare_dataset(
         for name, split in splits.items():
             _write(split, name, draft.path)
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        card = _card(splits, tokenizer, source, data, chat)
+        card = _card(splits, tokenizer, source, data, chat) | {"stops": stop_tokens(model, tokenizer)}
         (draft.path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draft.facts = {key: card[key] for key in FACTS}
     return draft.done()
+
+
+def stop_tokens(model: Artifact, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that end an answer: the chat format's, and those at which the base model's generation stops.
+
+    Args:
+        model: the base model.
+        tokenizer: with the chat format.
+    """
+    path = model.path / "generation_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ids = told if isinstance(told, list) else [told]
+    texts = [str(tokenizer.convert_ids_to_tokens(number)) for number in ids if isinstance(number, int)]
+    return list(dict.fromkeys([str(tokenizer.eos_token), *texts]))
 
 
 def _load_tokenizer(model: Artifact) -> PreTrainedTokenizerBase:

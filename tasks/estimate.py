@@ -65,8 +65,8 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         # The adapter and Adam's two moments, 4 bytes each.
         needs.append(Need("checkpoints", CHECKPOINTS * 12 * adapter, settings.store, "store"))
     if "merge" in waiting:
-        bytes_per_weight = 4 if settings.model.dtype == "float32" else 2
-        size = parameters * bytes_per_weight * waiting.count("merge")
+        model: Any = found.get("fetch_model")  # its files, whose dtype a merged model has
+        size = (model.size if model else 2 * parameters) * waiting.count("merge")
         needs.append(Need("merged model", size, settings.store, "store"))
         if (nf4 := nf4_merge(settings)) and nf4.into == "best":
             needs.append(Need("a second merge, for a while", size // waiting.count("merge"), settings.store, "store"))

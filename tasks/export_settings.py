@@ -76,8 +76,8 @@ class PromotionSettings(Section):
     """
 
     rule: Literal["better", "faithful", "never"] = "better"
-    """`better`: the validation loss is lower than the base model's, neither it nor any lm-eval metric is worse than the
-    base's or the present model's by more than two standard errors, and the GGUF is faithful. `faithful`: the GGUF is.
-    `never`: only `python -m flows.rollback --to TAG` changes what is in use."""
+    """`better`: the validation loss is lower than the base model's and not higher than the present model's, no lm-eval
+    metric is worse than either's by more than the difference's standard error, and the GGUF is faithful.
+    `faithful`: the GGUF is. `never`: only `python -m flows.rollback --to TAG` changes what is in use."""
     keep: PositiveInt = 3
     """Tags of former models that stay; the one in use and the one before it always do."""

@@ -261,8 +261,16 @@ def read(dataset: Artifact, settings: FidelitySettings) -> list[ReadRow]:
     path = next(path for split in SPLITS if (path := dataset.path / f"{split}.parquet").is_file())
     found = []
     for row in read_rows(path):
-        ids, labels = (np.array(row[name][: settings.max_tokens]) for name in ("input_ids", "labels"))
+        ids, labels = (np.array(row[name]) for name in ("input_ids", "labels"))
+        answers = np.flatnonzero(labels[1:] != UNSUPERVISED)
+        if not len(answers):
+            continue
+        first = int(answers[0]) + 1
+        # Of a prompt that alone is as long as that, the end: without answer tokens there is nothing to compare.
+        start = max(0, first - settings.max_tokens // 2) if first >= settings.max_tokens else 0
+        ids, labels = (values[start : start + settings.max_tokens] for values in (ids, labels))
         before = np.flatnonzero(labels[1:] != UNSUPERVISED)
-        if len(before):
-            found.append(ReadRow(ids.tolist(), before, labels[before + 1]))
-    return found[: settings.rows]
+        found.append(ReadRow(ids.tolist(), before, labels[before + 1]))
+        if len(found) == settings.rows:
+            break
+    return found

@@ -78,6 +78,7 @@ def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
     names = [path.name for path in directory.iterdir()]
     check_names(names, directory)
     config = _config(directory, trust_remote_code)
+    _check_weight_names(directory, config, trust_remote_code)
     _check_tokenizer(directory)
     text = config.get_text_config()
     try:
@@ -212,6 +213,31 @@ def opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
     except SafetensorError as error:
         fix = "Get it again: download the model, or run again for what the pipeline made."
         raise UserError(f"broken weight file ({error})", where=path, fix=fix) from None
+
+
+def _check_weight_names(directory: Path, config: Any, trust_remote_code: bool) -> None:
+    """Refuse weights that go by other names than the language model's: a merge would not find them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a value that does not fit the others, or the model's own code
+        said = " ".join(str(error).split())[:200]
+        fix = "Use a model that `AutoModelForCausalLM` can load."
+        raise UserError(f"no model can be built from the configuration ({said})", where=directory, fix=fix) from None
+    wanted, found = set(model.state_dict()), set[str]()
+    for path in directory.glob("*.safetensors"):
+        with opened(path, "np") as weights:
+            found |= set(weights.keys())
+    if not wanted & found:
+        raise UserError(
+            f"the weights are named like {min(found, default='nothing')}, those of {type(model).__name__} like "
+            f"{min(wanted)}",
+            where=directory,
+            fix="Save the model from Transformers as a causal language model, with its output layer.",
+        )
 
 
 def check_targets(lora: LoraSettings, linear: set[str], name: str) -> None:

@@ -81,7 +81,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
     """Describe the model for Ollama.
 
     Args:
-        dataset: chat format, end of turn, system prompt and length of the training rows.
+        dataset: chat format, ends of an answer, system prompt and length of the training rows.
         settings: further parameters; a `stop` among them comes on top of the chat format's.
         license_name: the base model's, if known.
 
@@ -99,7 +99,8 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
     further = check_parameters(settings.parameters)
     end_of_turn, system = dataset.facts["end_of_turn"], dataset.facts["system"]
     # Ollama replaces the stops it knows by those it is given, so all of them are given.
-    stops = list(dict.fromkeys([*STOPS[chat_format], end_of_turn, *filter(None, [further.pop("stop", None)])]))
+    own = filter(None, [further.pop("stop", None)])
+    stops = list(dict.fromkeys([*STOPS[chat_format], *dataset.facts["stops"], *own]))
     texts = {"chat.system": system, "the model's license": license_name, "ollama.parameters": "\n".join(stops)}
     for where, text in texts.items():
         if text is not None and '"""' in text:

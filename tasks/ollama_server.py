@@ -14,12 +14,20 @@ import ollama
 from tqdm import tqdm
 
 from tasks.errors import TemporaryError, UserError
+from tasks.gguf_header import gguf_config
 from tasks.modelfile import OllamaModel
 from tasks.ollama_names import ModelName, known_name
 
 CHUNK = 2**22
 ANSWER = 512
 """Tokens of the answer by which a model shows that it ends, at most."""
+
+DEBRIS = (
+    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    *("<|end_of_text|>", "<|endoftext|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"),
+    *("### Instruction:", "### Response:", "{{ .", "{{.", "{%"),
+)
+"""Pieces of chat formats and templates. A server cuts the model's own stops out of an answer; others it shows."""
 
 
 class Answer(NamedTuple):
@@ -34,9 +42,9 @@ class Answer(NamedTuple):
         """What is wrong with it, if anything.
 
         Args:
-            debris: pieces of the chat format, which no answer may hold.
+            debris: pieces of the chat format, which no answer may hold; those of other formats are looked for as well.
         """
-        found = [piece for piece in debris if piece in self.text]
+        found = [piece for piece in dict.fromkeys((*debris, *DEBRIS)) if piece in self.text]
         if found:
             return f"pieces of the template in the answer: {', '.join(found)}"
         if not self.tokens or not self.text.strip():
@@ -98,7 +106,7 @@ class OllamaServer:
             client, digest = self.client, f"sha256:{gguf_sha256}"
             upload(client, gguf, digest)
             self._created(client, name, {gguf.name: digest}, model)
-            check_shown(client, self.where, name, model)
+            check_shown(client, self.where, name, model, gguf_config(gguf)["file_type"])
             if not (found := self.digest(name)):
                 raise UserError(f"the server does not list {name}", where=self.where, fix="See the server's log.")
             return found
@@ -195,11 +203,11 @@ def upload(client: ollama.Client, file: Path, digest: str) -> None:
         raise ollama.ResponseError(response.text, response.status_code)
 
 
-def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel) -> None:
+def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel, file_type: str) -> None:
     """Compare what the server shows with what was sent.
 
     Raises:
-        UserError: template or parameters differ, or no quantisation level is known.
+        UserError: template, parameters or quantisation differ.
     """
     shown = client.show(str(name))
     told: dict[str, list[Any]] = {}
@@ -213,8 +221,9 @@ def check_shown(client: ollama.Client, host: str, name: ModelName, model: Ollama
     ]
     if shown.template != model.template:
         faults.append("template")
-    if shown.details is None or shown.details.quantization_level in (None, "", "unknown"):
-        faults.append("quantisation level")
+    level = shown.details.quantization_level if shown.details else None
+    if level in (None, "", "unknown") or (level != file_type and file_type != "unknown"):
+        faults.append(f"quantisation level ({level} in place of {file_type})")
     if faults:
         raise UserError(
             f"the server does not show what was sent: {', '.join(faults)}",

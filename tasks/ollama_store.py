@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 import time
@@ -16,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf import GGUFReader
 from tqdm import tqdm
 
 from tasks.artifacts import file_sha256
 from tasks.errors import UserError
+from tasks.gguf_header import gguf_config
 from tasks.modelfile import OllamaModel
 from tasks.ollama_names import ModelName
 
@@ -135,8 +134,12 @@ class OllamaDirectory:
         with self._writing():
             own = _digests(json.loads(path.read_bytes()))
             path.unlink()
-            others = [json.loads(other.read_bytes()) for other in manifests.rglob("*") if other.is_file()]
-            for digest in own.difference(*map(_digests, others)):
+            try:
+                others = [json.loads(other.read_bytes()) for other in manifests.glob("*/*/*/*") if other.is_file()]
+                unused = own.difference(*map(_digests, others))
+            except (ValueError, KeyError, TypeError):  # somebody's damaged manifest: what it names is not known
+                return
+            for digest in unused:
                 blob = self.directory / "blobs" / digest.replace(":", "-")
                 if blob.is_file() and blob.stat().st_mtime < time.time() - PRUNED_AFTER:
                     blob.unlink()
@@ -159,40 +162,6 @@ class OllamaDirectory:
         except (ValueError, KeyError, TypeError) as error:
             fix = "Remove it, or pull the model again."
             raise UserError("a manifest in it is damaged", where=self.where, fix=fix) from error
-
-
-def gguf_config(gguf: Path) -> dict[str, Any]:
-    """The config blob of a GGUF: format, family, size and quantisation.
-
-    Args:
-        gguf: the model file.
-    """
-    reader = GGUFReader(gguf)
-    architecture = str(reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
-    field = reader.get_field("general.file_type")
-    file_types = {1: "F16", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
-    return {
-        "model_format": "gguf",
-        "model_family": architecture,
-        "model_families": [architecture],
-        "model_type": human_parameters(sum(int(tensor.n_elements) for tensor in reader.tensors)),
-        "file_type": file_types.get(int(field.contents()), "unknown") if field else "unknown",
-        "architecture": "amd64",
-        "os": "linux",
-    }
-
-
-def human_parameters(count: int) -> str:
-    """A number of parameters as Ollama writes it, in decimal units: 8.0B, 134.52M.
-
-    Args:
-        count: parameters.
-    """
-    for unit, letter, digits in ((1e9, "B", 1), (1e6, "M", 2), (1e3, "K", 0)):
-        if count >= unit:
-            value = count / unit
-            return f"{value:.0f}{letter}" if value == math.floor(value) else f"{value:.{digits}f}{letter}"
-    return str(count)
 
 
 def _manifest_path(models: Path, name: ModelName) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
 from tasks.errors import TemporaryError, UserError
 from tasks.export_settings import OllamaSettings
 from tasks.model_files import check_targets, matrix_layers
 from tasks.modelfile import check_parameters, is_servable, ollama_model
-from tasks.ollama_names import parse_name
+from tasks.ollama_names import parse_name, version_name
 from tasks.ollama_store import OllamaDirectory
 from tasks.planning import Pending
 from tasks.registry import registry
@@ -35,7 +37,7 @@ def check_settings(settings: FinetuneSettings) -> None:
         )
     check_files(settings.data)
     find_converter(settings.export)
-    parse_name(settings.ollama_name)
+    version_name(parse_name(settings.ollama_name), datetime.now(UTC).date(), "0" * 64)
     check_parameters(settings.ollama.parameters)
 
 

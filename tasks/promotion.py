@@ -124,7 +124,7 @@ def promote(
     if before != facts["digest"]:
         checks += _about_present(history, before, facts["digest"], present, present_digest, settings.promotion.rule)
         if all(check.reading != "failed" for check in checks):
-            record = _moved(place, record, name, tag, known=before in history.names())
+            record = _moved(place, record, name, tag, before in history.names(), store)
     remember_tag(store, record.model_copy(update={"checks": tuple(checks)}))
     _prune(place, History(store, place.where, str(name)), settings.promotion.keep)
     return _recorded(record.in_use == facts["digest"], record.in_use, checks, about, store)
@@ -140,19 +140,21 @@ def outcome(registration: Artifact, promotion: Artifact) -> str:
     if registration.facts["target"] == "none":
         return "Registered nowhere."
     name, version = registration.facts["name"], registration.facts["model"]
-    if promotion.facts["promoted"]:
-        return f"{name} is {version} now."
     failed = [check["name"] for check in promotion.facts["checks"] if check["reading"] == "failed"]
+    if promotion.facts["promoted"]:
+        but = f", although it failed: {'; '.join(failed)}" if failed else ""
+        return f"{name} is {version} now{but}."
     rest = f"{name} is what it was before" if promotion.facts["in_use"] else f"nothing is in use as {name}"
     return f"{version} is not promoted, {rest}. Failed: {'; '.join(failed)}."
 
 
-def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool) -> TagRecord:
+def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool, store: Store) -> TagRecord:
     """Put a version into use. What nobody's record knows keeps a name, so that nothing is lost."""
     if record.before and not known:
         kept = replaced_name(name, record.before)
         place.copy(name, kept)
         record = record.model_copy(update={"kept_as": str(kept)})
+        remember_tag(store, record)  # now: a kill between this and the next record must not lose the way back
     place.copy(tag, name)
     if (in_use := place.digest(name)) != record.digest:
         fix = "See its log, and start the run again."
@@ -189,7 +191,8 @@ def _prune(place: Registry, history: History, keep: int) -> None:
     name = parse_name(history.records[0].name)
     in_use = next((digest for known, digest in there.items() if known.is_same(name)), None)
     before = [digest for digest in history.in_use_before(in_use) if digest in there.values()]
-    versions = [record for record in history.judged() if parse_name(record.version) in there]
+    names = {str(known).lower() for known in there}
+    versions = [record for record in history.judged() if record.version.lower() in names]
     stays = {in_use, *before[:1], *(record.digest for record in versions[:keep])}
     for record in versions:
         if record.digest not in stays:

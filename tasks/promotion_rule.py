@@ -11,7 +11,9 @@ from tasks.fidelity_limits import Check
 from tasks.rendering import figure, plusminus, signed
 from tasks.score_differences import score_differences
 
-WORSE = "not worse by more than 2 standard errors"
+LOSS = "Validation loss"
+"""How the name of its row begins."""
+WORSE = "not worse by more than its standard error"
 
 
 def gates(fidelity: Artifact, registration: Artifact) -> Iterator[Check]:
@@ -31,7 +33,10 @@ def gates(fidelity: Artifact, registration: Artifact) -> Iterator[Check]:
 
 
 def comparisons(base: Artifact, tuned: Artifact, present: Artifact | None, present_name: str) -> Iterator[Check]:
-    """The rule `better`: lower validation loss than the base's, nothing worse than the base's or the present model's.
+    """The rule `better`.
+
+    The validation loss is lower than the base's and not higher than the present model's; no lm-eval metric is worse
+    than either's.
 
     Args:
         base: scores of the base model.
@@ -40,7 +45,7 @@ def comparisons(base: Artifact, tuned: Artifact, present: Artifact | None, prese
         present_name: its name.
     """
     against_base = score_differences(base, tuned)
-    loss = next((row for row in against_base if row["name"].startswith("Validation loss")), None)
+    loss = next((row for row in against_base if row["name"].startswith(LOSS)), None)
     if loss is None:
         yield Check("validation loss", "nothing was held out", "below the base model's", "failed")
     else:
@@ -50,7 +55,7 @@ def comparisons(base: Artifact, tuned: Artifact, present: Artifact | None, prese
         if row is not loss:
             yield _not_worse(row, "the base model")
     for row in score_differences(present, tuned) if present is not None else ():
-        yield _not_worse(row, present_name)
+        yield _no_higher(row, present_name) if row["name"].startswith(LOSS) else _not_worse(row, present_name)
 
 
 def judged(
@@ -81,11 +86,19 @@ def judged(
     return checks
 
 
+def _no_higher(row: dict[str, Any], than: str) -> Check:
+    name, _, rows = row["name"].partition(", ")
+    passed = row["difference"] is not None and row["difference"] <= 0
+    return Check(f"{name} against {than}, {rows}", _difference(row), "not above 0", _is(passed))
+
+
 def _not_worse(row: dict[str, Any], than: str) -> Check:
-    name, _, rows = row["name"].partition(", nats per token")
-    unit = f", nats per token{rows}" if rows else ""
-    failed = row["reading"] in ("worse", "not a number")
-    return Check(f"{name} against {than}{unit}", _difference(row), WORSE, _is(not failed))
+    difference, higher_is_better = row["difference"], row["higher_is_better"]
+    passed = difference is not None
+    if difference is not None and higher_is_better is not None:
+        worse_by = -difference if higher_is_better else difference
+        passed = worse_by <= (row["stderr"] or 0)  # where no error is known, none is allowed
+    return Check(f"{row['name']} against {than}", _difference(row), WORSE, _is(passed))
 
 
 def _difference(row: dict[str, Any]) -> str:

@@ -52,11 +52,12 @@ class Versions:
 
     def all(self) -> list[Version]:
         """Those that Ollama has and that are known, newest first."""
-        history, there = self.history(), self.place.models()
-        in_use, former, withdrawn = self.place.digest(self.name), history.in_use_before(None), history.withdrawn()
+        history, there = self.history(), {str(name).lower() for name in self.place.models()}
+        in_use, former, withdrawn = self.place.digest(self.name), history.ever_in_use(), history.withdrawn()
         found = []
         for digest, text in history.names().items():
-            if (name := parse_name(text)) in there:
+            name = parse_name(text)
+            if str(name).lower() in there:
                 state = "was in use" if digest in former else "never in use"
                 state = "withdrawn" if digest in withdrawn else state
                 state = "in use" if digest == in_use else state

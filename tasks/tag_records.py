@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -13,6 +15,8 @@ from tasks.fidelity_limits import Check
 from tasks.journal import append, entries
 
 TAGS = "tags"
+PORT = 11434
+"""Of an address without scheme and port, as Ollama reads it."""
 
 
 class TagRecord(BaseModel):
@@ -62,7 +66,8 @@ class History:
 
     def __init__(self, store: Store, place: str, name: str) -> None:
         found = (record for _, record in entries(store, TAGS, TagRecord))
-        self.records = [record for record in found if (record.place, record.name.lower()) == (place, name.lower())]
+        asked = same_place(place), name.lower()
+        self.records = [record for record in found if (same_place(record.place), record.name.lower()) == asked]
         """Newest first."""
 
     def judged(self) -> Iterator[TagRecord]:
@@ -90,17 +95,41 @@ class History:
         kept = {record.before: record.kept_as for record in self.records if record.before and record.kept_as}
         return kept | {record.digest: record.version for record in self.records}
 
+    def ever_in_use(self) -> set[str]:
+        """Digests of all that the name has stood for."""
+        return {one for record in self.records for one in (record.before, record.in_use) if one}
+
     def in_use_before(self, digest: str | None) -> list[str]:
-        """What was first in use earlier than a version, newest first; all, if that one is not known.
+        """What a version has followed in use, newest first: what a rollback has left behind is not among it.
 
         Args:
-            digest: of the version.
+            digest: of the version; all that can be gone back to, if it has not been in use.
         """
-        found: list[str] = []
+        order: list[str] = []
         for record in reversed(self.records):
-            found += [one for one in (record.before, record.in_use) if one]
-        order = list(dict.fromkeys(found))
+            for one in (record.before, record.in_use):
+                if one is None or order[-1:] == [one]:
+                    continue
+                if one in order and record.event == "rolled back":
+                    del order[order.index(one) :]
+                elif one in order:
+                    order.remove(one)
+                order.append(one)
         return list(reversed(order[: order.index(digest)] if digest in order else order))
+
+
+def same_place(place: str) -> str:
+    """A place's one name among those that it can be called by: links and the local machine's names are resolved.
+
+    Args:
+        place: a server's address or a model directory.
+    """
+    if place.startswith("/"):
+        return os.path.realpath(place)
+    parts = urlsplit(place if "//" in place else f"http://{place}")
+    host = "127.0.0.1" if parts.hostname in (None, "localhost", "0.0.0.0", "::1") else parts.hostname  # noqa: S104
+    default = {"http": 80, "https": 443}[parts.scheme] if "//" in place and parts.scheme in ("http", "https") else PORT
+    return f"{host}:{parts.port or default}{parts.path.rstrip('/')}"
 
 
 def ggufs_in_use(store: Store) -> set[str]:
@@ -109,7 +138,7 @@ def ggufs_in_use(store: Store) -> set[str]:
     Args:
         store: where the records are.
     """
-    names = {(record.place, record.name) for _, record in entries(store, TAGS, TagRecord)}
+    names = {(same_place(record.place), record.name) for _, record in entries(store, TAGS, TagRecord)}
     histories = [History(store, place, name) for place, name in names]
     versions = [history.of(history.records[0].in_use) for history in histories]
     return {version.gguf_sha256 for version in versions if version}

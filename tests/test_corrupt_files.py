@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def header_size(content: bytes) -> int:
 def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, store: Store) -> Artifact:
     with store.draft("dataset") as draft:
         apply_chat_format(smollm2_tokenizer, "chatml").save_pretrained(draft.path / "tokenizer")
-        turn = {"ollama_template": "chatml", "end_of_turn": "<|im_end|>", "system": None}
+        turn: dict[str, Any] = {"ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": [], "system": None}
         draft.facts = turn | {"max_length": 64}
     return draft.done()
 

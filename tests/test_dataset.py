@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Artifact, Store, reference
 from tasks.chat_formats import apply_chat_format, render
-from tasks.dataset import prepare_dataset
+from tasks.dataset import prepare_dataset, stop_tokens
 from tasks.errors import UserError
 from tasks.settings import ChatSettings, DataSettings
 from tasks.source import fetch_data
@@ -80,10 +80,24 @@ def test_the_artifact(tiny_model: Artifact, store: Store, rows_file: Path) -> No
     assert test[0]["prompt"] == test[0]["messages"][-2]["content"]
     assert AutoTokenizer.from_pretrained(made.path / "tokenizer").chat_template
     assert made.facts["end_of_turn"] == "<|im_end|>"
+    assert made.facts["stops"] == ["<|im_end|>"]
     assert made.facts["ollama_template"] == "chatml"
     assert "SmolLM" in made.facts["system"], "the template's own default system prompt goes into the Modelfile"
     again, _ = prepare(tiny_model, store, rows_file, test_fraction=0.05)
     assert again.digest == made.digest
+
+
+def test_all_tokens_at_which_the_model_stops_are_told(tiny_model: Artifact, tmp_path: Path) -> None:
+    tokenizer = apply_chat_format(AutoTokenizer.from_pretrained(tiny_model.path), "alpaca")
+    for number, (told, wanted) in enumerate(
+        [([2, 0], ["<|im_end|>", "<|endoftext|>"]), (0, ["<|im_end|>", "<|endoftext|>"]), (None, ["<|im_end|>"])]
+    ):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+        assert stop_tokens(reference("model", directory, [], {}), tokenizer) == wanted
+    (tmp_path / "none").mkdir()
+    assert stop_tokens(reference("model", tmp_path / "none", [], {}), tokenizer) == ["<|im_end|>"]
 
 
 def chats(*turns: str) -> dict[str, object]:

@@ -27,7 +27,7 @@ from tasks.chat_formats import apply_chat_format
 from tasks.conversion import Description, convert
 from tasks.errors import UserError
 from tasks.export_settings import ExportSettings, FidelitySettings, GgufType
-from tasks.fidelity import check_fidelity, compare_row, summary
+from tasks.fidelity import check_fidelity, compare_row, read, summary
 from tasks.fidelity_limits import DEFAULTS, Check, judged, limits
 from tasks.merging import merge
 from tasks.token_ids import TORTURE, torture
@@ -217,6 +217,24 @@ def test_another_end_of_turn_is_caught(export: Any, checks: Any) -> None:
 
 def test_another_quantization_than_asked_for_is_caught(export: Any, checks: Any) -> None:
     assert failed(checks(export(gguf_type="bf16"), "q8_0")) == {"quantization"}
+
+
+def test_of_a_long_prompt_the_end_is_read(store: Store) -> None:
+    """Rows whose answers begin after the longest that is read would else leave nothing to compare."""
+    with store.draft("dataset") as draft:
+        rows = [
+            ([-100] * prompt + list(range(1, 1 + answer))) for prompt, answer in ((5, 3), (15, 9), (16, 4), (90, 2))
+        ]
+        table = pa.table({"input_ids": [list(range(len(row))) for row in rows], "labels": rows})
+        pq.write_table(table, draft.path / "validation.parquet")
+    found = read(draft.done(), FidelitySettings(rows=4, max_tokens=16))
+    assert [(row.ids[0], len(row.ids), row.targets.tolist()) for row in found] == [
+        (0, 8, [1, 2, 3]), (0, 16, [1]), (8, 12, [1, 2, 3, 4]), (82, 10, [1, 2]),
+    ]  # fmt: skip
+    assert all(
+        row.ids[before] + 1 == prompt
+        for row, (before, *_), prompt in zip(found, (row.before for row in found), (5, 15, 16, 90), strict=True)
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])

@@ -34,6 +34,12 @@ Preset = Callable[..., str]
         (["--chat.system", 'Say """.'], 'chat.system: a Modelfile cannot express """'),
         (["--scoring.tasks", "extractoin"], "scoring.tasks: extractoin: no such lm-eval task"),
         (["--ollama.name", "no good"], "ollama.name: 'no good' is no valid Ollama model name"),
+        (["--ollama.name", f"it:{'x' * 70}"], "ollama.name: with the version's date and digest"),
+        (
+            ["--data.validation_fraction", "0", "--training.keep_best", "--training.eval_steps", "1"],
+            "training: keep_best",
+        ),
+        (["--training.keep_best"], "keep_best and early_stopping_patience need eval_steps"),
         (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
         (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),
         (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),

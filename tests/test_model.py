@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2Model
 
 from tasks import model as model_stage
 from tasks.artifacts import Artifact, Store
@@ -93,6 +93,16 @@ def test_the_packaged_model_is_a_16_bit_directory_that_answers(packaged: Artifac
     assert "Paris" in tokenizer.decode(answer)
     assert tokenizer.decode(plain.argmax()) == " Paris"
     assert int(answer[-1]) == tokenizer.convert_tokens_to_ids("<|im_end|>")  # the saved end of turn stops it
+
+
+def test_weights_without_an_output_layer_are_refused(directory: Path, store: Store) -> None:
+    """As `GPT2Model.save_pretrained` writes them: no name is one of the language model's."""
+    config = GPT2Config(vocab_size=49152, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    GPT2Model(config).save_pretrained(directory)
+    with pytest.raises(
+        UserError, match=r"the weights are named like h\.0.*those of GPT2LMHeadModel like .*Save the model"
+    ):
+        fetch(str(directory), store)
 
 
 def test_facts_of_the_packaged_model(packaged: Artifact) -> None:
@@ -181,15 +191,20 @@ def test_unfit_directories_are_refused_in_one_line(directory: Path, store: Store
 
 def test_remote_code_runs_only_when_it_is_trusted(directory: Path, store: Store) -> None:
     edit_config(model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})(directory)
+    both = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     ran = directory / "ran"
     code = (
-        "from pathlib import Path\nfrom transformers import LlamaConfig\n"
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
         f"Path({str(ran)!r}).touch()\n"
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
     (directory / "own.py").write_text(code)
     assert "needs Python code that comes with it" in refusal(directory, store)
     assert not ran.exists()
+    with pytest.raises(UserError, match="no model can be built from the configuration .Unrecognized"):
+        fetch(directory, store, trust_remote_code=True)
+    edit_config(auto_map=both)(directory)
     model = fetch(directory, store, trust_remote_code=True)
     assert ran.exists()
     assert "own.py" in model.files

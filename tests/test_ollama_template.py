@@ -62,7 +62,12 @@ GENERATED = settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_
 
 
 def described(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Any:
-    facts = {"ollama_template": known_format(tokenizer), "end_of_turn": tokenizer.eos_token, "system": None}
+    facts = {
+        "ollama_template": known_format(tokenizer),
+        "end_of_turn": tokenizer.eos_token,
+        "stops": [],
+        "system": None,
+    }
     return ollama_model(reference("dataset", directory, [], facts | {"max_length": 64}), OllamaSettings(), None)
 
 

@@ -14,10 +14,13 @@ from tasks.export_settings import OllamaSettings
 from tasks.ollama_names import ModelName, parse_name
 from tasks.ollama_server import Answer, OllamaServer
 from tasks.promotion import outcome
+from tasks.promotion_rule import _not_worse
 from tasks.registration import register
 from tests.standins.ollama_server import Faults, OllamaStandIn
 from tests.test_registration import make_dataset
 from tests.versions import LATEST, Pipeline, failed, tag_of
+
+LOSS_ROWS = ", nats per token (4 rows)"
 
 
 def test_a_better_model_is_put_into_use_and_a_worse_one_is_not(pipeline: Pipeline) -> None:
@@ -54,7 +57,30 @@ def test_each_gate_holds_a_model_back(on_disk: Pipeline, how: dict[str, Any], ga
 
 def test_a_difference_within_error_is_no_reason_against_it(on_disk: Pipeline) -> None:
     assert on_disk.run(1, gain=5, exact=(0.90, 0.91)).facts["promoted"]
-    assert on_disk.run(9, gain=5, exact=(0.90, 0.89)).facts["promoted"], "0.01 is less than two standard errors"
+    made = on_disk.run(9, gain=5.2, exact=(0.90, 0.89))
+    assert made.facts["promoted"], "0.02 is less than the difference's standard error"
+
+
+def test_a_validation_loss_that_is_a_little_higher_is_a_reason_against_it(on_disk: Pipeline) -> None:
+    """Else many small steps down, each within its error, would lead far."""
+    on_disk.run(1, gain=5)
+    assert failed(on_disk.run(2, gain=4.99)) == ["Validation loss against it:" + tag_of(on_disk, 1)[3:] + LOSS_ROWS]
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "difference", "stderr", "passed"),
+    [
+        (True, -0.02, 0.03, True), (True, -0.04, 0.03, False), (True, 0.5, 0.03, True), (False, 0.04, 0.03, False),
+        (True, -0.9, None, False), (True, 0.0, None, True), (True, 0.1, None, True), (False, 0.1, None, False),
+        (None, -5.0, None, True), (True, None, None, False),
+    ],
+)  # fmt: skip
+def test_a_metric_may_fall_by_its_error_and_by_nothing_where_none_is_known(
+    higher_is_better: bool | None, difference: float | None, stderr: float | None, passed: bool
+) -> None:
+    row = {"name": "task: metric", "base": 0.9, "tuned": 0.1, "difference": difference, "stderr": stderr}
+    check = _not_worse(row | {"higher_is_better": higher_is_better}, "the base model")
+    assert check.reading == ("passed" if passed else "failed")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +90,8 @@ def test_a_difference_within_error_is_no_reason_against_it(on_disk: Pipeline) ->
         (Answer(" \n", 3, "stop"), "the answer is empty"),
         (Answer("and and and", 512, "length"), "no end after 512 tokens (length)"),
         (Answer("Yes.<|im_start|>user", 9, "stop"), "pieces of the template in the answer: <|im_start|>"),
+        (Answer("Yes.<|eot_id|>{{ .Prompt }}", 9, "stop"), "pieces of the template in the answer: <|eot_id|>, {{ ."),
+        (Answer('{"a": {"b": {}}}', 9, "stop"), None),
     ],
 )
 def test_an_answer_is_looked_at(answer: Answer, fault: str | None) -> None:

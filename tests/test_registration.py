@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.export_settings import OllamaSettings
+from tasks.gguf_header import human_parameters
 from tasks.modelfile import ollama_model, render_modelfile
 from tasks.ollama_names import ModelName, parse_name
-from tasks.ollama_store import human_parameters
 from tasks.registration import is_registered, next_command, register
+from tests.standins.ollama_models import config_of
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
 TINY: list[Path] = []
@@ -55,7 +56,8 @@ IN_USE = Artifact(kind="promotion", path=Path(), files={}, size=0, facts={"promo
 def make_dataset(store: Store, **facts: Any) -> Artifact:
     with store.draft("dataset") as draft:
         draft.facts = {
-            "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "system": 'Say "yes".', "max_length": 4096,
+            "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": ["<|im_end|>"], "system": 'Say "yes".',
+            "max_length": 4096,
         } | facts  # fmt: skip
         (draft.path / "card.json").write_text(json.dumps(draft.facts))
     return draft.done()
@@ -173,6 +175,20 @@ def test_a_failed_registration_leaves_the_former_model(
     assert ollama.Client(host=server.url).list() == before
 
 
+def test_a_model_that_the_server_cannot_run_is_tried_again_later(store: Store, server: OllamaStandIn) -> None:
+    server.faults = Faults(runs_no_model=True)
+    with pytest.raises(TemporaryError, match="Ollama cannot just now .HTTP 500.: model requires more system memory"):
+        run(store, OllamaSettings(target="server", host=server.url))
+
+
+def test_another_quantisation_than_was_sent_is_found_out(
+    store: Store, server: OllamaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.standins.ollama_server.config_of", lambda path: config_of(path) | {"file_type": "F16"})
+    with pytest.raises(UserError, match=r"quantisation level \(F16 in place of Q8_0\)"):
+        run(store, OllamaSettings(target="server", host=server.url))
+
+
 def test_a_server_that_shows_something_else_is_found_out(store: Store, server: OllamaStandIn) -> None:
     server.faults = Faults(shows_no_parameters=True)
     with pytest.raises(UserError, match="does not show what was sent: parameter num_ctx, parameter stop"):
@@ -256,10 +272,13 @@ def test_parameters_are_written_as_ollama_does(count: int, text: str) -> None:
 
 
 def test_modelfile(store: Store) -> None:
-    dataset = make_dataset(store, ollama_template="alpaca", end_of_turn="<|end_of_text|>", system=None, max_length=64)
+    dataset = make_dataset(
+        store, ollama_template="alpaca", end_of_turn="<|end_of_text|>", stops=["<|end_of_text|>", "<|eot|>"],
+        system=None, max_length=64,
+    )  # fmt: skip
     model = ollama_model(dataset, OllamaSettings(parameters={"temperature": 0}), "mit")
     assert "{{ $m.Content }}<|end_of_text|>\n\n{{ end }}" in model.template
-    assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>"]
+    assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>", "<|eot|>"]
     lines = render_modelfile(model, "model.gguf").splitlines()
     assert "PARAMETER num_ctx 2048" in lines and 'PARAMETER stop "### Response:"' in lines
     assert not any(line.startswith("SYSTEM") for line in lines)

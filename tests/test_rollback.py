@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 from flows import rollback
+from tasks.artifacts import Store, file_sha256
 from tasks.errors import UserError
+from tasks.export_settings import OllamaSettings
+from tasks.modelfile import OllamaModel
+from tasks.ollama_names import parse_name
 from tasks.ollama_store import OllamaDirectory
 from tasks.settings import REPOSITORY
+from tasks.tag_records import TagRecord, remember_tag, same_place
 from tests.versions import LATEST, Pipeline, failed, tag_of, write_gguf
 
 
@@ -39,6 +44,96 @@ def test_rollback_goes_to_the_one_before_and_no_run_undoes_it(pipeline: Pipeline
     assert pipeline.run(3, gain=6).facts["promoted"], "it was put back by name"
     with pytest.raises(UserError, match="there is no version it:other"):
         pipeline.versions().roll_back(to="other")
+
+
+def test_what_was_rolled_back_does_not_come_back_by_another_rollback(on_disk: Pipeline) -> None:
+    for number in (1, 2, 3):
+        on_disk.run(number, gain=3 + number)
+    on_disk.versions().roll_back()
+    assert on_disk.run(4, gain=8, keep=1).facts["promoted"]
+    assert str(on_disk.versions().roll_back()[1]) == tag_of(on_disk, 2), "and the third stays withdrawn"
+    on_disk.versions().roll_back(to=tag_of(on_disk, 4).partition(":")[2])
+    assert str(on_disk.versions().roll_back()[1]) == tag_of(on_disk, 2), "what was in use before that"
+
+
+def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_path: Path) -> None:
+    on_disk.run(1, gain=9)
+    (tmp_path / "link").symlink_to(on_disk.ollama.models)
+    linked = Pipeline(on_disk.store, on_disk.ollama.model_copy(update={"models": tmp_path / "link"}))
+    linked.known = on_disk.known
+    assert not linked.run(2, gain=1).facts["promoted"]
+    assert [version.state for version in linked.versions().all()] == ["never in use", "in use"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://localhost:11434", "127.0.0.1", True),
+        ("http://127.0.0.1:11434/", "0.0.0.0:11434", True),
+        ("http://[::1]:11434", "localhost:11434", True),
+        ("http://127.0.0.1:11434", "http://127.0.0.1:11435", False),
+        ("https://gpu.example", "https://gpu.example:443/", True),
+        ("https://gpu.example", "http://gpu.example", False),
+        ("/tmp/../tmp/x", "/tmp/x", True),  # noqa: S108
+    ],
+)
+def test_names_of_one_place(one: str, other: str, same: bool) -> None:
+    assert (same_place(one) == same_place(other)) is same
+
+
+def test_a_name_in_other_letters_is_the_same_name(store: Store, tmp_path: Path) -> None:
+    """Ollama keeps the spelling that it has seen first."""
+    settings = OllamaSettings(name="it", target="store", models=tmp_path / "models")
+    pipeline = Pipeline(store, settings)
+    pipeline.place.create(parse_name("It:other"), *whole_gguf(tmp_path), OllamaModel("", None, {}, None))
+    for number in (1, 2):
+        pipeline.run(number, gain=3 + number)
+    assert {name.model for name in pipeline.place.models()} == {"It"}
+    assert [version.state for version in pipeline.versions().all()] == ["in use", "was in use"]
+    assert pipeline.versions().roll_back()[1].is_same(parse_name(tag_of(pipeline, 1)))
+
+
+def whole_gguf(directory: Path) -> tuple[Path, str]:
+    write_gguf(directory / "other.gguf", 99)
+    return directory / "other.gguf", file_sha256(directory / "other.gguf")
+
+
+def test_files_that_are_no_manifests_keep_nothing_from_being_removed(on_disk: Pipeline) -> None:
+    for number in (1, 2):
+        on_disk.run(number, gain=4 + number)
+    manifests = on_disk.ollama.models / "manifests"
+    (manifests / ".DS_Store").write_bytes(b"\x00\x01")
+    damaged = manifests / "registry.ollama.ai" / "library" / "other" / "latest"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    blobs = {blob.name for blob in (on_disk.ollama.models / "blobs").iterdir()}
+    for number in (3, 4):
+        on_disk.run(number, gain=1, keep=1)
+    names = {str(name) for name in on_disk.place.models()}
+    assert str(on_disk.known[3].facts["model"]) not in names
+    assert blobs <= {blob.name for blob in (on_disk.ollama.models / "blobs").iterdir()}
+
+
+def test_killed_while_it_takes_an_unknown_ones_place_the_way_back_is_kept(
+    on_disk: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = on_disk.registered(77)
+    on_disk.place.copy(parse_name(foreign.facts["model"]), LATEST)
+    on_disk.place.delete(parse_name(foreign.facts["model"]))
+    remembered: list[TagRecord] = []
+
+    def once(store: Store, record: TagRecord) -> None:
+        if remembered:
+            raise KeyboardInterrupt
+        remembered.append(record)
+        remember_tag(store, record)
+
+    monkeypatch.setattr("tasks.promotion.remember_tag", once)
+    with pytest.raises(KeyboardInterrupt):
+        on_disk.run(1, gain=5)
+    assert on_disk.in_use() == on_disk.registered(1).facts["digest"]
+    on_disk.versions().roll_back()
+    assert on_disk.in_use() == foreign.facts["digest"]
 
 
 def test_the_command_line_rolls_back_and_lists(on_disk: Pipeline, tmp_path: Path, capsys: Any) -> None:
