@@ -7,8 +7,9 @@
                                       ├─> of the base: score, answer_prompts, measure_forgetting ─────┤
                                       └─> write_comparison <──────────────────────────────────────────┘
 
-The stages are those of `finetune`, with the same arguments: what either has computed is cached for both, and a further
-seed or method runs only what is new. Run `python -m flows.compare --help` for the command line.
+With a second data set, `measure_second_data` measures every model on that too. The stages are those of `finetune`, with
+the same arguments: what either has computed is cached for both, and a further seed or method runs only what is new. Run
+`python -m flows.compare --help` for the command line.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.comparison_report import write_comparison
 from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
+from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
 from tasks.forgetting import measure_forgetting, read_text
@@ -42,7 +44,9 @@ from tasks.model import fetch_model
 from tasks.planning import Pending, Plan, planning
 from tasks.preflight import check_settings
 from tasks.presets import Overrides, given, load_settings, settings_error
+from tasks.second_data import measure_second_data, second_settings
 from tasks.settings import FinetuneSettings, Method
+from tasks.source import check_files, fetch_data
 from tasks.study_fault import reproduce_fault
 from tasks.training import train
 
@@ -97,10 +101,12 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     text = str(comparison.forgetting_text) if comparison.forgetting_text else None
     read_text(text)
     model, dataset, base_scores = prepared(first)
+    second = _second_data(first, comparison, model)
 
-    def measured(network: Artifact) -> dict[str, Artifact]:
+    def measured(network: Artifact) -> dict[str, Artifact | None]:
         scoring = settings.scoring
         return {
+            "second": measure_second_data(network, second, scoring, trust, store=store) if second else None,
             "answers": answer_prompts(network, dataset, scoring, comparison.answers, trust, store=store),
             "forgetting": measure_forgetting(network, dataset, scoring, text, trust, store=store),
         }
@@ -135,6 +141,17 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     return write_comparison(
         settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
     )
+
+
+def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model: Artifact) -> Artifact | None:
+    """The second data set in the first one's chat format, if there is one."""
+    if comparison.second_data is None:
+        return None
+    store = Store(settings.store, settings.store_uri)
+    data = second_settings(settings.data, comparison.second_data, comparison.second_rows)
+    check_files(data)
+    source = fetch_data(data, settings.seed, store=store)
+    return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
 
 
 def _at_best_rate(

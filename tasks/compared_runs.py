@@ -15,6 +15,7 @@ class BaseFigures(BaseModel):
     scores: Artifact
     answers: Artifact
     forgetting: Artifact
+    second: Artifact | None = None
 
 
 class ComparedRun(BaseModel):
@@ -28,6 +29,7 @@ class ComparedRun(BaseModel):
     gguf: Artifact
     answers: Artifact
     forgetting: Artifact
+    second: Artifact | None = None
 
 
 class FaultRun(BaseModel):

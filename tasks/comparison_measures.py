@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,13 @@ def measures(runs: Runs, base: BaseFigures) -> list[Measure]:
         runs: all methods with the same seeds; the first method is the reference.
         base: of the base model.
     """
-    found = [*_losses(runs, base), *_lm_eval(runs, base), *_quality(runs, base), *_forgetting(runs, base)]
+    found = [
+        *_losses(runs, base),
+        *_lm_eval(runs, base),
+        *_quality(runs, base),
+        *_forgetting(runs, base),
+        *_second(runs, base),
+    ]
     return [*found, *_reaching(runs), *_costs(runs)]
 
 
@@ -115,11 +122,25 @@ def _quality(runs: Runs, base: BaseFigures) -> list[Measure]:
 
 
 def _forgetting(runs: Runs, base: BaseFigures) -> list[Measure]:
-    before = _json(base.forgetting.path / "rows.json")
+    values = {method: [run.forgetting for run in each] for method, each in runs.items()}
+    found = _loss_elsewhere("loss on a text outside the data, nats per token ({} paragraphs)", base.forgetting, values)
+    return _grouped([found], "forgetting")
+
+
+def _second(runs: Runs, base: BaseFigures) -> list[Measure]:
+    values = {method: [run.second for run in each if run.second] for method, each in runs.items()}
+    if base.second is None:
+        return []
+    found = _loss_elsewhere("loss on the second data set, nats per supervised token ({} rows)", base.second, values)
+    return _grouped([found], "second")
+
+
+def _loss_elsewhere(name: str, base: Artifact, runs: Mapping[str, Sequence[Artifact]]) -> Measure:
+    """Losses out of `rows.json` of each artifact."""
+    before = _json(base.path / "rows.json")
     counts = np.array(before["supervised_tokens"])
-    values = {m: np.array([_json(run.forgetting.path / "rows.json")["nll"] for run in r]) for m, r in runs.items()}
-    name = f"loss on a text outside the data, nats per token ({len(counts)} paragraphs)"
-    return _grouped([Measure(name, "lower", values, 4, counts, np.array([before["nll"]]))], "forgetting")
+    values = {m: np.array([_json(one.path / "rows.json")["nll"] for one in each]) for m, each in runs.items()}
+    return Measure(name.format(len(counts)), "lower", values, 4, counts, np.array([before["nll"]]))
 
 
 def _reaching(runs: Runs) -> list[Measure]:

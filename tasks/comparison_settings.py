@@ -47,6 +47,10 @@ class CompareSettings(Section):
     """Confidence of the intervals; divided among the other methods where the best of several is marked."""
     answers: Count = 32
     """Held-out prompts that every model answers, for what the loss does not show."""
+    second_data: str | None = None
+    """A second data set, on which nothing is trained, named like `data.source`: whether the gain holds elsewhere."""
+    second_rows: PositiveInt = 64
+    """Rows of it that are measured, at most."""
     forgetting_text: Path | None = None
     """A text that no method was trained on, paragraphs apart by empty lines; none: the one that comes with this."""
 

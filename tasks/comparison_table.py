@@ -16,6 +16,7 @@ GROUPS = {
     "test": "Test",
     "answers": "Answers",
     "forgetting": "Forgetting",
+    "second": "Second data set",
     "cost": "Cost",
 }
 

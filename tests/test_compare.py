@@ -23,7 +23,6 @@ from tests.test_finetune import Page
 
 Preset = Callable[..., str]
 METHODS = ("baseline", "grit", "baseline-unsloth", "study-fault")
-WANTED = CompareSettings(methods=METHODS, seeds=2, answers=3)
 SHARED: dict[str, Any] = {"training": {"max_steps": 4, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 2}}
 
 
@@ -38,8 +37,15 @@ def in_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def compared(make_preset: Preset, prefect_server: None, in_this_process: None) -> Artifact:
-    report = compare(make_preset(), WANTED, SHARED)
+def wanted(workplace: Path) -> CompareSettings:
+    second = workplace / "second.jsonl"
+    second.write_text('{"prompt": "How are you?", "completion": "Well."}\n{"prompt": "And", "completion": "Nor."}\n')
+    return CompareSettings(methods=METHODS, seeds=2, answers=3, second_data=str(second))
+
+
+@pytest.fixture(scope="module")
+def compared(make_preset: Preset, wanted: CompareSettings, prefect_server: None, in_this_process: None) -> Artifact:
+    report = compare(make_preset(), wanted, SHARED)
     assert isinstance(report, Artifact)
     return report
 
@@ -68,19 +74,22 @@ def test_a_fault_and_what_cannot_run_are_told_and_not_compared(data: dict[str, A
 
 
 def test_a_further_seed_or_method_runs_only_what_is_new(
-    compared: Artifact, make_preset: Preset, in_this_process: None
+    compared: Artifact, wanted: CompareSettings, make_preset: Preset, in_this_process: None
 ) -> None:
     settings = load_settings(make_preset(), SHARED)
 
     def to_run(**changes: Any) -> list[str]:
-        plan = plan_of(settings, WANTED.model_copy(update=changes))
+        plan = plan_of(settings, wanted.model_copy(update=changes))
         return [name for name, state in plan.stages if state == "to run"]
 
-    one = ["train", "merge", "score", "convert", "answer_prompts", "measure_forgetting"]
+    one = ["train", "merge", "score", "convert", "measure_second_data", "answer_prompts", "measure_forgetting"]
     assert to_run() == []
     assert to_run(seeds=3) == [*one, *one, "write_comparison"]
     assert to_run(methods=(*METHODS, "lora_fa")) == [*one, *one, "write_comparison"]
     assert to_run(methods=("baseline", "grit")) == ["write_comparison"]
+    fewer = ["prepare_dataset", *["measure_second_data"] * 5, "write_comparison"]
+    assert to_run(second_rows=1) == fewer
+    assert to_run(second_data=None) == ["write_comparison"]
     assert to_run(answers=2) == ["answer_prompts"] * 5 + ["write_comparison"]
 
 
@@ -126,6 +135,12 @@ def test_the_tables_figures_are_those_of_the_runs(data: dict[str, Any], workplac
     assert sum(means) / 2 == pytest.approx(sum(tuned) / 4)
     difference = validation["cells"]["grit"]["to_reference"]
     assert difference["value"] == pytest.approx(means[1] - means[0])
+    second = rows["loss on the second data set, nats per supervised token (2 rows)"]
+    losses = [json.loads(path.read_text()) for path in (workplace / "store/second_data").glob("*/rows.json")]
+    measured = sum(sum(one["nll"]) / sum(one["supervised_tokens"]) for one in losses)
+    tuned_means = sum(second["cells"][method]["estimate"]["value"] for method in ("baseline", "grit"))
+    assert len(losses) == 5
+    assert float(second["base"]) + 2 * tuned_means == pytest.approx(measured, abs=1e-4), "two seeds each"
     seconds = rows["median seconds of a step"]["cells"]["grit"]["values"]
     assert seconds == [r["median_seconds_per_step"] for r in data["runs"] if r["method"] == "grit"]
     assert rows["steps to reach baseline's final validation loss"]["cells"]["baseline"]["values"] == [4, 4]
@@ -172,7 +187,8 @@ def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
     assert all("diverged" in one["failure"] for one in data["trials"] if one["loss"] is None)
     assert "have diverged" in (report.path / "report.html").read_text()
     before = json.loads((compared.path / "report.json").read_text())
-    assert data["table"] == before["table"], "its runs are the ones that were there"
+    same = [row for row in before["table"] if row["group"] != "Second data set"]
+    assert data["table"] == same, "its runs are the ones that were there"
 
 
 def test_the_command_line() -> None:
@@ -192,6 +208,7 @@ def test_the_command_line() -> None:
         (["--seeds", "0"], "seeds: Input should be greater than or equal to 1"),
         (["--method", "grit"], "Use --methods baseline,grit."),
         (["--seed_s", "2"], "Did you mean --seeds?"),
+        (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
     ],
 )
