@@ -38,10 +38,11 @@ from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at
 from tasks.dataset import prepare_dataset
 from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
+from tasks.finished import remember_comparison
 from tasks.forgetting import measure_forgetting, read_text
 from tasks.logs import run_logger
 from tasks.model import fetch_model
-from tasks.planning import Pending, Plan, planning
+from tasks.planning import Pending, Plan, planning, recording
 from tasks.preflight import check_settings
 from tasks.presets import Overrides, given, load_settings, settings_error
 from tasks.second_data import measure_second_data, second_settings
@@ -80,7 +81,10 @@ def compare(
         fetch_model(settings.model, store=Store(settings.store, settings.store_uri))
         plan = plan_of(settings, wanted)
     check_disk(shared, plan)
-    report = stages(settings, wanted)
+    with recording() as done:
+        report = stages(settings, wanted)
+    store = Store(settings.store, settings.store_uri)
+    remember_comparison(store, done, report, wanted.methods, settings.model.name)
     text = (report.path / "report.md").read_text(encoding="utf-8")
     create_markdown_artifact(text, key="comparison", description=f"Full report: {report.path / 'report.html'}")
     return report

@@ -17,7 +17,7 @@ from rich.table import Table
 from tasks.artifacts import Store
 from tasks.errors import TemporaryError, UserError
 from tasks.presets import settings_error
-from tasks.pruning import find_waste, kept_runs, remove
+from tasks.pruning import find_waste, kept_comparisons, kept_runs, remove
 
 
 class Prune(BaseSettings):
@@ -35,7 +35,7 @@ class Prune(BaseSettings):
     store_uri: str | None = None
     """The address where they are kept for other machines too, if any."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """How many models of each Ollama name stay, with all that made them."""
+    """How many models of each Ollama name stay, with all that made them; and how many comparisons."""
     hours: Annotated[float, Field(ge=0)] = 24
     """What was used in the last hours stays: a run may be at it."""
     yes: bool = False
@@ -48,6 +48,10 @@ class Prune(BaseSettings):
         waste = find_waste(store, self.keep, self.hours)
         for run in runs:
             console.print(f"kept: {run.model}, registered {run.at:%Y-%m-%d %H:%M} UTC")
+        for done in kept_comparisons(store, self.keep):
+            console.print(
+                f"kept: comparison of {', '.join(done.methods)} on {done.model}, {done.at:%Y-%m-%d %H:%M} UTC"
+            )
         if not waste:
             console.print("Nothing to remove.")
             return

@@ -13,7 +13,7 @@ from tasks.artifacts import Artifact, Store, artifacts_in
 from tasks.journal import append, entries
 from tasks.planning import Plan
 
-RUNS = "runs"
+RUNS, COMPARISONS = "runs", "comparisons"
 
 
 class FinishedRun(BaseModel):
@@ -36,6 +36,23 @@ class FinishedRun(BaseModel):
     """All settings."""
 
 
+class FinishedComparison(BaseModel):
+    """A comparison that ended with a report."""
+
+    at: datetime
+    """When it ended, in UTC."""
+    methods: tuple[str, ...]
+    """What was compared."""
+    model: str
+    """On which base model."""
+    report: str
+    """Path below the store."""
+    keys: tuple[str, ...]
+    """The cache key of each stage, in order."""
+    artifacts: tuple[str, ...]
+    """What it used and made: paths below the store."""
+
+
 def remember(store: Store, done: Plan, registration: Artifact, settings: dict[str, Any]) -> None:
     """Record a finished run.
 
@@ -45,7 +62,6 @@ def remember(store: Store, done: Plan, registration: Artifact, settings: dict[st
         registration: what was registered.
         settings: the run's settings.
     """
-    paths = sorted({store.portable(one).path for _, result in done.found for one in artifacts_in(result)})
     run = FinishedRun(
         at=datetime.now(UTC),
         model=registration.facts["name"],
@@ -53,15 +69,42 @@ def remember(store: Store, done: Plan, registration: Artifact, settings: dict[st
         gguf_sha256=registration.facts["gguf_sha256"],
         registration=store.portable(registration).path.as_posix(),
         keys=tuple(done.keys),
-        artifacts=tuple(path.as_posix() for path in paths if not path.is_absolute()),
+        artifacts=_paths(store, done),
         settings=settings,
     )
     append(store, RUNS, run)
 
 
+def remember_comparison(store: Store, done: Plan, report: Artifact, methods: tuple[str, ...], model: str) -> None:
+    """Record a finished comparison.
+
+    Args:
+        store: where.
+        done: its stages.
+        report: what it ended with.
+        methods: what was compared.
+        model: the base model's name.
+    """
+    path, keys = store.portable(report).path.as_posix(), tuple(done.keys)
+    record = FinishedComparison(
+        at=datetime.now(UTC), methods=methods, model=model, report=path, keys=keys, artifacts=_paths(store, done)
+    )
+    append(store, COMPARISONS, record)
+
+
+def _paths(store: Store, done: Plan) -> tuple[str, ...]:
+    paths = sorted({store.portable(one).path for _, result in done.found for one in artifacts_in(result)})
+    return tuple(path.as_posix() for path in paths if not path.is_absolute())
+
+
 def finished_runs(store: Store) -> Iterator[tuple[Path, FinishedRun]]:
     """The records of finished runs with their files, newest first; one that cannot be read counts as none."""
     return entries(store, RUNS, FinishedRun)
+
+
+def finished_comparisons(store: Store) -> Iterator[tuple[Path, FinishedComparison]]:
+    """The records of finished comparisons with their files, newest first; one that cannot be read counts as none."""
+    return entries(store, COMPARISONS, FinishedComparison)
 
 
 def same_run(store: Store, plan: Plan, model: str) -> FinishedRun | None:

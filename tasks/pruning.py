@@ -10,11 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts import Store, artifacts_in
-from tasks.finished import RUNS, FinishedRun, finished_runs
+from tasks.finished import (
+    COMPARISONS,
+    RUNS,
+    FinishedComparison,
+    FinishedRun,
+    finished_comparisons,
+    finished_runs,
+)
 from tasks.stage import recorded
 from tasks.tag_records import TAGS, ggufs_in_use
 
-NO_ARTIFACTS = {RUNS, TAGS, "results", "locks", "ollama"}
+NO_ARTIFACTS = {RUNS, COMPARISONS, TAGS, "results", "locks", "ollama"}
 """Directories of the store that are looked at in another way, or not at all."""
 
 
@@ -44,6 +51,14 @@ def kept_runs(store: Store, keep: int) -> list[FinishedRun]:
     ]
 
 
+def kept_comparisons(store: Store, keep: int) -> list[FinishedComparison]:
+    """The newest finished comparisons, one of each report."""
+    by_report: dict[str, FinishedComparison] = {}
+    for _, comparison in finished_comparisons(store):
+        by_report.setdefault(comparison.report, comparison)
+    return list(by_report.values())[:keep]
+
+
 def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
     """List what can go.
 
@@ -52,14 +67,15 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
 
     Args:
         store: what is looked through, on this machine and at its URI.
-        keep: how many models of each name stay, with all that the newest run that made one has used.
+        keep: how many models of each name stay, with all that the newest run that made one has used; and how many
+            comparisons.
         hours: how long ago something must have been used last.
 
     Raises:
         UserError, TemporaryError: what is at the URI cannot be read.
     """
     before = time.time() - 3600 * hours
-    runs = kept_runs(store, keep)
+    runs: list[FinishedRun | FinishedComparison] = [*kept_runs(store, keep), *kept_comparisons(store, keep)]
     needed = {name for run in runs for name in run.artifacts}
     keys = {key for run in runs for key in run.keys}
     waste = []
@@ -71,7 +87,7 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
             needed |= {store.portable(artifact).path.as_posix() for artifact in made}
         else:
             waste.append(_waste(store, record, "result of a former run"))
-    for path, run in finished_runs(store):
+    for path, run in (*finished_runs(store), *finished_comparisons(store)):
         if run in runs:
             needed.add(path.relative_to(store.root).as_posix())
         else:
@@ -81,7 +97,7 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
         used = _newest(path.parent if path.parent.name == "drafts" else path)
         if path.relative_to(store.root).as_posix() not in needed and used < before:
             waste.append(_waste(store, path, _why(path)))
-    former = {one.name for one in waste if one.name.startswith(f"{RUNS}/")}
+    former = {one.name for one in waste if one.name.startswith((f"{RUNS}/", f"{COMPARISONS}/"))}
     needed |= {f"{store.results.name}/{key}" for key in keys}
     for name, (size, written) in (store.remote.contents() if store.remote else {}).items():
         if name in former or (name not in needed and written < before and not name.startswith(f"{TAGS}/")):
@@ -91,7 +107,7 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
 
 def remove(store: Store, waste: list[Waste]) -> None:
     """Remove it; records first, so that nothing refers to what is gone."""
-    for one in sorted(waste, key=lambda one: not one.name.startswith((RUNS, store.results.name))):
+    for one in sorted(waste, key=lambda one: not one.name.startswith((RUNS, COMPARISONS, store.results.name))):
         path = store.root / one.name
         if one.at_uri and store.remote:
             store.remote.remove(one.name)

@@ -14,7 +14,7 @@ from prefect import flow
 
 from flows.prune import run
 from tasks.artifacts import Store
-from tasks.finished import finished_runs, remember, same_run
+from tasks.finished import finished_comparisons, finished_runs, remember, remember_comparison, same_run
 from tasks.planning import Plan, planning, recording
 from tests.test_stage import chain, newest, ran, runs
 
@@ -76,6 +76,36 @@ def test_the_newest_runs_of_each_model_keep_all_they_need(store: Store, capsys: 
         assert runs(store, number) == computed
     assert runs(again, 4) == [], "at the URI too"
     assert len(list(store.root.glob("report/*"))) == 3
+
+
+def compare(store: Store, number: int) -> None:
+    """A comparison that has used a chain of stages."""
+
+    def whole() -> None:
+        with recording() as done:
+            chain(store, number)
+        with store.draft("comparison") as draft:
+            (draft.path / "report.html").write_text(str(number))
+        done.found.append(("write_comparison", draft.done()))
+        remember_comparison(store, done, draft.done(), ("baseline", "grit"), "tiny")
+
+    flow(whole, name="whole")()
+
+
+def test_the_newest_comparisons_keep_all_they_need(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2, 2, 3):  # the second twice, which is one report
+        compare(store, number)
+    age(store, 2)
+    assert prune(store, "--keep", "2", "--yes") == 0
+    assert "kept: comparison of baseline, grit on tiny" in capsys.readouterr().out
+    for number, computed in ((2, []), (3, []), (1, ["first", "second"])):
+        assert runs(store, number) == computed
+    assert len(list(store.root.glob("comparison/*"))) == 2
+    assert len(list(finished_comparisons(store))) == 2
+    age(store, 2)
+    compare(store, 4)
+    assert prune(store, "--keep", "1", "--yes") == 0
+    assert [path.read_text() for path in store.root.glob("comparison/*/report.html")] == ["4"]
 
 
 def test_what_was_used_of_late_stays(store: Store) -> None:
