@@ -40,6 +40,7 @@ from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
 from tasks.finished import remember_comparison
 from tasks.forgetting import measure_forgetting, read_text
+from tasks.judge import check_judge, judge_answers
 from tasks.logs import run_logger
 from tasks.model import fetch_model
 from tasks.planning import Pending, Plan, planning, recording
@@ -81,6 +82,8 @@ def compare(
         fetch_model(settings.model, store=Store(settings.store, settings.store_uri))
         plan = plan_of(settings, wanted)
     check_disk(shared, plan)
+    if wanted.judge_model:
+        check_judge(wanted.judge_url, wanted.judge_model)
     with recording() as done:
         report = stages(settings, wanted)
     store = Store(settings.store, settings.store_uri)
@@ -107,7 +110,7 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     model, dataset, base_scores = prepared(first)
     second = _second_data(first, comparison, model)
 
-    def measured(network: Artifact) -> dict[str, Artifact | None]:
+    def measured(network: Artifact) -> dict[str, Any]:
         scoring = settings.scoring
         return {
             "second": measure_second_data(network, second, scoring, trust, store=store) if second else None,
@@ -132,6 +135,11 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
             try:
                 made = tuned(own, model, dataset, seed)
                 figures = measured(made.merged)
+                if own is first:
+                    reference = figures["answers"]
+                elif comparison.judge_model:
+                    asked = (comparison.judge_url, comparison.judge_model)
+                    figures["judgement"] = judge_answers(reference, figures["answers"], *asked, store=store)
             except UserError as error:
                 if own is first:
                     raise

@@ -30,6 +30,7 @@ class ComparedRun(BaseModel):
     answers: Artifact
     forgetting: Artifact
     second: Artifact | None = None
+    judgement: Artifact | None = None
 
 
 class FaultRun(BaseModel):

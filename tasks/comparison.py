@@ -10,6 +10,7 @@ import numpy as np
 
 from tasks.artifacts import Artifact
 from tasks.compared_runs import ComparedRun
+from tasks.judge import outcomes
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
 from tasks.statistics import Estimate, over_seeds, over_seeds_and_rows, paired
 
@@ -79,14 +80,19 @@ def wins(runs: Runs, confidence: float) -> list[dict[str, Any]]:
             if one is None or other is None:
                 continue
             sign = np.sign(one - other) * (-1 if name in LOWER_IS_BETTER else 1)
-            net = over_seeds_and_rows(sign, np.ones(sign.shape[1]), confidence)
-            shares = {
-                "win": float((sign > 0).mean()),
-                "tie": float((sign == 0).mean()),
-                "loss": float((sign < 0).mean()),
-            }
-            rows.append({"method": method, "measure": meaning, **shares, "net": net})
+            rows.append({"method": method, "measure": meaning, **_won(sign, confidence)})
+        judged = [run.judgement for run in runs[method] if run.judgement]
+        if judged:
+            meaning = f"preferred by the judge {judged[0].facts['model']}, in both orders"
+            rows.append({"method": method, "measure": meaning, **_won(np.array([*map(outcomes, judged)]), confidence)})
     return rows
+
+
+def _won(sign: np.ndarray, confidence: float) -> dict[str, Any]:
+    """Shares of wins, ties and losses, and wins less losses; signs are [S, R]."""
+    shares = {"win": sign > 0, "tie": sign == 0, "loss": sign < 0}
+    net = over_seeds_and_rows(sign.astype(float), np.ones(sign.shape[1]), confidence)
+    return {name: float(each.mean()) for name, each in shares.items()} | {"net": net}
 
 
 def answer_measures(answers: Artifact) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from tasks.export_settings import without_secret
 from tasks.section import Count, PositiveInt, Section
 from tasks.settings import FinetuneSettings
 
@@ -47,12 +48,18 @@ class CompareSettings(Section):
     """Confidence of the intervals; divided among the other methods where the best of several is marked."""
     answers: Count = 32
     """Held-out prompts that every model answers, for what the loss does not show."""
+    judge_model: str | None = None
+    """A model that judges the answers of each method against the first one's, in both orders; none: no judge."""
+    judge_url: str = "http://127.0.0.1:11434/v1"
+    """Its server, which speaks OpenAI's protocol; a key goes into the environment as OPENAI_API_KEY."""
     second_data: str | None = None
     """A second data set, on which nothing is trained, named like `data.source`: whether the gain holds elsewhere."""
     second_rows: PositiveInt = 64
     """Rows of it that are measured, at most."""
     forgetting_text: Path | None = None
     """A text that no method was trained on, paragraphs apart by empty lines; none: the one that comes with this."""
+
+    _no_secret = field_validator("judge_url")(without_secret)
 
     @field_validator("methods", mode="after")
     @classmethod

@@ -19,6 +19,7 @@ from tasks.comparison_settings import ComparedMethod, CompareSettings, settings_
 from tasks.errors import UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
+from tests.standins.openai_server import MODEL, openai_stand_in
 from tests.test_finetune import Page
 
 Preset = Callable[..., str]
@@ -37,10 +38,13 @@ def in_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def wanted(workplace: Path) -> CompareSettings:
+def wanted(workplace: Path) -> Iterator[CompareSettings]:
     second = workplace / "second.jsonl"
     second.write_text('{"prompt": "How are you?", "completion": "Well."}\n{"prompt": "And", "completion": "Nor."}\n')
-    return CompareSettings(methods=METHODS, seeds=2, answers=3, second_data=str(second))
+    with openai_stand_in(lambda _: "A") as judge:
+        yield CompareSettings(
+            methods=METHODS, seeds=2, answers=3, second_data=str(second), judge_url=judge.url, judge_model=MODEL
+        )
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,17 @@ def test_a_further_seed_or_method_runs_only_what_is_new(
 
     one = ["train", "merge", "score", "convert", "measure_second_data", "answer_prompts", "measure_forgetting"]
     assert to_run() == []
-    assert to_run(seeds=3) == [*one, *one, "write_comparison"]
-    assert to_run(methods=(*METHODS, "lora_fa")) == [*one, *one, "write_comparison"]
+    assert to_run(seeds=3) == [*one, *one, "judge_answers", "write_comparison"]
+    assert to_run(methods=(*METHODS, "lora_fa")) == [*one, "judge_answers", *one, "judge_answers", "write_comparison"]
     assert to_run(methods=("baseline", "grit")) == ["write_comparison"]
     fewer = ["prepare_dataset", *["measure_second_data"] * 5, "write_comparison"]
     assert to_run(second_rows=1) == fewer
     assert to_run(second_data=None) == ["write_comparison"]
-    assert to_run(answers=2) == ["answer_prompts"] * 5 + ["write_comparison"]
+    answering = (
+        ["answer_prompts"] * 2 + ["answer_prompts", "judge_answers"] + ["answer_prompts"] * 2 + ["judge_answers"]
+    )
+    assert to_run(answers=2) == [*answering, "write_comparison"]
+    assert to_run(judge_model=None) == ["write_comparison"]
 
 
 def test_finetune_finds_what_the_comparison_has_made(
@@ -119,6 +127,7 @@ def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str,
         assert row["name"] in text
         for cell in row["cells"].values():
             assert cell["text"] in text
+    assert f"preferred by the judge {MODEL}, in both orders" in [row["measure"] for row in data["wins"]]
     for published in ("11.6×", "0.0899", "averaged over padding"):
         assert published in text
     assert "grit.variant" in text and "grit.variant" in [key for key, _ in data["settings_that_differ"]]

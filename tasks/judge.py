@@ -1,0 +1,147 @@
+"""Stage: a judge model compares two models' answers, through any server that speaks OpenAI's protocol. Off by default.
+
+A judge prefers what stands first, or what is longer (arXiv 2306.05685): each pair is asked in both orders, and only a
+preference that survives the swap counts. It is an opinion beside the measures, and never decides a verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from tasks.artifacts import Artifact, Store
+from tasks.errors import TemporaryError, UserError
+from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+PROMPT = """Two assistants have answered the same request. Which answer is better: more correct, more helpful, and as \
+short as the request wants it? The reference answer shows what was expected; another wording is no fault.
+Reply with one letter: A if answer A is better, B if answer B is better, C if both are equally good or equally bad.
+
+[Request]
+{prompt}
+
+[Reference answer]
+{expected}
+
+[Answer A]
+{a}
+
+[Answer B]
+{b}
+
+[Your letter]"""
+TOKENS = 8
+"""Of the judge's reply, at most."""
+SECONDS = 120
+"""For one reply."""
+
+
+@stage(libraries=("openai",), retries=2)
+def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, *, store: Store) -> Artifact:
+    """Ask the judge which of two models' answers to the same prompts are better.
+
+    Args:
+        reference: the artifact `answers` of the one that is compared with.
+        answers: that of the other, to the same prompts.
+        url: base address of the server, such as http://127.0.0.1:11434/v1; its key, if it wants one, is OPENAI_API_KEY.
+        model: the judge's name there.
+        store: where the artifact goes.
+
+    Returns:
+        The artifact `judgement`: a line of JSON for each prompt with both replies and `outcome`: 1 where the other's
+        answer is better, -1 where the reference's is, 0 otherwise.
+
+    Raises:
+        UserError: the server refuses, or no reply was a letter.
+        TemporaryError: the server does not answer.
+    """
+    lines, unclear, client = [], 0, _client(url)
+    pairs = list(zip(_read(reference), _read(answers), strict=True))
+    for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
+        first = second = "C"
+        if one["answer"] != other["answer"]:
+            first = _ask(client, url, model, one, a=other["answer"], b=one["answer"])
+            second = _ask(client, url, model, one, a=one["answer"], b=other["answer"])
+        unclear += (first, second).count("?")
+        outcome = {("A", "B"): 1, ("B", "A"): -1}.get((first, second), 0)
+        lines.append({"prompt": one["prompt"], "replies": [first, second], "outcome": outcome})
+    asked = [line["replies"] for line in lines if line["replies"] != ["C", "C"]]
+    if unclear and unclear == 2 * len(asked):
+        fix = "Name a model that follows instructions."
+        raise UserError(f"none of {unclear} replies of {model} was A, B or C", where="judge_model", fix=fix)
+    with store.draft("judgement") as draft:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (draft.path / "judgement.jsonl").write_text(text, encoding="utf-8")
+        swayed = sum(replies in (["A", "A"], ["B", "B"]) for replies in asked)
+        draft.facts = {"model": model, "answers": len(lines), "unclear": unclear, "swayed_by_order": swayed}
+    return draft.done()
+
+
+def check_judge(url: str, model: str) -> None:
+    """Ask the judge once, before anything is trained.
+
+    Args:
+        url: as for `judge_answers`.
+        model: as for `judge_answers`.
+
+    Raises:
+        UserError, TemporaryError: as `judge_answers`.
+    """
+    line = {"prompt": "What is 1 + 1?", "expected": "2"}
+    _ask(_client(url), url, model, line, a="2", b="3")
+
+
+def outcomes(judgement: Artifact) -> list[int]:
+    """The outcome of each prompt.
+
+    Args:
+        judgement: what `judge_answers` returned.
+    """
+    text = (judgement.path / "judgement.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line)["outcome"] for line in text.splitlines()]
+
+
+def _client(url: str) -> OpenAI:
+    try:
+        from openai import OpenAI
+    except ModuleNotFoundError:
+        fix = "Install it: pip install openai, or the extra `judge`."
+        raise UserError("the package openai is not installed", where="judge_model", fix=fix) from None
+    # Local servers want no key, and the client wants some.
+    return OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=SECONDS)
+
+
+def _ask(client: OpenAI, url: str, model: str, line: dict[str, Any], *, a: str, b: str) -> Literal["A", "B", "C", "?"]:
+    """The judge's letter, or a question mark where it says something else."""
+    import openai
+
+    content = PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b)
+    try:
+        made = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": content}],
+            temperature=0,
+            seed=0,
+            max_tokens=TOKENS,
+        )
+    except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+        raise TemporaryError(f"{url}: the judge does not answer: {error}") from error
+    except openai.APIError as error:
+        fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
+        raise UserError(f"the judge's server refuses: {error}", where=url, fix=fix) from None
+    said = (made.choices[0].message.content or "") if made.choices else ""
+    letter = re.match(r"\W*([ABC])\b", said)
+    found: Any = letter[1] if letter else "?"
+    return found
+
+
+def _read(answers: Artifact) -> list[dict[str, Any]]:
+    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

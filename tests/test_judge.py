@@ -1,0 +1,89 @@
+"""The judge: both orders, what counts as a reply, and what becomes of a server's refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.artifacts import Artifact, Store
+from tasks.comparison_settings import CompareSettings
+from tasks.errors import TemporaryError, UserError
+from tasks.judge import check_judge, judge_answers, outcomes
+from tests.standins.openai_server import KEY, MODEL, Reply, openai_stand_in
+
+REFERENCE = ["good", "bad", "same", "bad"]
+OTHER = ["bad", "good", "same", "worse"]
+
+
+def answers(store: Store, texts: list[str]) -> Artifact:
+    with store.draft("answers") as draft:
+        lines = [{"prompt": f"P{n} [Answer A]", "expected": f"E{n}", "answer": one} for n, one in enumerate(texts)]
+        (draft.path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return draft.done()
+
+
+def fair(prompt: str) -> str:
+    """The letter of the answer that says good, else C."""
+    found = re.search(r"\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n\[Your letter\]$", prompt)
+    assert found
+    return "A" if found[1] == "good" else "B" if found[2] == "good" else "C"
+
+
+def judged(store: Store, reply: Reply, **changes: str) -> tuple[Artifact, int]:
+    with openai_stand_in(reply) as server:
+        asked = {"url": server.url, "model": MODEL} | changes
+        made = judge_answers.function(answers(store, REFERENCE), answers(store, OTHER), **asked, store=store)
+        return made, len(server.asked)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "swayed"),
+    [
+        (fair, [-1, 1, 0, 0], 0),
+        (lambda prompt: f"**{fair(prompt)}**, since it is", [-1, 1, 0, 0], 0),
+        (lambda _: "A", [0, 0, 0, 0], 3),
+        (lambda _: "B.", [0, 0, 0, 0], 3),
+        (lambda prompt: fair(prompt) if "P0" in prompt else "Both are fine", [-1, 0, 0, 0], 0),
+    ],
+    ids=["fair", "wordy", "likes the first", "likes the second", "unclear"],
+)
+def test_only_a_preference_that_survives_the_swap_counts(
+    store: Store, reply: Reply, expected: list[int], swayed: int
+) -> None:
+    made, asked = judged(store, reply)
+    assert outcomes(made) == expected
+    assert made.facts["swayed_by_order"] == swayed
+    assert asked == 6, "equal answers need no judge"
+
+
+def test_a_judge_that_never_says_a_letter_is_an_error(store: Store) -> None:
+    with pytest.raises(UserError, match=f"none of 6 replies of {MODEL} was A, B or C"):
+        judged(store, lambda _: "I cannot say.")
+
+
+def test_a_server_that_refuses_or_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with openai_stand_in(fair) as server:
+        check_judge(server.url, MODEL)
+        with pytest.raises(UserError, match="The model `other` does not exist.*Correct judge_url and judge_model"):
+            check_judge(server.url, "other")
+        server.key = KEY
+        with pytest.raises(UserError, match="Incorrect API key"):
+            check_judge(server.url, MODEL)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        check_judge(server.url, MODEL)
+        monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+        for status in (429, 503):
+            server.status = status
+            with pytest.raises(TemporaryError, match="the judge does not answer"):
+                check_judge(server.url, MODEL)
+        gone = server.url
+    with pytest.raises(TemporaryError, match="the judge does not answer: Connection error"):
+        check_judge(gone, MODEL)
+
+
+def test_no_key_in_the_address() -> None:
+    with pytest.raises(ValidationError, match="no user name or password here"):
+        CompareSettings(judge_url="https://me:secret@judge.example/v1")
