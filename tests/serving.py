@@ -65,9 +65,9 @@ class Serving:
         known: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
         return known
 
-    def computed(self) -> list[str]:
-        """The stages that the newest run of `finetune` has computed, and not found cached."""
-        asked = {"flows": {"name": {"any_": ["finetune"]}}, "sort": "START_TIME_DESC", "limit": 1}
+    def computed(self, flow: str = "finetune") -> list[str]:
+        """The stages that the newest run of a flow has computed, and not found cached."""
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC", "limit": 1}
         (run,) = httpx.post(f"{self.api}/flow_runs/filter", json=asked).json()
         tasks = httpx.post(f"{self.api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
         return sorted(task["name"].split()[0] for task in tasks if task["state"]["name"] != "Cached")

@@ -35,6 +35,13 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         assert served.computed() == []
         for machine in ("one", "another"):
             assert len(list((tmp_path / machine / "store/gguf").glob("*/model.gguf"))) == 1
+        small = json.dumps({"methods": ["baseline", "grit"], "seeds": 1, "answers": 1})
+        compared = [*command[:2], "compare/demo", *command[3:], "-p", f"comparison={small}", "--watch"]
+        served.prefect(*compared)
+        assert {"train", "write_comparison"} <= set(served.computed("compare"))
+        assert len(list((tmp_path / "another/store/comparison").glob("*/report.html"))) == 1
+        with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
+            served.start("compare/demo", preset=make_preset(), comparison={"methods": ["grit", "magic"]})
         runs = httpx.post(f"{served.api}/flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
         assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"], "the impossible ones never began"
         manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
