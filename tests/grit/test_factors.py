@@ -1,0 +1,135 @@
+"""What the factors are made of: the real tokens, whatever the batch, its padding, its scale and checkpointing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from grit import GRITManager
+from grit.config import Variant
+from tests.grit.conftest import QUICK, MakeModel, backward, train
+
+
+def factors(manager: GRITManager) -> dict[str, Tensor]:
+    """Factors after one captured step."""
+    manager.update_and_invert_factors()
+    (group,) = manager._groups
+    return {"h": group.sigma_h, "u": group.sigma_u, "samples": group.samples}
+
+
+def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 1.0) -> dict[str, Tensor]:
+    manager = GRITManager(model, QUICK)
+    total = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    manager.loss_denominator, manager.loss_scale = total, scale
+    for batch in batches:
+        backward(model, batch, total, scale)
+    found = factors(manager)
+    manager.close()
+    model.zero_grad()
+    return found
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """By hand: own hooks, a loop over tokens."""
+    model = make_model()
+    name, layer = next((n, m) for n, m in model.named_modules() if n.endswith("layers.1.mlp.down_proj"))
+    seen: dict[str, Tensor] = {}
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen["h"] = output.detach()
+        output.register_hook(lambda gradient: seen.update(u=gradient))
+
+    handle = layer.lora_A["default"].register_forward_hook(keep)
+    total = int((batch["labels"][:, 1:] != -100).sum())
+    backward(model, batch, 1.0)
+    handle.remove()
+    model.zero_grad()
+    tokens = [(row, column) for row, column in batch["attention_mask"].nonzero().tolist()]
+    sigma_h = sum(torch.outer(seen["h"][t], seen["h"][t]) for t in tokens) / len(tokens)
+    sigma_u = sum(torch.outer(seen["u"][t], seen["u"][t]) for t in tokens) / len(tokens)
+    manager = GRITManager(model, QUICK)
+    index = next(i for i, m in enumerate(manager._groups[0].modules) if m.name.startswith(name))
+    manager.loss_denominator = total
+    backward(model, batch, total)
+    found = factors(manager)
+    torch.testing.assert_close(found["h"][index], sigma_h, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["u"][index], sigma_u, rtol=1e-4, atol=1e-6)
+    assert found["samples"][index] == len(tokens) == 41
+
+
+def test_factors_do_not_depend_on_how_the_batch_is_split(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
+    assert_same(captured(make_model(), [batch]), captured(make_model(), rows))
+
+
+def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    found = []
+    for named in (True, False):
+        model = make_model()
+        manager = GRITManager(model, QUICK)
+        mask = {"attention_mask": batch["attention_mask"]} if named else {}
+        given = () if named else (batch["attention_mask"],)
+        model(batch["input_ids"], *given, **mask).logits[:, :-1].square().sum().backward()
+        manager.update_and_invert_factors()
+        found.append(manager.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert found[0]["0.samples"][0] == batch["attention_mask"].sum()
+
+
+def test_the_factors_follow_a_model_that_is_moved(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """As trainers do, which put the model on the GPU after the manager was made."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    model.to("meta")
+    model(input_ids=batch["input_ids"].to("meta")).logits.sum().backward()
+    assert {tensor.device.type for name, tensor in manager.state_dict().items() if "." in name} == {"meta"}
+
+
+@pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
+def test_adapters_in_bfloat16(make_model: MakeModel, batch: dict[str, Tensor], variant: Variant) -> None:
+    model = make_model()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    train(model, batch, GRITManager(model, replace(QUICK, variant=variant)), 3)
+    after = [p.detach() for p in model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.bfloat16 and torch.isfinite(p).all() for p in after)
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_factors_do_not_depend_on_the_loss_scale(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    assert_same(captured(make_model(), [batch]), captured(make_model(), [batch], scale=1024.0))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_factors_do_not_depend_on_padding(make_model: MakeModel, batch: dict[str, Tensor], side: str) -> None:
+    width = (5, 0) if side == "left" else (0, 5)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    padded = {name: nn.functional.pad(value, width, value=fill[name]) for name, value in batch.items()}
+    positions = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    model = make_model()
+    model.register_forward_pre_hook(
+        lambda _m, args, kwargs: (args, kwargs | {"position_ids": positions}), with_kwargs=True
+    )
+    assert_same(captured(make_model(), [batch]), captured(model, [padded]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_factors_do_not_depend_on_checkpointing(
+    make_model: MakeModel, batch: dict[str, Tensor], reentrant: bool
+) -> None:
+    model = make_model()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(captured(make_model(), [batch]), captured(model, [batch]))
