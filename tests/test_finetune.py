@@ -276,17 +276,20 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
     assert place.digest(in_use) == digest
 
 
-def test_no_secret_gets_anywhere(
-    make_preset: Preset, workplace: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch, capfd: Any
+def test_no_secret_gets_anywhere_but_where_it_belongs(
+    make_preset: Preset, workplace: Path, server: Any, prefect_server: None, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    """Searched: what is printed, all files of the run, and all that Prefect's server knows of it."""
+    """Searched: what is printed, all files of the run, Ollama's, and all that Prefect's server knows of it."""
     secrets = {"HF_TOKEN": "hf_OnlyForThisTest", "OLLAMA_API_KEY": "ollama-OnlyForThisTest"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    made = finetune(make_preset(store=str(workplace / "secret")), "baseline")
+    monkeypatch.setattr("tasks.ollama_server.ANSWER", 4)
+    ollama = {"name": "secret", "target": "server", "host": server.url}
+    made = finetune(make_preset(store=str(workplace / "secret"), ollama=ollama), "baseline")
     assert isinstance(made, Finetuned)
+    assert server.authorizations == {f"Bearer {secrets['OLLAMA_API_KEY']}"}, "it reaches the server, each time"
     said = "".join(capfd.readouterr())
-    files = [path for root in ("secret", "ollama") for path in (workplace / root).rglob("*") if path.is_file()]
+    files = [path for root in (workplace / "secret", server.models) for path in root.rglob("*") if path.is_file()]
     assert len(files) > 20
     said += "".join(path.read_bytes().decode("latin-1") for path in files)
     with get_client(sync_client=True) as client:
