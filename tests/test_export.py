@@ -163,7 +163,8 @@ def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
     registered = register.function(gguf, dataset, OllamaSettings(target="none"), "tiny", "apache-2.0", store=store)
     modelfile = (registered.path / "Modelfile").read_text()
     assert 'PARAMETER stop "<|endoftext|>"' in modelfile and 'PARAMETER stop "### Instruction:"' in modelfile
-    assert "### Response:" in modelfile and "<|im_" not in modelfile
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile, "at which the base model's generation ended"
+    assert "### Response:" in modelfile and "<|im_" not in modelfile.replace("<|im_end|>", "")
 
 
 def test_llama_cpp_goes_on_like_transformers(

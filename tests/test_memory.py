@@ -46,7 +46,7 @@ def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any
     stages: dict[str, tuple[Stage[Any, Any], Any]] = {
         "fetch_model": (fetch_model, (MODEL,)),
         "train": (train, (model, dataset, MODEL, LORA, TRAINING, None, 1)),
-        "merge": (merge, (model, dataset, made.get("adapter"), False)),
+        "merge": (merge, (model, dataset, made.get("adapter"), False, None)),
         "convert": (convert, (made.get("merged"), dataset, ExportSettings(), None, ABOUT)),
         "check_fidelity": (
             check_fidelity,
