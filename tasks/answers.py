@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tasks.artifacts import Artifact, Store
 from tasks.quality import measure
@@ -49,3 +50,13 @@ def answer_prompts(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         draft.facts = {"answers": len(rows)}
     return draft.done()
+
+
+def read_answers(answers: Artifact) -> list[dict[str, Any]]:
+    """The lines of the artifact `answers`.
+
+    Args:
+        answers: what `answer_prompts` returned.
+    """
+    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

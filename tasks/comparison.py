@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from tasks.answers import read_answers
 from tasks.artifacts import Artifact
 from tasks.compared_runs import ComparedRun
 from tasks.judge import outcomes
@@ -98,9 +98,3 @@ def _won(sign: np.ndarray, confidence: float) -> dict[str, Any]:
 def answer_measures(answers: Artifact) -> list[dict[str, float]]:
     """The measures of each answer of the artifact `answers`."""
     return [line["measures"] for line in read_answers(answers)]
-
-
-def read_answers(answers: Artifact) -> list[dict[str, Any]]:
-    """The lines of the artifact `answers`."""
-    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]

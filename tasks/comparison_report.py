@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import Any
 
+from tasks.answers import read_answers
 from tasks.artifacts import Artifact, Store
 from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.comparison_settings import CompareSettings, at_rate, settings_of, settings_that_differ
@@ -51,7 +52,7 @@ def write_comparison(
         The artifact `comparison`: `report.html`, `report.json`, `report.md`, and `tensorboard/METHOD/seed-SEED/`.
     """
     from tasks import comparison_figures as pictures
-    from tasks.comparison import Runs, read_answers, wins
+    from tasks.comparison import Runs, wins
     from tasks.comparison_measures import measures
     from tasks.comparison_table import GROUPS, fault_summary, published_rows, table, verdict
     from tasks.rendering import flat_settings, jinja, provenance

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.row_losses import write_losses
 from tasks.scoring import load_model
 from tasks.settings import ScoringSettings
 from tasks.stage import stage
@@ -57,11 +57,7 @@ def measure_forgetting(
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where=text or OWN_TEXT.name)
     del network
     clear_device_cache(garbage_collection=True)
-    with store.draft("forgetting") as draft:
-        values = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
-        (draft.path / "rows.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        draft.facts = {"loss": loss.loss, "rows": len(rows)}
-    return draft.done()
+    return write_losses("forgetting", loss, store)
 
 
 def read_text(text: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from tasks.answers import read_answers
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TemporaryError, UserError
 from tasks.stage import stage
@@ -63,7 +64,7 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
         TemporaryError: the server does not answer.
     """
     lines, unclear, client = [], 0, _client(url)
-    pairs = list(zip(_read(reference), _read(answers), strict=True))
+    pairs = list(zip(read_answers(reference), read_answers(answers), strict=True))
     for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
         first = second = "C"
         if one["answer"] != other["answer"]:
@@ -140,8 +141,3 @@ def _ask(client: OpenAI, url: str, model: str, line: dict[str, Any], *, a: str, 
     letter = re.match(r"\W*([ABC])\b", said)
     found: Any = letter[1] if letter else "?"
     return found
-
-
-def _read(answers: Artifact) -> list[dict[str, Any]]:
-    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from tasks.artifacts import Artifact, Store
+from tasks.row_losses import write_losses
 from tasks.scoring import load_model
 from tasks.settings import DataSettings, ScoringSettings
 from tasks.stage import stage
@@ -51,8 +50,4 @@ def measure_second_data(
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where="second_data")
     del network
     clear_device_cache(garbage_collection=True)
-    with store.draft("second_data") as draft:
-        values = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
-        (draft.path / "rows.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        draft.facts = {"loss": loss.loss, "rows": len(rows)}
-    return draft.done()
+    return write_losses("second_data", loss, store)
