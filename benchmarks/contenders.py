@@ -66,6 +66,7 @@ METHODS = {
 }
 for _name in ("kfac^1/2", "eigen_adam", "graft"):
     METHODS[f"{_name}, gradient basis"] = replace(METHODS[_name], start="gradient")
+METHODS["kfac^1/2, whitened basis"] = replace(METHODS["kfac^1/2"], start="whitened_gradient")
 _HALF = GRITConfig()
 ABLATIONS = {
     f"kfac^1/2, {name}": Method(grit=grit)
