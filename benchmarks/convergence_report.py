@@ -72,14 +72,15 @@ def seed_table(results: list[dict[str, Any]]) -> str:
 
 
 def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[str, str]:
-    """Steps and seconds to the other's final validation loss, as shares of the other's."""
+    """Steps and seconds to the other's final validation loss, as shares of what the other took to get there first."""
     steps, times = [], []
     for one, other in pairs:
         reached = steps_to(one, final_loss(other))
         if reached is None:
             return "not reached", "not reached"
-        steps.append(reached / other["steps"])
-        times.append(time_to(one, reached) / time_to(other, other["steps"]))
+        first = steps_to(other, final_loss(other)) or other["steps"]
+        steps.append(reached / first)
+        times.append(time_to(one, reached) / time_to(other, first))
     return mean(steps), mean(times)
 
 
