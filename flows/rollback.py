@@ -24,12 +24,16 @@ class RollbackLine(CommandLine):
     """List the versions that Ollama has; change nothing."""
 
 
-def show(versions: list[Version]) -> None:
-    """Print a table of versions."""
+def show(versions: list[Version], name: object) -> None:
+    """Print a table of versions, wide enough for their names also where no terminal is."""
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    if not versions:
+        console.print(f"No versions of {name} are known here.", highlight=False)
+        return
     table = Table("version", "state", "judgement", "digest")
     for version in versions:
         table.add_row(str(version.name), version.state, version.note, version.digest[:12])
-    Console().print(table)
+    console.print(table)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +47,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         versions = Versions(settings.ollama, settings.ollama_name, Store(settings.store, settings.store_uri))
         if not plan:
             left, taken = versions.roll_back(to)
-            note = f"{versions.name} is {taken} now; {left} is not promoted again unless you name it by --to."
-            Console().print(note, highlight=False)
-        show(versions.all())
+            note = f"{versions.name} is {taken} now"
+            note += f"; {left} is not promoted again unless you name it by --to." if left else "."
+            Console(width=200).print(note, highlight=False)
+        show(versions.all(), versions.name)
 
     return exit_status(act)
 

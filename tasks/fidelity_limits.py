@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from tasks.export_settings import FidelitySettings, GgufType
@@ -97,13 +98,17 @@ def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Chec
         ),
         _check("mean KL divergence", f"{measured.kl:.5f} nats", f"≤ {bounds.max_kl:g}", measured.kl <= bounds.max_kl),
         _check(
-            "same likeliest token", f"{measured.top1:.2%}", f"≥ {bounds.min_top1:.0%}", measured.top1 >= bounds.min_top1
+            "same likeliest token",
+            f"{measured.top1:.2%}",
+            f"≥ {bounds.min_top1:.0%} within two standard errors",
+            measured.top1 + 2 * _share_error(bounds.min_top1, measured.tokens) >= bounds.min_top1,
         ),
         _check(
             "perplexity ratio",
             f"{ratio:.5f}{_error(measured.perplexity_ratio_stderr, 5)}",
-            f"≤ {bounds.max_perplexity_ratio:g}, warned above {bounds.warn_perplexity_ratio:g}",
-            ratio <= bounds.max_perplexity_ratio,
+            f"≤ {bounds.max_perplexity_ratio:g} within two standard errors, warned above "
+            f"{bounds.warn_perplexity_ratio:g}",
+            ratio - 2 * (measured.perplexity_ratio_stderr or 0.0) <= bounds.max_perplexity_ratio,
             warned=ratio > bounds.warn_perplexity_ratio,
         ),
     ]
@@ -122,6 +127,11 @@ def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Chec
 
 def _check(name: str, value: str, limit: str, passed: bool, warned: bool = False) -> Check:
     return Check(name, value, limit, "failed" if not passed else "warned" if warned else "passed")
+
+
+def _share_error(share: float, tokens: int) -> float:
+    """Standard error of a share that is at the limit: of few tokens some may differ by chance."""
+    return math.sqrt(share * (1 - share) / tokens)
 
 
 def _error(error: float | None, digits: int) -> str:

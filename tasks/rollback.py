@@ -64,14 +64,14 @@ class Versions:
                 found.append(Version(name, digest, state, _note(history.of(digest))))
         return found
 
-    def roll_back(self, to: str | None = None) -> tuple[ModelName, ModelName]:
+    def roll_back(self, to: str | None = None) -> tuple[ModelName | None, ModelName]:
         """Put a version into use. Those that were in use later are not promoted again by any run.
 
         Args:
             to: its tag or name; none for the one that was in use before the present one.
 
         Returns:
-            The version that was in use, as far as it is known, and the one that is now.
+            What was in use, if anything was, and the version that is now.
 
         Raises:
             UserError: there is no such version.
@@ -87,8 +87,8 @@ class Versions:
             version=str(target.name), digest=target.digest, in_use=target.digest, before=digest, withdrawn=withdrawn,
         )  # fmt: skip
         remember_tag(self.store, record)
-        left = next((version.name for version in versions if version.digest == digest), self.name)
-        return left, target.name
+        known = (version.name for version in versions if version.digest == digest)
+        return (next(known, self.name) if digest else None), target.name
 
     def _named(self, to: str, versions: list[Version]) -> Version:
         name = parse_name(to) if ":" in to else replace(self.name, tag=to)

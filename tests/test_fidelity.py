@@ -308,6 +308,27 @@ def test_limits_are_settings_and_a_warning_is_no_failure() -> None:
     assert set(readings.values()) == {"passed"}
 
 
+@pytest.mark.parametrize(
+    ("tokens", "top1", "ratio", "stderr", "failed"),
+    [
+        (35, 0.9143, 0.988, 0.020, set()),  # three of 35 tokens: that happens at 97 % too
+        (3500, 0.9143, 0.988, 0.002, {"same likeliest token"}),
+        (35, 0.80, 1.0, 0.020, {"same likeliest token"}),
+        (35, 1.0, 1.03, 0.020, set()),
+        (3500, 1.0, 1.03, 0.002, {"perplexity ratio"}),
+        (35, 1.0, 1.03, None, {"perplexity ratio"}),
+    ],
+)
+def test_few_tokens_fail_only_by_more_than_chance(
+    tokens: int, top1: float, ratio: float, stderr: float | None, failed: set[str]
+) -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 7))
+    measured = summary([compare_row(logits, logits, np.arange(5), np.ones(5))] * 2, [], "7")
+    measured = measured._replace(tokens=tokens, top1=top1, perplexity_ratio=ratio, perplexity_ratio_stderr=stderr)
+    checks = judged(measured, DEFAULTS["q8_0"], "q8_0")
+    assert {check.name for check in checks if check.reading == "failed"} == failed
+
+
 def test_the_texts_hold_the_tokenizers_special_tokens(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
     texts = list(torture(smollm2_tokenizer))
     assert len(texts) > len(TORTURE)

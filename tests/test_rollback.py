@@ -154,6 +154,21 @@ def test_the_command_line_rolls_back_and_lists(on_disk: Pipeline, tmp_path: Path
     assert "nothing is registered by these settings" in capsys.readouterr().err
 
 
+def test_what_is_said_where_nothing_is_in_use(on_disk: Pipeline, tmp_path: Path, capsys: Any) -> None:
+    preset = tmp_path / "preset.yaml"
+    section = {"name": "it", "target": "store", "models": str(on_disk.ollama.models)}
+    preset.write_text(json.dumps({"store": str(on_disk.store.root), "ollama": section}))
+    assert rollback.run(["--preset", str(preset), "--plan"]) == 0
+    assert "No versions of it:latest are known here." in capsys.readouterr().out
+    on_disk.run(1, gain=5, faithful=False)
+    tag = tag_of(on_disk, 1)
+    assert rollback.run(["--preset", str(preset), "--plan"]) == 0
+    assert tag in capsys.readouterr().out, "whole, also in a pipe"
+    assert rollback.run(["--preset", str(preset), "--to", tag.partition(":")[2]]) == 0
+    said = capsys.readouterr().out
+    assert f"it:latest is {tag} now." in said and "not promoted again" not in said
+
+
 def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeline) -> None:
     for number in (1, 2):
         on_disk.run(number, gain=4 + number)
