@@ -47,6 +47,7 @@ def verdict(found: Sequence[Measure], methods: Sequence[str], confidence: float)
     if not held_out:
         return {"tone": "", "text": "Nothing was held out, so nothing can be said of which method is better."}
     main, *rest = held_out
+    rest += [measure for measure in found if measure.group == "second"]
     shared = 1 - (1 - confidence) / len(others)  # several chances to find something: the allowed error is shared
     differences = {method: main.difference(method, reference, shared) for method in others}
     sentence = f"{main.name[0].upper()}{main.name[1:]}: " + "; ".join(

@@ -127,6 +127,7 @@ def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str,
         assert row["name"] in text
         for cell in row["cells"].values():
             assert cell["text"] in text
+    assert "the second data set, nats per supervised token (2 rows): grit" in data["verdict"]["text"]
     assert f"preferred by the judge {MODEL}, in both orders" in [row["measure"] for row in data["wins"]]
     for published in ("11.6×", "0.0899", "averaged over padding"):
         assert published in text
