@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from benchmarks.contenders import ABLATIONS
 from benchmarks.grit_convergence import best_rates, final_loss, read
 
 REFERENCE = "AdamW"
@@ -110,10 +111,12 @@ def mean(values: Sequence[float]) -> str:
 
 def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> None:
     """Left: loss by step, mean over the other seeds, at the best rate. Right: final loss by learning rate, seed 0."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     seeds = [one for one in results if one["seed"] != 0]
-    for index, method in enumerate(sorted(best)):
-        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "marker": "o", "label": method}
+    colours = plt.get_cmap("tab20")
+    for index, method in enumerate(sorted(best.keys() - ABLATIONS.keys())):
+        line = "--" if index % 2 else "-"
+        style: dict[str, Any] = {"color": colours(index % 20), "linestyle": line, "marker": "o", "label": method}
         by_rate = defaultdict(list)
         for one in seeds:
             if one["method"] == method:
