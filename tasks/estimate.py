@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ from tasks.model import parameters_of_source, to_fetch
 from tasks.planning import Plan
 from tasks.quantization import CONVERTED
 from tasks.settings import FinetuneSettings
+from tasks.tag_records import same_place
 
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2, "q6_k": 0.83, "q5_k_m": 0.75, "q4_k_m": 0.65}
 """Q8_0: 32 weights of 8 bits and one 16-bit scale. K-quants: the most of a large model, whose embedding takes more."""
@@ -49,7 +51,7 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         UserError: there is no such model.
     """
     waiting, found = _waiting(plan), dict(plan.found)
-    if not waiting and settings.ollama.target != "store":
+    if not waiting and _ollama_models(settings) is None:
         return []
     parameters = _parameters(settings, plan)
     if parameters is None:
@@ -74,8 +76,10 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         needs.append(Need("GGUF", gguf * waiting.count("convert"), settings.store, "store"))
         if settings.export.gguf_type not in CONVERTED:
             needs.append(Need("GGUF in bfloat16, for a while", 2 * parameters, settings.store, "store"))
-    if settings.ollama.target == "store" and not _registered(settings, found.get("convert")):
-        needs.append(Need("Ollama's copy", gguf, settings.ollama.models.expanduser(), "ollama.models"))
+    models = _ollama_models(settings)
+    if models is not None and not _registered(models, found.get("convert")):
+        setting = "ollama.models" if settings.ollama.target == "store" else "OLLAMA_MODELS"
+        needs.append(Need("Ollama's copy", gguf, models, setting))
     return [need for need in needs if need.bytes]
 
 
@@ -166,11 +170,19 @@ def _parameters(settings: FinetuneSettings, plan: Plan) -> int | None:
     return int(model.facts["parameters"]) if model else parameters_of_source(settings.model)
 
 
-def _registered(settings: FinetuneSettings, gguf: Any) -> bool:
+def _ollama_models(settings: FinetuneSettings) -> Path | None:
+    """Ollama's directory on this machine: of a server here, the one that it has unless it was told another."""
+    if settings.ollama.target == "store":
+        return settings.ollama.models.expanduser()
+    local = settings.ollama.target == "server" and same_place(settings.ollama.host).startswith("127.0.0.1:")
+    return Path(os.environ.get("OLLAMA_MODELS", "~/.ollama/models")).expanduser() if local else None
+
+
+def _registered(models: Path, gguf: Any) -> bool:
     """Whether Ollama's directory holds the GGUF file already, as a blob named by its SHA-256."""
     if not isinstance(gguf, Artifact):
         return False
-    return (settings.ollama.models.expanduser() / "blobs" / f"sha256-{gguf.files['model.gguf']}").is_file()
+    return (models / "blobs" / f"sha256-{gguf.files['model.gguf']}").is_file()
 
 
 def _by_file_system(needs: list[Need]) -> list[tuple[Path, int, list[Need]]]:

@@ -229,3 +229,17 @@ def test_the_vocabulary_is_tried_before_anything_is_trained(
     with pytest.raises(UserError, match="llama.cpp's converter refuses the model: NotImplementedError: BPE pre-token"):
         check_vocabulary.function(tiny_model, draft.done(), ExportSettings(), store=store)
     assert not list((store.root / "drafts").iterdir())
+
+
+def test_missing_merges_are_found_before_anything_is_trained(
+    tiny_model: Artifact, dataset: Artifact, store: Store
+) -> None:
+    with store.draft("dataset") as draft:
+        shutil.copytree(dataset.path, draft.path, dirs_exist_ok=True)
+        file = draft.path / "tokenizer" / "tokenizer.json"
+        held = json.loads(file.read_text())
+        held["model"]["merges"] = []
+        file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="llama.cpp's converter refuses the model"):
+        check_vocabulary.function(tiny_model, draft.done(), ExportSettings(), store=store)
+    assert not list((store.root / "drafts").iterdir())

@@ -79,7 +79,7 @@ def export(merged: Artifact, dataset: Artifact, module_store: Store) -> Callable
                 change(draft.path)
             model = draft.done()
         return convert.function(
-            model, dataset, ExportSettings(gguf_type=gguf_type), None, DESCRIPTION, store=module_store
+            model, dataset, ExportSettings(gguf_type=gguf_type), "apache-2.0", DESCRIPTION, store=module_store
         )
 
     return make
@@ -275,6 +275,7 @@ def test_the_gguf_says_where_it_comes_from(export: Any, dataset: Artifact) -> No
     assert said["general.base_model.0.name"] == "tiny"
     assert said["general.dataset.0.name"] == "rows.jsonl"
     assert said["general.dataset.0.version"] == dataset.digest[:16]
+    assert said["general.license.name"] == "apache-2.0"
 
 
 @settings(deadline=None, max_examples=50)

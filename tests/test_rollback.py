@@ -185,6 +185,42 @@ def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeli
     assert all(on_disk.place.is_whole(name) for name in on_disk.place.models())
 
 
+PROMOTER = """
+import sys
+from pathlib import Path
+from tasks.artifacts import Store
+from tasks.export_settings import OllamaSettings
+from tests.versions import Pipeline
+store, models, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+pipeline = Pipeline(Store(store), OllamaSettings(name="it", target="store", models=models))
+print("begun", flush=True)
+for number in range(first, first + 1000):
+    pipeline.run(number, gain=1 + 0.01 * number, keep=2)
+"""
+
+
+def test_killed_while_it_judges_and_prunes_the_next_run_goes_on(on_disk: Pipeline, tmp_path: Path) -> None:
+    chance = random.Random(1)  # noqa: S311
+    for attempt in range(5):
+        command = [sys.executable, "-c", PROMOTER, str(on_disk.store.root), str(on_disk.ollama.models)]
+        command.append(str(1 + 1000 * attempt))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as promoter:
+            assert promoter.stdout is not None and promoter.stdout.readline() == b"begun\n"
+            before = on_disk.in_use()
+            while on_disk.in_use() == before:
+                assert promoter.poll() is None
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0.0, 0.3))
+            promoter.kill()
+        assert on_disk.place.is_whole(LATEST)
+        assert all(on_disk.place.is_whole(name) for name in on_disk.place.models())
+    last = on_disk.in_use()
+    assert on_disk.run(9000, gain=200).facts["promoted"]
+    on_disk.versions().roll_back()
+    assert on_disk.in_use() is not None and on_disk.in_use() != on_disk.registered(9000).facts["digest"]
+    assert last is not None
+
+
 WRITER = """
 import sys
 from pathlib import Path
