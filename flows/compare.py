@@ -1,15 +1,7 @@
 """The flow `compare`: several methods, several seeds, one set of held-out rows, one report. Nothing is registered.
 
-    fetch_model ─┬─> prepare_dataset ─┬─> by seed and method: train ─> merge ─┬─> score ──────────────┐
-    fetch_data ──┘                    │                                       ├─> convert ────────────┤
-                                      │                                       ├─> answer_prompts ─────┤
-                                      │                                       └─> measure_forgetting ─┤
-                                      ├─> of the base: score, answer_prompts, measure_forgetting ─────┤
-                                      └─> write_comparison <──────────────────────────────────────────┘
-
-With a second data set, `measure_second_data` measures every model on that too. The stages are those of `finetune`, with
-the same arguments: what either has computed is cached for both, and a further seed or method runs only what is new. Run
-`python -m flows.compare --help` for the command line.
+The stages are those of `finetune`, with the same arguments: what either has computed is cached for both, and a further
+seed or method runs only what is new. Run `python -m flows.compare --help` for the command line.
 """
 
 from __future__ import annotations
@@ -28,29 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.command_line import exit_status, leave, parse, stopping_at_once
-from flows.finetune import prepared, tuned
+from flows.comparison_stages import runnable, stages
 from flows.publishing import show_user_errors_as_one_line
-from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.comparison_report import write_comparison
-from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
-from tasks.dataset import prepare_dataset
+from tasks.comparison_settings import CompareSettings, settings_of
 from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
 from tasks.finished import remember_comparison
-from tasks.forgetting import measure_forgetting, read_text
-from tasks.judge import check_judge, judge_answers
-from tasks.logs import run_logger
+from tasks.judge import check_judge
 from tasks.model import fetch_model
-from tasks.planning import Pending, Plan, planning, recording
-from tasks.preflight import check_settings
+from tasks.planning import Plan, planning, recording
 from tasks.presets import Overrides, given, load_settings, settings_error
-from tasks.second_data import measure_second_data, second_settings
 from tasks.settings import FinetuneSettings, Method
-from tasks.source import check_files, fetch_data
-from tasks.study_fault import reproduce_fault
-from tasks.training import train
 
 
 def _name() -> str:
@@ -100,136 +81,6 @@ def plan_of(settings: FinetuneSettings, comparison: CompareSettings) -> Plan:
     return plan
 
 
-def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
-    """Chain the stages; methods take turns within a seed, so that a machine that slows down slows all of them."""
-    store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
-    methods, not_run = _runnable(settings, comparison)
-    first = methods[comparison.methods[0]]
-    text = str(comparison.forgetting_text) if comparison.forgetting_text else None
-    read_text(text)
-    model, dataset, base_scores = prepared(first)
-    second = _second_data(first, comparison, model)
-
-    def measured(network: Artifact) -> dict[str, Any]:
-        scoring = settings.scoring
-        return {
-            "second": measure_second_data(network, second, scoring, trust, store=store) if second else None,
-            "answers": answer_prompts(network, dataset, scoring, comparison.answers, trust, store=store),
-            "forgetting": measure_forgetting(network, dataset, scoring, text, trust, store=store),
-        }
-
-    base = _whole(BaseFigures, scores=base_scores, **measured(model))
-    trials: list[Any] = []
-    for method, own in methods.items():
-        methods[method], tried = _at_best_rate(method, own, comparison, model, dataset)
-        trials += tried
-    first = methods[comparison.methods[0]]
-    runs: list[Any] = []
-    faults: list[Any] = []
-    if FAULT in comparison.methods:  # once: it is shown, not compared
-        training = first.training
-        history = reproduce_fault(model, dataset, first.model, first.lora, training, settings.seed, store=store)
-        faults.append(_whole(FaultRun, seed=settings.seed, history=history))
-    for seed in comparison.training_seeds(settings.seed):
-        for method, own in list(methods.items()):
-            try:
-                made = tuned(own, model, dataset, seed)
-                figures = measured(made.merged)
-                if own is first:
-                    reference = figures["answers"]
-                elif comparison.judge_model:
-                    asked = (comparison.judge_url, comparison.judge_model)
-                    figures["judgement"] = judge_answers(reference, figures["answers"], *asked, store=store)
-            except UserError as error:
-                if own is first:
-                    raise
-                not_run[method] = f"seed {seed}: {error}"
-                run_logger().warning("%s is left out: %s", method, not_run[method])
-                del methods[method]
-                runs = [run for run in runs if isinstance(run, Pending) or run.method != method]
-            else:
-                parts = {name: getattr(made, name) for name in ("adapter", "history", "scores", "gguf")}
-                runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
-    return write_comparison(
-        settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
-    )
-
-
-def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model: Artifact) -> Artifact | None:
-    """The second data set in the first one's chat format, if there is one."""
-    if comparison.second_data is None:
-        return None
-    store = Store(settings.store, settings.store_uri)
-    data = second_settings(settings.data, comparison.second_data, comparison.second_rows)
-    check_files(data)
-    source = fetch_data(data, settings.seed, store=store)
-    return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
-
-
-def _at_best_rate(
-    method: str, settings: FinetuneSettings, comparison: CompareSettings, model: Artifact, dataset: Artifact
-) -> tuple[FinetuneSettings, list[Any]]:
-    """A method at its best learning rate, and the trials that tell; as it is where no rates are to be tried.
-
-    In a plan whose trials are still to run, the first rate stands for the best.
-
-    Raises:
-        UserError: there are no validation rows to choose by.
-    """
-    grit, store = settings.grit if settings.method == "grit" else None, Store(settings.store, settings.store_uri)
-    trials: list[Any] = []
-    for rate in comparison.learning_rates:
-        own = at_rate(settings, rate)
-        try:
-            trained = train(model, dataset, own.model, own.lora, own.training, grit, own.seed, store=store)
-            trials.append(_whole(RateTrial, method=method, learning_rate=rate, history=trained.history))
-        except UserError as error:  # it diverged
-            trials.append(RateTrial(method=method, learning_rate=rate, failure=str(error)))
-    if not trials:
-        return settings, []
-    if any(isinstance(trial, Pending) for trial in trials):
-        return at_rate(settings, comparison.learning_rates[0]), trials
-    if any(trial.history and not trial.history.facts["validation"] for trial in trials):
-        fix = "Hold rows out: data.validation_fraction."
-        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
-    return at_rate(settings, min(trials, key=lambda trial: trial.loss).learning_rate), trials
-
-
-def _runnable(
-    settings: FinetuneSettings, comparison: CompareSettings
-) -> tuple[dict[ComparedMethod, FinetuneSettings], dict[str, str]]:
-    """Settings of the methods that can be trained here, and why others cannot.
-
-    Raises:
-        UserError: the first method cannot.
-    """
-    methods: dict[ComparedMethod, FinetuneSettings] = {}
-    not_run: dict[str, str] = {}
-    for method in comparison.methods:
-        if method == FAULT:
-            continue
-        own = settings_of(method, settings)
-        try:
-            check_settings(own)
-        except UserError as error:
-            if not methods:
-                raise
-            not_run[method] = str(error)
-        else:
-            methods[method] = own
-    return methods, not_run
-
-
-def _whole(kind: Any, **values: Any) -> Any:
-    """Values as a model, or pending if one of them is."""
-    pending = any(isinstance(value, Pending) for value in values.values())
-    return Pending() if pending else kind(**values)
-
-
-def _all(values: list[Any]) -> Any:
-    return Pending() if any(isinstance(value, Pending) for value in values) else tuple(values)
-
-
 class CompareLine(BaseSettings, CompareSettings, FinetuneSettings):
     """Compare methods of fine-tuning. Options that a preset holds replace its values, for all methods."""
 
@@ -273,7 +124,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[str, bool, CompareSettin
 def show_plan(settings: FinetuneSettings, comparison: CompareSettings) -> None:
     """Print the methods, how many stages are cached, and the estimates."""
     console, plan = Console(), plan_of(settings, comparison)
-    methods, not_run = _runnable(settings, comparison)
+    methods, not_run = runnable(settings, comparison)
     seeds = comparison.training_seeds(settings.seed)
     console.print(f"{', '.join(methods)}; seeds {', '.join(map(str, seeds))}")
     for method, reason in not_run.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from tasks.export_settings import without_secret
-from tasks.section import Count, PositiveInt, Section
+from tasks.section import NO_MATTER, Count, PositiveInt, Section
 from tasks.settings import FinetuneSettings
 
 ComparedMethod = Literal[
@@ -58,6 +58,12 @@ class CompareSettings(Section):
     """Rows of it that are measured, at most."""
     forgetting_text: Path | None = None
     """A text that no method was trained on, paragraphs apart by empty lines; none: the one that comes with this."""
+
+    cluster: Annotated[str, Field(pattern=r"^(tcp|tls|ray)://[^\s/@]+:\d+$")] | None = Field(
+        None, json_schema_extra=NO_MATTER
+    )
+    """Scheduler of a Dask (`tcp://HOST:8786`) or Ray (`ray://HOST:10001`) cluster whose workers train; none: all
+    trainings run here, one after the other."""
 
     _no_secret = field_validator("judge_url")(without_secret)
 

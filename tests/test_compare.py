@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import pytest
 
-from flows.compare import compare, parse_comparison, plan_of, run, stages
+from flows.compare import compare, parse_comparison, plan_of, run
+from flows.comparison_stages import stages
 from flows.finetune import stages as finetune_stages
 from grit.config import Variant
 from tasks import training_run

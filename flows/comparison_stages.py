@@ -1,0 +1,205 @@
+"""The stages of the flow `compare`: those of `finetune`, for several methods and seeds, and one report of all.
+
+    fetch_model ─┬─> prepare_dataset ─┬─> by seed and method: train ─> merge ─┬─> score ──────────────┐
+    fetch_data ──┘                    │                                       ├─> convert ────────────┤
+                                      │                                       ├─> answer_prompts ─────┤
+                                      │                                       └─> measure_forgetting ─┤
+                                      ├─> of the base: score, answer_prompts, measure_forgetting ─────┤
+                                      └─> write_comparison <──────────────────────────────────────────┘
+
+With a second data set, `measure_second_data` measures every model on that too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows.cluster import Branch, run_on_cluster
+from flows.finetune import Tuned, prepared, tuned
+from tasks.answers import answer_prompts
+from tasks.artifacts import Artifact, Store
+from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
+from tasks.comparison_report import write_comparison
+from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
+from tasks.dataset import prepare_dataset
+from tasks.errors import UserError
+from tasks.forgetting import measure_forgetting, read_text
+from tasks.judge import judge_answers
+from tasks.logs import run_logger
+from tasks.planning import Pending
+from tasks.preflight import check_settings
+from tasks.second_data import measure_second_data, second_settings
+from tasks.settings import FinetuneSettings, ScoringSettings
+from tasks.source import check_files, fetch_data
+from tasks.study_fault import reproduce_fault
+from tasks.training import Training, train
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What every model is measured on, beside the stages' own figures."""
+
+    dataset: Artifact
+    second: Artifact | None
+    text: str | None
+    scoring: ScoringSettings
+    answers: int
+
+
+def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
+    """Chain the stages; methods take turns within a seed, so that a machine that slows down slows all of them.
+
+    With a cluster its workers go ahead with trials and trainings, and what follows here finds them cached.
+    """
+    store = Store(settings.store, settings.store_uri)
+    methods, not_run = runnable(settings, comparison)
+    first = methods[comparison.methods[0]]
+    text = str(comparison.forgetting_text) if comparison.forgetting_text else None
+    read_text(text)
+    model, dataset, base_scores = prepared(first)
+    second = _second_data(first, comparison, model)
+    inputs = [model, dataset, *([second] if second else [])]
+    measurement = Measurement(dataset, second, text, settings.scoring, comparison.answers)
+    base = _whole(BaseFigures, scores=base_scores, **_measured(model, settings, measurement))
+
+    at_rates = {(m, rate): at_rate(own, rate) for m, own in methods.items() for rate in comparison.learning_rates}
+    tried = {key: Branch(f"{key[0]} at {key[1]:g}", trial, (own, model, dataset)) for key, own in at_rates.items()}
+    failures = run_on_cluster(comparison.cluster, tried, inputs, store)
+    trials: list[Any] = []
+    for method, own in methods.items() if comparison.learning_rates else ():
+        of_method = [_tried(method, rate, tried[method, rate], failures) for rate in comparison.learning_rates]
+        methods[method] = at_rate(own, _best(of_method, comparison.learning_rates))
+        trials += of_method
+    first = methods[comparison.methods[0]]
+    faults: list[Any] = []
+    if FAULT in comparison.methods:  # once: it is shown, not compared
+        training = first.training
+        history = reproduce_fault(model, dataset, first.model, first.lora, training, settings.seed, store=store)
+        faults.append(_whole(FaultRun, seed=settings.seed, history=history))
+
+    runs: list[Any] = []
+    branches = {
+        (method, seed): Branch(f"{method}, seed {seed}", branch, (own, model, measurement, seed))
+        for seed in comparison.training_seeds(settings.seed)
+        for method, own in methods.items()
+    }
+    failed = run_on_cluster(comparison.cluster, branches, inputs, store)
+    for (method, seed), one in branches.items():
+        if method not in methods:
+            continue
+        try:
+            if error := failed.get((method, seed)):
+                raise error
+            made, figures = one.run()
+            if methods[method] is first:
+                reference = figures["answers"]
+            elif comparison.judge_model:
+                asked = (comparison.judge_url, comparison.judge_model)
+                figures["judgement"] = judge_answers(reference, figures["answers"], *asked, store=store)
+        except UserError as error:
+            if methods[method] is first:
+                raise
+            not_run[method] = f"seed {seed}: {error}"
+            run_logger().warning("%s is left out: %s", method, not_run[method])
+            del methods[method]
+            runs = [run for run in runs if isinstance(run, Pending) or run.method != method]
+        else:
+            parts = {name: getattr(made, name) for name in ("adapter", "history", "scores", "gguf")}
+            runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
+    return write_comparison(
+        settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
+    )
+
+
+def trial(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> Training:
+    """One training, by the settings' own rate and seed."""
+    store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
+    return train(model, dataset, settings.model, settings.lora, settings.training, grit, settings.seed, store=store)
+
+
+def branch(
+    settings: FinetuneSettings, model: Artifact, measurement: Measurement, seed: int
+) -> tuple[Tuned, dict[str, Any]]:
+    """All that is made and measured of one method with one seed."""
+    made = tuned(settings, model, measurement.dataset, seed)
+    return made, _measured(made.merged, settings, measurement)
+
+
+def runnable(
+    settings: FinetuneSettings, comparison: CompareSettings
+) -> tuple[dict[ComparedMethod, FinetuneSettings], dict[str, str]]:
+    """Settings of the methods that can be trained here, and why others cannot.
+
+    Raises:
+        UserError: the first method cannot.
+    """
+    methods: dict[ComparedMethod, FinetuneSettings] = {}
+    not_run: dict[str, str] = {}
+    for method in comparison.methods:
+        if method == FAULT:
+            continue
+        own = settings_of(method, settings)
+        try:
+            check_settings(own)
+        except UserError as error:
+            if not methods:
+                raise
+            not_run[method] = str(error)
+        else:
+            methods[method] = own
+    return methods, not_run
+
+
+def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) -> dict[str, Any]:
+    store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
+    return {
+        "second": measure_second_data(network, on.second, on.scoring, trust, store=store) if on.second else None,
+        "answers": answer_prompts(network, on.dataset, on.scoring, on.answers, trust, store=store),
+        "forgetting": measure_forgetting(network, on.dataset, on.scoring, on.text, trust, store=store),
+    }
+
+
+def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model: Artifact) -> Artifact | None:
+    """The second data set in the first one's chat format, if there is one."""
+    if comparison.second_data is None:
+        return None
+    store = Store(settings.store, settings.store_uri)
+    data = second_settings(settings.data, comparison.second_data, comparison.second_rows)
+    check_files(data)
+    source = fetch_data(data, settings.seed, store=store)
+    return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
+
+
+def _tried(method: ComparedMethod, rate: float, one: Branch, failures: dict[Any, UserError]) -> Any:
+    """A trial's history, or why there is none."""
+    try:
+        if error := failures.get((method, rate)):
+            raise error
+        return _whole(RateTrial, method=method, learning_rate=rate, history=one.run().history)
+    except UserError as error:  # it diverged
+        return RateTrial(method=method, learning_rate=rate, failure=str(error))
+
+
+def _best(trials: list[Any], rates: tuple[float, ...]) -> float:
+    """The rate of the lowest validation loss; in a plan whose trials are still to run, the first.
+
+    Raises:
+        UserError: there are no validation rows to choose by.
+    """
+    if any(isinstance(one, Pending) for one in trials):
+        return rates[0]
+    if any(one.history and not one.history.facts["validation"] for one in trials):
+        fix = "Hold rows out: data.validation_fraction."
+        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
+    return float(min(trials, key=lambda one: one.loss).learning_rate)
+
+
+def _whole(kind: Any, **values: Any) -> Any:
+    """Values as a model, or pending if one of them is."""
+    pending = any(isinstance(value, Pending) for value in values.values())
+    return Pending() if pending else kind(**values)
+
+
+def _all(values: list[Any]) -> Any:
+    return Pending() if any(isinstance(value, Pending) for value in values) else tuple(values)
