@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CONVERTER := $(VENV)/share/llama-cpp-converter
 SETUP := $(VENV)/.setup
 CONSTRAINTS := constraints.txt
-EXTRAS := demo,dev,judge
+EXTRAS := demo,dev,judge,cluster
 TORCH = $(shell grep '^torch==' $(CONSTRAINTS))
 
 export TOKENIZERS_PARALLELISM := false

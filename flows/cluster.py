@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
+from prefect.transactions import CommitMode, transaction
 
 from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
+from tasks.errors import TrainingError, UserError
 from tasks.logs import run_logger
 from tasks.planning import looking, planning
 
@@ -39,10 +40,10 @@ class Branch:
 
 def run_on_cluster(
     address: str | None, branches: Mapping[K, Branch], inputs: Sequence[Artifact], store: Store
-) -> dict[K, UserError]:
+) -> dict[K, TrainingError]:
     """Run on a cluster what of these branches is not cached.
 
-    A branch that fails for a reason of the machine's is only warned of: the flow will run it itself.
+    A branch that fails for another reason, such as a worker's death, is only warned of: the flow will run it itself.
 
     Args:
         address: of the scheduler; none: nothing is done.
@@ -51,7 +52,7 @@ def run_on_cluster(
         store: where those are, and the results go: a directory that the workers share, or one on each and a URI.
 
     Returns:
-        The errors that the user can put right, which would come again.
+        Why trainings came to nothing, which would come again.
 
     Raises:
         UserError: no cluster answers, or Prefect's task runner for it is not installed.
@@ -61,7 +62,7 @@ def run_on_cluster(
     due = {key: branch for key, branch in branches.items() if _is_due(branch)}
     if not due:
         return {}
-    failures: dict[K, UserError] = {}
+    failures: dict[K, TrainingError] = {}
     given = {"inputs": tuple(inputs), "store": Store(store.root, store.uri)}
     with _task_runner(address) as runner:
         run_logger().info("%d branches go to the cluster at %s", len(due), address)
@@ -80,14 +81,15 @@ def run_on_cluster(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def on_worker(branch: Branch, inputs: tuple[Artifact, ...], store: Store) -> UserError | None:
-    """Run a branch for its cached results, and return only what the user could put right."""
+def on_worker(branch: Branch, inputs: tuple[Artifact, ...], store: Store) -> TrainingError | None:
+    """Run a branch for its cached results, and return only why there are none."""
     for artifact in inputs:
         if not store.bring(artifact).is_whole():
             raise FileNotFoundError(f"{artifact.path} is not on this worker: without a shared disk, set store_uri")
     try:
-        branch.run()
-    except UserError as error:
+        with transaction(commit_mode=CommitMode.EAGER):  # else no stage is recorded until the last one has ended
+            branch.run()
+    except TrainingError as error:
         return error
     return None
 

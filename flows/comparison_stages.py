@@ -12,6 +12,7 @@ With a second data set, `measure_second_data` measures every model on that too.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.comparison_report import write_comparison
 from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
 from tasks.dataset import prepare_dataset
-from tasks.errors import UserError
+from tasks.errors import TemporaryError, TrainingError, UserError
 from tasks.forgetting import measure_forgetting, read_text
 from tasks.judge import judge_answers
 from tasks.logs import run_logger
@@ -62,6 +63,8 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     inputs = [model, dataset, *([second] if second else [])]
     measurement = Measurement(dataset, second, text, settings.scoring, comparison.answers)
     base = _whole(BaseFigures, scores=base_scores, **_measured(model, settings, measurement))
+    if not isinstance(base, Pending):
+        _check_rows(comparison, dataset, base)
 
     at_rates = {(m, rate): at_rate(own, rate) for m, own in methods.items() for rate in comparison.learning_rates}
     tried = {key: Branch(f"{key[0]} at {key[1]:g}", trial, (own, model, dataset)) for key, own in at_rates.items()}
@@ -75,8 +78,11 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     faults: list[Any] = []
     if FAULT in comparison.methods:  # once: it is shown, not compared
         training = first.training
-        history = reproduce_fault(model, dataset, first.model, first.lora, training, settings.seed, store=store)
-        faults.append(_whole(FaultRun, seed=settings.seed, history=history))
+        try:
+            history = reproduce_fault(model, dataset, first.model, first.lora, training, settings.seed, store=store)
+            faults.append(_whole(FaultRun, seed=settings.seed, history=history))
+        except TrainingError as failure:
+            not_run[FAULT] = str(failure)
 
     runs: list[Any] = []
     branches = {
@@ -89,15 +95,10 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
         if method not in methods:
             continue
         try:
-            if error := failed.get((method, seed)):
-                raise error
+            if (method, seed) in failed:
+                raise failed[method, seed]
             made, figures = one.run()
-            if methods[method] is first:
-                reference = figures["answers"]
-            elif comparison.judge_model:
-                asked = (comparison.judge_url, comparison.judge_model)
-                figures["judgement"] = judge_answers(reference, figures["answers"], *asked, store=store)
-        except UserError as error:
+        except TrainingError as error:
             if methods[method] is first:
                 raise
             not_run[method] = f"seed {seed}: {error}"
@@ -105,6 +106,10 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
             del methods[method]
             runs = [run for run in runs if isinstance(run, Pending) or run.method != method]
         else:
+            if methods[method] is first:
+                reference = figures["answers"]
+            elif comparison.judge_model and "judge" not in not_run:
+                figures["judgement"] = _judged(reference, figures["answers"], comparison, store, not_run)
             parts = {name: getattr(made, name) for name in ("adapter", "history", "scores", "gguf")}
             runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
     return write_comparison(
@@ -147,6 +152,10 @@ def runnable(
                 raise
             not_run[method] = str(error)
         else:
+            twin = next((name for name, other in methods.items() if other == own), None)
+            if twin:
+                fix = "Leave one of them out."
+                raise UserError(f"{method} and {twin} are the same with these settings", where="methods", fix=fix)
             methods[method] = own
     return methods, not_run
 
@@ -160,38 +169,58 @@ def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) ->
     }
 
 
+def _check_rows(comparison: CompareSettings, dataset: Artifact, base: BaseFigures) -> None:
+    """Refuse, before anything is trained, what needs held-out rows where there are none."""
+    card = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
+    if comparison.learning_rates and not card["rows"]["validation"]:
+        fix = "Hold rows out: data.validation_fraction."
+        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
+    if comparison.judge_model and not base.answers.facts["answers"]:
+        fix = "Ask for some with `answers` and hold rows out, or leave judge_model out."
+        raise UserError("there are no answers to judge", where="judge_model", fix=fix)
+
+
+def _judged(
+    reference: Artifact, answers: Artifact, comparison: CompareSettings, store: Store, not_run: dict[str, str]
+) -> Artifact | None:
+    """What the judge says. Where it fails, the report is written without it and says so."""
+    try:
+        model = comparison.judge_model or ""
+        return judge_answers(reference, answers, comparison.judge_url, model, store=store)
+    except (UserError, TemporaryError) as error:
+        not_run["judge"] = str(error)
+        run_logger().warning("The judge is left out: %s", error)
+        return None
+
+
 def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model: Artifact) -> Artifact | None:
     """The second data set in the first one's chat format, if there is one."""
     if comparison.second_data is None:
         return None
     store = Store(settings.store, settings.store_uri)
+    if comparison.second_data == settings.data.source:
+        fix = "Name data that nothing is trained on."
+        raise UserError("this is what the methods are trained on", where="second_data", fix=fix)
     data = second_settings(settings.data, comparison.second_data, comparison.second_rows)
     check_files(data)
     source = fetch_data(data, settings.seed, store=store)
     return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
 
 
-def _tried(method: ComparedMethod, rate: float, one: Branch, failures: dict[Any, UserError]) -> Any:
+def _tried(method: ComparedMethod, rate: float, one: Branch, failures: dict[Any, TrainingError]) -> Any:
     """A trial's history, or why there is none."""
     try:
-        if error := failures.get((method, rate)):
-            raise error
+        if (method, rate) in failures:
+            raise failures[method, rate]
         return _whole(RateTrial, method=method, learning_rate=rate, history=one.run().history)
-    except UserError as error:  # it diverged
+    except TrainingError as error:
         return RateTrial(method=method, learning_rate=rate, failure=str(error))
 
 
 def _best(trials: list[Any], rates: tuple[float, ...]) -> float:
-    """The rate of the lowest validation loss; in a plan whose trials are still to run, the first.
-
-    Raises:
-        UserError: there are no validation rows to choose by.
-    """
+    """The rate of the lowest validation loss; in a plan whose trials are still to run, the first."""
     if any(isinstance(one, Pending) for one in trials):
         return rates[0]
-    if any(one.history and not one.history.facts["validation"] for one in trials):
-        fix = "Hold rows out: data.validation_fraction."
-        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
     return float(min(trials, key=lambda one: one.loss).learning_rate)
 
 

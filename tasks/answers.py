@@ -59,4 +59,4 @@ def read_answers(answers: Artifact) -> list[dict[str, Any]]:
         answers: what `answer_prompts` returned.
     """
     text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]  # answers may hold other separators of lines

@@ -54,8 +54,11 @@ class Measure:
         return paired(self.values[method], self.base, self.counts, confidence)
 
     def best(self, confidence: float) -> str | None:
-        """The method whose difference to every other one exceeds its error; the allowed error is shared among them."""
-        if self.better is None or len(self.values) < 2:
+        """The method whose difference to every other one exceeds its error; the allowed error is shared among them.
+
+        None where a method has no value, and so cannot be compared.
+        """
+        if self.better is None or len(self.values) < 2 or self.notes.keys() - self.values.keys():
             return None
         sign = 1 if self.better == "lower" else -1
         means = {method: sign * self.estimate(method, confidence).value for method in self.values}

@@ -16,7 +16,21 @@ from tasks.comparison import Runs
 from tasks.comparison_measures import steps_of
 from tasks.figures import svg
 
-COLOURS = ("#3b82c4", "#d9773a", "#4f9d69", "#a667b5", "#b59a2e", "#c0504d", "#5fb3b3", "#7a8794", "#8d6e63", "#e06c9f")
+COLOURS = (
+    "#3b82c4",
+    "#d9773a",
+    "#4f9d69",
+    "#a667b5",
+    "#b59a2e",
+    "#c0504d",
+    "#5fb3b3",
+    "#7a8794",
+    "#8d6e63",
+    "#e06c9f",
+    "#2f4b7c",
+    "#a3b18a",
+)
+"""As many as there are methods."""
 Over = Literal["tokens", "seconds"]
 LABELS = {"tokens": "supervised tokens seen", "seconds": "seconds of training"}
 SMOOTHED = 0.8
@@ -45,8 +59,8 @@ def validation_curves(runs: Runs, over: Over) -> str:
     return svg(draw)
 
 
-def training_curves(runs: Runs, over: Over) -> str:
-    """Smoothed training loss of each method, mean over seeds, with a band of one standard error.
+def loss_curves(runs: Runs, over: Over) -> str:
+    """Smoothed training loss of each method, with a band of one standard error, and its validation loss, dashed.
 
     Args:
         runs: by method.
@@ -59,7 +73,12 @@ def training_curves(runs: Runs, over: Over) -> str:
             losses = np.array(_equally_long(smooth))
             x = np.mean(_equally_long([_progress(run, over)[1:].tolist() for run in each]), axis=0)
             _band(axes, x, losses, colour, method)
-        axes.set(xlabel=LABELS[over], ylabel="training loss, nats per token", ylim=(0, None))
+            points = np.array(_equally_long([run.history.facts["validation"] for run in each]))
+            if points.size:
+                numbers = points[0, :, 0].astype(int)
+                x = np.mean([_progress(run, over)[numbers] for run in each], axis=0)
+                axes.plot(x, points[:, :, 1].mean(axis=0), "--", color=colour, marker="o", markersize=3)
+        axes.set(xlabel=LABELS[over], ylabel="loss, nats per token", ylim=(0, None))
         axes.legend()
 
     return svg(draw)

@@ -25,6 +25,12 @@ def steps_of(history: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def steps_to_kept(history: Artifact) -> list[dict[str, Any]]:
+    """The lines of a training's history up to the step whose adapter was kept."""
+    steps, kept = steps_of(history), history.facts["kept"]
+    return steps[: kept[0]] if kept else steps
+
+
 def final_training_loss(steps: list[dict[str, Any]]) -> float:
     """Nats per supervised token over the last steps, each measured before its update."""
     last = steps[-LAST:]
@@ -32,15 +38,19 @@ def final_training_loss(steps: list[dict[str, Any]]) -> float:
     return total / sum(step["supervised_tokens"] for step in last)
 
 
-def reached(run: ComparedRun, target: float) -> tuple[int, float] | None:
-    """Step and seconds of training at the first validation that was no higher than a loss; none if none was.
+def reached(run: ComparedRun, target: float) -> tuple[float, float] | None:
+    """Step and seconds of training at which the validation loss came down to a value; none if it never did.
 
-    Seconds count the optimizer steps and, with GRIT, the finding of its first basis; not the validations.
+    Between two validations the loss is taken to fall in a straight line. Seconds count the optimizer steps and, with
+    GRIT, the finding of its first basis; not the validations.
     """
-    steps, facts = steps_of(run.history), run.history.facts
+    facts, before = run.history.facts, None
     for step, loss in facts["validation"]:
         if loss <= target:
-            return step, facts["basis_seconds"] + sum(line["seconds"] for line in steps[:step])
+            at = step if before is None else np.interp(-target, [-before[1], -loss], [before[0], step])
+            seconds = np.cumsum([0.0, *(line["seconds"] for line in steps_of(run.history))])
+            return float(at), facts["basis_seconds"] + float(np.interp(at, np.arange(len(seconds)), seconds))
+        before = (step, loss)
     return None
 
 
@@ -62,8 +72,7 @@ def measures(runs: Runs, base: BaseFigures) -> list[Measure]:
 
 
 def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
-    steps = {method: [steps_of(run.history) for run in each] for method, each in runs.items()}
-    training = {method: np.array([final_training_loss(one) for one in each]) for method, each in steps.items()}
+    training = {m: np.array([final_training_loss(steps_to_kept(run.history)) for run in r]) for m, r in runs.items()}
     found = [Measure("final training loss, nats per supervised token", "lower", training)]
     before = _rows(base.scores)["validation"]
     if before:
@@ -71,10 +80,11 @@ def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
         values = {
             method: np.array([_rows(run.scores)["validation"]["nll"] for run in each]) for method, each in runs.items()
         }
-        perplexity = {method: math.exp(float(each.sum() / len(each) / counts.sum())) for method, each in values.items()}
-        notes = {method: f"perplexity {value:.4f}" for method, value in perplexity.items()}
         name = f"validation loss, nats per supervised token ({len(counts)} rows)"
-        found.append(Measure(name, "lower", values, 4, counts, np.array([before["nll"]]), notes))
+        found.append(Measure(name, "lower", values, 4, counts, np.array([before["nll"]])))
+        perplexity = {method: np.exp(each.sum(axis=1) / counts.sum()) for method, each in values.items()}
+        of_base = np.exp(np.array([sum(before["nll"]) / counts.sum()]))
+        found.append(Measure("perplexity of those rows (error over seeds)", None, perplexity, 4, base=of_base))
         gap = {method: each.sum(axis=1) / counts.sum() - training[method] for method, each in values.items()}
         found.append(Measure("generalisation gap: validation less training loss", None, gap))
         lowest = {
@@ -98,7 +108,8 @@ def _lm_eval(runs: Runs, base: BaseFigures) -> list[Measure]:
                     m: [_scores(run.scores)["lm_eval"][task][metric]["value"] for run in r] for m, r in runs.items()
                 }
                 if all(value is not None for each in values.values() for value in each):
-                    found.append(Measure(name, better, {method: np.array(each) for method, each in values.items()}))
+                    arrays = {method: np.array(each) for method, each in values.items()}
+                    found.append(Measure(name, better, arrays, base=np.array([before["value"]])))
                 continue
             matrices = {m: np.array([_rows(run.scores)["lm_eval"][task][metric] for run in r]) for m, r in runs.items()}
             found.append(Measure(name, better, matrices, 4, np.ones(len(documents)), np.array([documents])))

@@ -9,7 +9,7 @@ from typing import Any
 from tasks.answers import read_answers
 from tasks.artifacts import Artifact, Store
 from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.comparison_settings import CompareSettings, at_rate, settings_of, settings_that_differ
+from tasks.comparison_settings import FAULT, CompareSettings, at_rate, settings_of, settings_that_differ
 from tasks.settings import FinetuneSettings
 from tasks.stage import stage
 
@@ -79,7 +79,7 @@ def write_comparison(
         "table": rows,
         "published": published_rows(rows),
         "wins": [row | {"net": row["net"].__dict__} for row in wins(by_method, confidence)],
-        "fault": fault_summary(faults, first),
+        "fault": fault_summary(faults, by_method),
         "samples": [
             {
                 "prompt": answers["base"][index]["prompt"],
@@ -96,7 +96,7 @@ def write_comparison(
         "settings_that_differ": settings_that_differ(own),
         "settings": own[methods[0]].model_dump(mode="json"),
         "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
-        "runs": [{"method": run.method, "seed": run.seed, **run.history.facts} for run in runs],
+        "runs": [run.history.facts | {"method": run.method, "seed": run.seed} for run in runs],
         "provenance": provenance(
             first[0].history.facts["device"],
             [
@@ -115,7 +115,7 @@ def write_comparison(
         **data,
         "flat_settings": list(flat_settings(own[methods[0]])),
         "curves": {
-            over: [pictures.training_curves(by_method, over)]
+            over: [pictures.loss_curves(by_method, over)]
             + ([pictures.validation_curves(by_method, over)] if measured else [])
             for over in ("tokens", "seconds")
         },
@@ -134,5 +134,12 @@ def write_comparison(
         for run in runs:
             events = run.history.path / "tensorboard"
             shutil.copytree(events, draft.path / "tensorboard" / run.method.replace(":", "-") / f"seed-{run.seed}")
+        for fault in faults:
+            events = fault.history.path / "tensorboard"
+            shutil.copytree(events, draft.path / "tensorboard" / FAULT / f"seed-{fault.seed}")
+        for trial in trials:
+            if trial.history:
+                name = f"{trial.method.replace(':', '-')}/rate-{trial.learning_rate:g}"
+                shutil.copytree(trial.history.path / "tensorboard", draft.path / "tensorboard" / name)
         draft.facts = {"verdict": data["verdict"]["text"]}
     return draft.done()

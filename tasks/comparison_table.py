@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.compared_runs import ComparedRun, FaultRun
-from tasks.comparison import Measure
+from tasks.compared_runs import FaultRun
+from tasks.comparison import Measure, Runs
 from tasks.comparison_measures import final_training_loss, steps_of
 from tasks.statistics import Estimate
 from tasks.study import PUBLISHED
@@ -19,6 +19,10 @@ GROUPS = {
     "second": "Second data set",
     "cost": "Cost",
 }
+
+
+FEW = 4
+"""Differences that a sentence can hold."""
 
 
 def table(found: Sequence[Measure], methods: Sequence[str], confidence: float) -> list[dict[str, Any]]:
@@ -57,15 +61,27 @@ def verdict(found: Sequence[Measure], methods: Sequence[str], confidence: float)
         for method in others
     )
     readings = [_reading(difference, main.better) for difference in differences.values()]
-    second = "; ".join(
-        f"{measure.name}: {method} {_said(measure.difference(method, reference, shared), shared)} "
-        f"({_reading(measure.difference(method, reference, shared), measure.better)})"
-        for measure in rest
-        for method in others
-    )
-    second = second or "Nothing else was held out"
-    tone = "better" if "better" in readings and "worse" not in readings else "worse" if "worse" in readings else ""
+    second = _elsewhere(rest, others, reference, shared) or "Nothing else was held out"
+    elsewhere = [_reading(measure.difference(m, reference, shared), measure.better) for measure in rest for m in others]
+    tone = "worse" if "worse" in readings else "better" if "better" in readings and "worse" not in elsewhere else ""
     return {"tone": tone, "text": f"{sentence}. {second[0].upper()}{second[1:]}."}
+
+
+def _elsewhere(rest: Sequence[Measure], others: Sequence[str], reference: str, confidence: float) -> str:
+    """What the other measures say: all differences where they are few, else only those beyond their error."""
+    said, silent = [], 0
+    for measure in rest:
+        for method in others:
+            difference = measure.difference(method, reference, confidence)
+            reading = _reading(difference, measure.better)
+            if reading in ("better", "worse") or len(rest) * len(others) <= FEW:
+                said.append(f"{measure.name}: {method} {_said(difference, confidence)} ({reading})")
+            else:
+                silent += 1
+    if silent:
+        many = f"{silent} other differences in held-out measures" if said else f"all {silent} differences elsewhere"
+        said.append(f"{many} lie within their error")
+    return "; ".join(said)
 
 
 def published_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,19 +98,20 @@ def published_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def fault_summary(faults: Sequence[FaultRun], reference: Sequence[ComparedRun]) -> dict[str, Any] | None:
+def fault_summary(faults: Sequence[FaultRun], runs: Runs) -> dict[str, Any] | None:
     """What the reproduced faults make of the same kind of run; none where they were not asked for.
 
     Args:
         faults: by seed.
-        reference: of the same seeds.
+        runs: by method, of the same seeds; the first method is what the fault is set against.
     """
     if not faults:
         return None
-    fault, plain = faults[0].history, reference[0].history
+    first = next(iter(runs))
+    fault, plain = faults[0].history, runs[first][0].history
     faulty = [line | {"loss": line["faulty_loss"]} for line in _weighted_alike(steps_of(fault))]
     values = {
-        "reference": reference[0].method,
+        "reference": first,
         "seed": faults[0].seed,
         "faulty_loss": final_training_loss(faulty),
         "honest_loss": final_training_loss(steps_of(fault)),
@@ -106,6 +123,11 @@ def fault_summary(faults: Sequence[FaultRun], reference: Sequence[ComparedRun]) 
         "claimed": values["reference_loss"] / values["faulty_loss"],
         "true": values["reference_loss"] / values["honest_loss"],
         "slower": values["seconds"] / values["reference_seconds"],
+        "others": {
+            method: each[0].history.facts["median_seconds_per_step"] / values["reference_seconds"]
+            for method, each in runs.items()
+            if method != first
+        },
     }
 
 
@@ -116,7 +138,8 @@ def _weighted_alike(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row(measure: Measure, methods: Sequence[str], confidence: float) -> dict[str, Any]:
     best = measure.best(confidence)
-    reference = methods[0]
+    reference, *others = methods
+    shared = 1 - (1 - confidence) / max(1, len(others))
     cells: dict[str, Any] = {}
     for method in methods:
         if method not in measure.values:
@@ -131,16 +154,19 @@ def _row(measure: Measure, methods: Sequence[str], confidence: float) -> dict[st
             "best": method == best,
         }
         if method != reference and reference in measure.values:
-            difference = measure.difference(method, reference, confidence)
+            difference = measure.difference(method, reference, shared)
             cell["to_reference"] = difference.__dict__ | {"reading": _reading(difference, measure.better)}
-            notes.append(f"{_signed(difference, measure.digits)} to {reference}")
+            notes.append(
+                f"{_signed(difference, measure.digits)} to {reference}{_intervals(difference, measure.digits)}"
+            )
         if (to_base := measure.to_base(method, confidence)) is not None:
             cell["to_base"] = to_base.__dict__ | {"reading": _reading(to_base, measure.better)}
             notes.append(f"{_signed(to_base, measure.digits)} to base")
         cells[method] = cell | {"note": "; ".join(notes) or None}
     of_base = None
-    if measure.base is not None and measure.counts is not None:
-        of_base = f"{measure.base.sum() / measure.counts.sum():.{measure.digits}f}"
+    if measure.base is not None:
+        total = len(measure.base) if measure.counts is None else measure.counts.sum()
+        of_base = f"{measure.base.sum() / total:.{measure.digits}f}"
     return {
         "name": measure.name,
         "group": GROUPS[measure.group],
@@ -161,6 +187,14 @@ def _signed(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:+,.{digits}f}{error}"
 
 
+def _intervals(estimate: Estimate, digits: int) -> str:
+    if estimate.interval is None or not estimate.stderr:
+        return ""
+    known = [("", estimate.interval), *([("bootstrap ", estimate.bootstrap)] if estimate.bootstrap else [])]
+    said = [f"{name}{low:+,.{digits}f} to {high:+,.{digits}f}" for name, (low, high) in known]
+    return f" ({', '.join(said)})"
+
+
 def _said(estimate: Estimate, confidence: float) -> str:
     if estimate.interval is None:
         return f"{estimate.value:+.4f}"
@@ -169,8 +203,10 @@ def _said(estimate: Estimate, confidence: float) -> str:
 
 
 def _reading(estimate: Estimate, better: str | None) -> str:
-    if estimate.interval is None:
-        return "error unknown"
+    if not estimate.repeated:
+        return "one seed, which says nothing of others"
+    if not estimate.stderr:
+        return "equal for all seeds, error unknown"
     if not estimate.exceeds_error:
         return "within error"
     if better is None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, file_sha256
 from tasks.chat_formats import render
-from tasks.errors import TemporaryError, UserError, unwritable
+from tasks.errors import TemporaryError, TrainingError, UserError, unwritable
 from tasks.export_settings import ExportSettings
 from tasks.llama import check_loads, load_gguf
 from tasks.quantization import CONVERTED, quantize
@@ -111,7 +111,7 @@ def convert(
 
     Raises:
         UserError: no converter, it refuses the model, or llama.cpp cannot load the GGUF.
-        RuntimeError: the GGUF gives no answer.
+        TrainingError: the GGUF gives no answer.
     """
     converter = find_converter(settings)
     with store.draft("gguf") as draft:
@@ -238,7 +238,7 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
         Prompt, text, and generated tokens per second (reading the prompt included in the time).
 
     Raises:
-        RuntimeError: not one token was generated.
+        TrainingError: nothing but space was generated.
     """
     from transformers import AutoTokenizer
 
@@ -254,7 +254,9 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
     llama.close()
     generated = made["usage"]["completion_tokens"]
     if generated == 0 or not made["choices"][0]["text"].strip():
-        raise RuntimeError(f"{file} loads in llama.cpp and answers nothing to {messages[-1]['content']!r}")
+        what = f"the GGUF loads in llama.cpp and answers nothing to {messages[-1]['content']!r}"
+        fix = "Look at the training's losses: lower training.learning_rate, or train on answers that are not empty."
+        raise TrainingError(what, where="export", fix=fix)
     return {
         "prompt": messages[-1]["content"],
         "text": made["choices"][0]["text"].strip(),

@@ -37,11 +37,15 @@ class UserError(Exception):
         return " ".join(f"{self.where}: {self.what}. {self.fix}".split())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.what, self.where, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
-def _rebuild(what: str, where: str, fix: str) -> UserError:
-    return UserError(what, where=where, fix=fix)
+class TrainingError(UserError):
+    """A training that came to nothing, by its settings or its data: one by another method may well succeed."""
+
+
+def _rebuild(kind: type[UserError], what: str, where: str, fix: str) -> UserError:
+    return kind(what, where=where, fix=fix)
 
 
 class TemporaryError(Exception):

@@ -63,24 +63,23 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
         UserError: the server refuses, or no reply was a letter.
         TemporaryError: the server does not answer.
     """
-    lines, unclear, client = [], 0, _client(url)
+    lines, asked, unclear, client = [], 0, 0, _client(url)
     pairs = list(zip(read_answers(reference), read_answers(answers), strict=True))
     for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
         first = second = "C"
         if one["answer"] != other["answer"]:
             first = _ask(client, url, model, one, a=other["answer"], b=one["answer"])
             second = _ask(client, url, model, one, a=one["answer"], b=other["answer"])
+            asked += 2
         unclear += (first, second).count("?")
         outcome = {("A", "B"): 1, ("B", "A"): -1}.get((first, second), 0)
         lines.append({"prompt": one["prompt"], "replies": [first, second], "outcome": outcome})
-    asked = [line["replies"] for line in lines if line["replies"] != ["C", "C"]]
-    if unclear and unclear == 2 * len(asked):
-        fix = "Name a model that follows instructions."
-        raise UserError(f"none of {unclear} replies of {model} was A, B or C", where="judge_model", fix=fix)
+    if unclear and unclear == asked:
+        raise _no_letter(model, unclear)
     with store.draft("judgement") as draft:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (draft.path / "judgement.jsonl").write_text(text, encoding="utf-8")
-        swayed = sum(replies in (["A", "A"], ["B", "B"]) for replies in asked)
+        swayed = sum(line["replies"] in (["A", "A"], ["B", "B"]) for line in lines)
         draft.facts = {"model": model, "answers": len(lines), "unclear": unclear, "swayed_by_order": swayed}
     return draft.done()
 
@@ -96,7 +95,8 @@ def check_judge(url: str, model: str) -> None:
         UserError, TemporaryError: as `judge_answers`.
     """
     line = {"prompt": "What is 1 + 1?", "expected": "2"}
-    _ask(_client(url), url, model, line, a="2", b="3")
+    if _ask(_client(url), url, model, line, a="2", b="3") == "?":
+        raise _no_letter(model, 1)
 
 
 def outcomes(judgement: Artifact) -> list[int]:
@@ -106,7 +106,12 @@ def outcomes(judgement: Artifact) -> list[int]:
         judgement: what `judge_answers` returned.
     """
     text = (judgement.path / "judgement.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["outcome"] for line in text.splitlines()]
+    return [json.loads(line)["outcome"] for line in text.split("\n") if line]
+
+
+def _no_letter(model: str, replies: int) -> UserError:
+    fix = f"Name a model that follows instructions, and answers in {TOKENS} tokens, without reasoning before."
+    return UserError(f"none of {replies} replies of {model} was A, B or C", where="judge_model", fix=fix)
 
 
 def _client(url: str) -> OpenAI:
@@ -138,6 +143,6 @@ def _ask(client: OpenAI, url: str, model: str, line: dict[str, Any], *, a: str, 
         fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
         raise UserError(f"the judge's server refuses: {error}", where=url, fix=fix) from None
     said = (made.choices[0].message.content or "") if made.choices else ""
-    letter = re.match(r"\W*([ABC])\b", said)
+    letter = re.match(r"\W*([ABC])(?:\W*$|[^\w\s]|\n| is\b)", said)  # not the article of "A clear case"
     found: Any = letter[1] if letter else "?"
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
+from tasks.errors import TrainingError, UserError
 from tasks.merge_candidates import Nf4Merge, keep_the_better
 from tasks.model_files import opened
 from tasks.stage import stage
@@ -56,7 +56,8 @@ def merge(
         adapter was merged into, and why.
 
     Raises:
-        UserError: a merged weight is not finite, the adapter targets an output layer tied to the embedding, or it is of
+        TrainingError: a merged weight is not finite.
+        UserError: the adapter targets an output layer tied to the embedding, or it is of
             a kind that cannot be merged.
         RuntimeError: a targeted tensor is unchanged, or a part of the adapter was not used.
     """
@@ -112,7 +113,7 @@ def merge_files(base: Path, weights: Adapter, directory: Path, seen: Nf4Weights 
         seen: the dequantised weights that training saw, to take the place of the base's; none: the base's.
 
     Raises:
-        UserError: a merged weight is not finite.
+        TrainingError: a merged weight is not finite.
         RuntimeError: a targeted tensor is unchanged.
     """
 
@@ -145,7 +146,7 @@ def rewrite(
         bar: advanced by the bytes written.
 
     Raises:
-        UserError: a new value is not finite.
+        TrainingError: a new value is not finite.
         RuntimeError: a new value has another shape or dtype.
     """
     import torch
@@ -169,7 +170,7 @@ def rewrite(
                         raise RuntimeError(f"{name} lost its shape or dtype in the merge")
                     if not bool(torch.isfinite(new).all()):
                         fix = "The training diverged, or float16 is too narrow: lower training.learning_rate."
-                        raise UserError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)
+                        raise TrainingError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)
                     out.write(new.contiguous().view(torch.uint8).numpy().data)
                 else:
                     out.write(view[start + begin : start + end])

@@ -25,15 +25,17 @@ class Estimate:
     stderr: float | None
     """One standard error; none where nothing was repeated."""
     interval: tuple[float, float] | None
-    """Where the true value lies, at the stated confidence: Student's t."""
+    """Where the true value lies, at the stated confidence, by quantiles of Student's t."""
     bootstrap: tuple[float, float] | None = None
     """The same by resampling, where there are rows."""
+    repeated: bool = True
+    """Whether there was more than one seed; else the error counts rows alone, and speaks of these trainings only."""
 
     @property
     def exceeds_error(self) -> bool:
-        """Whether 0 lies outside of every interval."""
+        """Whether 0 lies outside of every interval. One seed tells no error, nor do values that are all equal."""
         known = [interval for interval in (self.interval, self.bootstrap) if interval is not None]
-        return self.interval is not None and all(low > 0 or high < 0 for low, high in known)
+        return self.repeated and bool(self.stderr) and all(low > 0 or high < 0 for low, high in known)
 
 
 def over_seeds(values: ArrayLike, confidence: float) -> Estimate:
@@ -46,18 +48,20 @@ def over_seeds(values: ArrayLike, confidence: float) -> Estimate:
     each = np.asarray(values, dtype=float)
     mean = float(each.mean())
     if len(each) < 2:
-        return Estimate(mean, None, None)
+        return Estimate(mean, None, None, repeated=False)
     stderr = float(each.std(ddof=1)) / math.sqrt(len(each))
-    return Estimate(mean, stderr, _interval(mean, stderr, len(each) - 1, confidence))
+    half = _quantile(len(each) - 1, confidence) * stderr
+    return Estimate(mean, stderr, (mean - half, mean + half))
 
 
 def over_seeds_and_rows(sums: ArrayLike, counts: ArrayLike, confidence: float) -> Estimate:
     """A ratio of sums over rows, such as nats per supervised token, averaged over seeds.
 
     The variance is that of a two-way layout with both ways random: by rows (linearised ratio estimator: Cochran,
-    Sampling Techniques, 3rd ed. 1977, section 6.3) plus by seeds, less what is in both; degrees of freedom after
-    Satterthwaite (Biometrics Bulletin 2, 1946). The bootstrap draws rows and seeds at a time (Owen, Annals of Applied
-    Statistics 1, 2007); with few seeds it is too narrow, so that it only ever speaks beside Student's t.
+    Sampling Techniques, 3rd ed. 1977, section 6.3) plus by seeds, less what is in both. With few seeds their part is
+    itself badly known, so the interval takes each part with its own quantile (modified large-sample interval: Graybill
+    and Wang, J. Am. Stat. Assoc. 75, 1980). The bootstrap draws rows and seeds at a time (Owen, Annals of Applied
+    Statistics 1, 2007); with few seeds it is too narrow, so that it only ever speaks beside the other.
 
     Args:
         sums: [S, R], of each seed and row; [1, R] for what has no seed: then only rows count as chance.
@@ -73,16 +77,18 @@ def over_seeds_and_rows(sums: ArrayLike, counts: ArrayLike, confidence: float) -
     residuals = (x - n * value) / total
     by_row, by_seed = residuals.mean(axis=0), residuals.sum(axis=1)
     of_rows = rows / (rows - 1) * float((by_row**2).sum())
-    variance, freedom = of_rows, float(rows - 1)
+    rows_quantile = _quantile(rows - 1, confidence)
+    variance, half = of_rows, rows_quantile * math.sqrt(of_rows)
     if seeds > 1:
         of_seeds = float((by_seed**2).sum()) / (seeds - 1) / seeds
         rest = residuals - by_row - by_seed[:, None] * (n / total)
         of_both = rows / (rows - 1) * float((rest**2).sum()) / (seeds - 1) / seeds
+        seeds_quantile = _quantile(seeds - 1, confidence)
         variance = max(of_rows + of_seeds - of_both, of_rows, of_seeds)
-        parts = of_rows**2 / (rows - 1) + of_seeds**2 / (seeds - 1)
-        freedom = (of_rows + of_seeds) ** 2 / parts if parts > 0 else freedom
-    stderr = math.sqrt(variance)
-    return Estimate(value, stderr, _interval(value, stderr, freedom, confidence), _bootstrap(x, n, confidence))
+        squares = (rows_quantile**2 * of_rows, seeds_quantile**2 * of_seeds)
+        half = math.sqrt(max(sum(squares) - seeds_quantile**2 * of_both, *squares))
+    interval = value - half, value + half
+    return Estimate(value, math.sqrt(variance), interval, _bootstrap(x, n, confidence), repeated=seeds > 1)
 
 
 def paired(one: ArrayLike, other: ArrayLike, counts: ArrayLike | None, confidence: float) -> Estimate:
@@ -100,9 +106,8 @@ def paired(one: ArrayLike, other: ArrayLike, counts: ArrayLike | None, confidenc
     return over_seeds_and_rows(difference, counts, confidence)
 
 
-def _interval(value: float, stderr: float, freedom: float, confidence: float) -> tuple[float, float]:
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * stderr
-    return value - half, value + half
+def _quantile(freedom: int, confidence: float) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def _bootstrap(sums: np.ndarray, counts: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
+from tasks.errors import TrainingError
 from tasks.progress import ProgressArtifact
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.stage import stage
@@ -44,7 +44,7 @@ def reproduce_fault(
         The artifact `history`: for each step `loss`, nats per supervised token, and `faulty_loss`, nats per position.
 
     Raises:
-        UserError: training diverged, or a batch of full-length rows does not fit into memory.
+        TrainingError: training diverged, or a batch of full-length rows does not fit into memory.
         TemporaryError: the training's process was killed or stopped.
     """
     checkpoints = (
@@ -61,7 +61,7 @@ def reproduce_fault(
             history.facts = train_in_child(job, ProgressArtifact().show)
         except OutOfMemoryError as error:
             fix = "Lower data.max_length, or leave the method study-fault out."
-            raise UserError(
+            raise TrainingError(
                 f"rows of the full length do not fit into memory: {error}", where="training", fix=fix
             ) from None
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from grit.config import AFTER_OPTIMIZER
 from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
+from tasks.errors import TrainingError, UserError
 from tasks.logs import run_logger
 from tasks.progress import ProgressArtifact
 from tasks.settings import PEFT_OPTIMIZERS, GritSettings, LoraSettings, ModelSettings, TrainingSettings
@@ -104,7 +104,7 @@ def with_smaller_micro_batch(training: TrainingSettings, error: Exception) -> Tr
     """
     rows = training.per_device_batch_size
     if rows == 1:
-        raise UserError(
+        raise TrainingError(
             f"a single row does not fit into memory: {error}",
             where="training",
             fix="Lower data.max_length or lora.r, or set model.quantization to nf4.",

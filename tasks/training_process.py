@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tasks.errors import BUSY, TemporaryError, UserError
+from tasks.errors import BUSY, TemporaryError, TrainingError, UserError
 from tasks.settings import REPOSITORY
 from tasks.training_job import Job
 
@@ -91,7 +91,7 @@ def _result(end: dict[str, Any], status: int) -> dict[str, Any]:
         facts: dict[str, Any] = end["facts"]
         return facts
     if "user_error" in end:
-        raise UserError(end["user_error"]["what"], where=end["user_error"]["where"], fix=end["user_error"]["fix"])
+        raise TrainingError(end["user_error"]["what"], where=end["user_error"]["where"], fix=end["user_error"]["fix"])
     if "out_of_memory" in end:
         raise OutOfMemoryError(end["out_of_memory"])
     if BUSY in end.get("error", ""):

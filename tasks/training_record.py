@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.energy import EnergyMeter
-from tasks.errors import UserError
+from tasks.errors import TrainingError
 
 RECORD = "record.json"
 
@@ -83,7 +83,7 @@ class StepRecorder(TrainerCallback):
         """Keep one optimizer step.
 
         Raises:
-            UserError: the loss or the gradient is no finite number.
+            TrainingError: the loss or the gradient is no finite number.
         """
         if not logs or "loss" not in logs:  # the closing summary
             return
@@ -101,7 +101,7 @@ class StepRecorder(TrainerCallback):
         }
         line |= self.trainer.step_losses
         if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm_preconditioned"])):
-            raise UserError(
+            raise TrainingError(
                 f"training diverged at step {step}: loss {line['loss']}, gradient norm {logs['grad_norm']}",
                 where="training.learning_rate",
                 fix="Lower the learning rate or lengthen the warm-up.",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from tasks.errors import UserError
+from tasks.errors import TrainingError, UserError
 from tasks.uncertainty import ratio_stderr
 
 UNSUPERVISED = -100
@@ -83,7 +83,7 @@ def validation_loss(
     if not tokens.any():
         raise UserError("no token is supervised", where=where, fix="Give rows with an answer.")
     if not np.isfinite(nll).all():
-        raise UserError(
+        raise TrainingError(
             "the loss is not a number: the model's weights have diverged",
             where=where,
             fix="Lower training.learning_rate, or use model.dtype bfloat16.",

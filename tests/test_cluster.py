@@ -1,25 +1,31 @@
-"""Trainings on the workers of a real Dask and a real Ray cluster, which the flow then finds cached."""
+"""Branches of a flow on the workers of a real Dask and a real Ray cluster, which the flow then finds cached."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 
+from flows.cluster import Branch, run_on_cluster
 from flows.compare import compare
+from tasks.artifacts import Artifact, Store
 from tasks.comparison_settings import CompareSettings
+from tasks.errors import UserError
+from tasks.settings import REPOSITORY
+from tests.cluster_branches import numbered
 
-Preset = Callable[..., str]
 SHARED: dict[str, Any] = {"training": {"max_steps": 2, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 1}}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +36,88 @@ def dask_cluster() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def test_workers_train_and_the_flow_finds_it_cached(
-    dask_cluster: str,
-    make_preset: Preset,
-    prefect_server: None,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        port, client_port = (one.getsockname()[1] for one in sockets)
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL) as head:
+        for _ in range(120):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", client_port)) == 0:
+                    break
+            time.sleep(0.5)
+        yield f"ray://127.0.0.1:{client_port}"
+        head.terminate()
+
+
+@pytest.fixture(params=["dask", "ray"])
+def address(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_cluster"))
+
+
+@flow(validate_parameters=False)
+def running(address: str, numbers: list[int], store: Store, inputs: list[Artifact]) -> tuple[Any, list[Artifact]]:
+    branches = {number: Branch(f"number {number}", numbered, (number, store)) for number in numbers}
+    failures = run_on_cluster(address, branches, inputs, store)
+    return failures, [branches[n].run() for n in numbers if n != 13]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_workers_run_what_is_not_cached_and_the_flow_finds_it(
+    address: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    failures, made = running(address, [1, 2, 13, 99], store, [])
+    assert {number: str(error) for number, error in failures.items()} == {13: "13: it diverged. Take another."}
+    assert [one.facts["number"] for one in made] == [1, 2, 99]
+    assert os.getpid() not in [one.facts["process"] for one in made]
+    assert "number 99 failed on the cluster and runs here: RuntimeError('out of luck')" in caplog.text
+    caplog.clear()
+    assert running(address, [1, 2], store, []) == ({}, made[:2])
+    assert "go to the cluster" not in caplog.text
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_worker_without_the_inputs_leaves_the_branch_to_the_flow(
+    dask_cluster: str, store: Store, tiny_model: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = tiny_model.model_copy(update={"path": store.root / "nowhere"})
+    failures, made = running(dask_cluster, [1], store, [away])
+    assert "is not on this worker: without a shared disk, set store_uri" in caplog.text
+    assert not failures and made[0].facts["process"] == os.getpid()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_no_cluster_or_no_task_runner_for_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setitem(__import__("dask").config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
+    with pytest.raises(UserError, match=f"cluster: no cluster answers at {nobody}: .*Start a scheduler there"):
+        running(nobody, [1], store, [])
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(UserError, match=r"cluster: Prefect's task runner prefect-ray is not installed\. Install it"):
+        running("ray://127.0.0.1:1", [1], store, [])
+
+
+def test_a_comparison_trains_on_the_workers(
+    dask_cluster: str, make_preset: Callable[..., str], prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_here(*_: Any) -> None:
         raise AssertionError("a training in the flow's own process")
 
     monkeypatch.setattr("tasks.training.train_in_child", not_here)
     wanted = CompareSettings(
-        methods=("baseline", "grit"), seeds=2, answers=2, learning_rates=(1e-2, 1e20), cluster=dask_cluster
+        methods=("grit",), seeds=2, answers=1, learning_rates=(1e-2, 1e20), cluster=dask_cluster
     )
     report = compare(make_preset(), wanted, SHARED)
     data = json.loads((report.path / "report.json").read_text())
-    assert data["methods"] == ["baseline", "grit"]
+    assert [run["method"] for run in data["runs"]] == ["grit", "grit"]
+    assert [trial["failure"] is None for trial in data["trials"]] == [True, False]

@@ -17,7 +17,7 @@ from grit.config import Variant
 from tasks import training_run
 from tasks.artifacts import Artifact
 from tasks.comparison_settings import ComparedMethod, CompareSettings, settings_of, settings_that_differ
-from tasks.errors import UserError
+from tasks.errors import TrainingError, UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
 from tests.standins.openai_server import MODEL, openai_stand_in
@@ -159,7 +159,8 @@ def test_the_tables_figures_are_those_of_the_runs(data: dict[str, Any], workplac
 
 def test_events_of_all_runs_lie_under_one_root(compared: Artifact) -> None:
     found = {name.rsplit("/", 1)[0] for name in compared.files if "/events." in name}
-    assert found == {f"tensorboard/{m}/seed-{seed}" for m in ("baseline", "grit") for seed in (3407, 3408)}
+    trained = {f"tensorboard/{m}/seed-{seed}" for m in ("baseline", "grit") for seed in (3407, 3408)}
+    assert found == trained | {"tensorboard/study-fault/seed-3407"}
 
 
 def test_a_method_that_diverges_is_left_out_with_the_reason(
@@ -170,7 +171,7 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def diverge(*_: Any) -> None:
-        raise UserError("training diverged at step 2", where="training.learning_rate", fix="Lower it.")
+        raise TrainingError("training diverged at step 2", where="training.learning_rate", fix="Lower it.")
 
     monkeypatch.setattr("tasks.training.train_in_child", diverge)
     wanted = CompareSettings(methods=("baseline", "lora_plus"), seeds=2, answers=3)
@@ -179,6 +180,34 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
     assert data["methods"] == ["baseline"]
     assert "seed 3407: training.learning_rate: training diverged at step 2" in data["not_run"]["lora_plus"]
     assert "nothing to compare" in data["verdict"]["text"]
+
+
+def test_what_is_no_fault_of_the_method_stops_the_comparison(
+    compared: Artifact, make_preset: Preset, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise UserError("no space is left", where="store", fix="Free some.")
+
+    monkeypatch.setattr("tasks.training.train_in_child", full)
+    with pytest.raises(UserError, match="no space is left"):
+        compare(make_preset(), CompareSettings(methods=("baseline", "lora_fa"), seeds=2, answers=3), SHARED)
+
+
+def test_a_judge_that_fails_at_the_end_and_a_fault_that_diverges_cost_no_report(
+    compared: Artifact, make_preset: Preset, in_this_process: None, wanted: CompareSettings, monkeypatch: Any
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TrainingError("it failed", where="here", fix="Mend it.")
+
+    for name in ("judge_answers", "reproduce_fault"):
+        monkeypatch.setattr(f"flows.comparison_stages.{name}", fail)
+    monkeypatch.setattr("flows.compare.check_judge", lambda *_: None)
+    report = compare(make_preset(), wanted, SHARED)
+    data = json.loads((report.path / "report.json").read_text())
+    assert data["methods"] == ["baseline", "grit"]
+    assert {name for name, reason in data["not_run"].items() if reason == "here: it failed. Mend it."} == {
+        "judge", "study-fault",
+    }  # fmt: skip
 
 
 def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
@@ -217,6 +246,7 @@ def test_the_command_line() -> None:
         (["--methods", "grit,grit"], "a method is named twice"),
         (["--methods", "study-fault,grit"], "no method to measure others against"),
         (["--seeds", "0"], "seeds: Input should be greater than or equal to 1"),
+        (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
         (["--method", "grit"], "Use --methods baseline,grit."),
         (["--seed_s", "2"], "Did you mean --seeds?"),
         (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.artifacts import reference
+from tasks.compared_runs import ComparedRun
 from tasks.comparison import Measure
+from tasks.comparison_measures import reached, steps_to_kept
 from tasks.comparison_table import published_rows, table, verdict
 from tasks.quality import is_json, matrix, measure, repetition
 
@@ -33,6 +39,9 @@ def test_the_best_is_marked_only_where_it_beats_every_other() -> None:
     higher.better = None
     assert higher.best(0.95) is None
     assert losses({"baseline": 0.0}).best(0.95) is None
+    lacking = losses({"baseline": 0.0, "grit": -0.2})
+    lacking.notes = {"lora_fa": "not told"}
+    assert lacking.best(0.95) is None, "with a method that has no value it is not compared"
 
 
 def test_a_row_of_the_table_says_what_its_numbers_say() -> None:
@@ -56,6 +65,45 @@ def test_the_verdict_is_the_differences_own(shift: float, tone: str, reading: st
     assert said["tone"] == tone
     assert f": {reading})." in said["text"]
     assert "interval" in said["text"]
+
+
+def test_one_seed_gives_no_verdict() -> None:
+    measure = losses({"baseline": 0.0, "grit": -0.2})
+    measure.values = {method: values[:1] for method, values in measure.values.items()}
+    said = verdict([measure], METHODS[:2], 0.95)
+    assert said["tone"] == "" and "one seed, which says nothing of others" in said["text"]
+    assert measure.best(0.95) is None
+
+
+def test_what_is_lost_elsewhere_takes_the_verdicts_colour() -> None:
+    main, elsewhere = losses({"baseline": 0.0, "grit": -0.2}), losses({"baseline": 0.0, "grit": 0.2})
+    assert verdict([main, elsewhere], METHODS[:2], 0.95)["tone"] == ""
+    assert verdict([main, main], METHODS[:2], 0.95)["tone"] == "better"
+
+
+def test_the_second_sentence_stays_short() -> None:
+    shifts = {"baseline": 0.0, "grit": 0.0, "lora_fa": 0.0}
+    main, better, same = losses(shifts), losses({**shifts, "grit": -0.2}), losses(shifts)
+    better.name = "other loss"
+    text = verdict([main, better, same, same], METHODS, 0.95)["text"].split(". ", 1)[1]
+    assert text.startswith("Other loss: grit -0.2") and text.endswith(
+        "5 other differences in held-out measures lie within their error."
+    )
+    text = verdict([main, same, same, same], METHODS, 0.95)["text"].split(". ", 1)[1]
+    assert text == "All 6 differences elsewhere lie within their error."
+
+
+def test_steps_to_a_loss_are_read_between_validations(tmp_path: Path) -> None:
+    lines = [{"step": step, "seconds": 2.0, "loss": 1.0, "supervised_tokens": 1} for step in range(1, 31)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = {"validation": [(10, 3.0), (20, 2.0), (30, 1.0)], "basis_seconds": 5.0, "kept": (20, 2.0)}
+    history = reference("history", tmp_path, ["history.jsonl"], facts)
+    others = dict.fromkeys(("adapter", "scores", "gguf", "answers", "forgetting"), history)
+    run = ComparedRun(method="baseline", seed=1, history=history, **others)
+    assert reached(run, 1.5) == (25, 5 + 50)
+    assert reached(run, 3.5) == (10, 5 + 20), "not before the first"
+    assert reached(run, 0.5) is None
+    assert len(steps_to_kept(history)) == 20, "the training loss is that of the adapter that was kept"
 
 
 def test_the_verdict_needs_two_methods_and_held_out_rows() -> None:

@@ -8,6 +8,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from tasks.answers import read_answers
 from tasks.artifacts import Artifact, Store
 from tasks.comparison_settings import CompareSettings
 from tasks.errors import TemporaryError, UserError
@@ -44,11 +45,13 @@ def judged(store: Store, reply: Reply, **changes: str) -> tuple[Artifact, int]:
     [
         (fair, [-1, 1, 0, 0], 0),
         (lambda prompt: f"**{fair(prompt)}**, since it is", [-1, 1, 0, 0], 0),
+        (lambda prompt: f"{fair(prompt)} is better.", [-1, 1, 0, 0], 0),
+        (lambda prompt: fair(prompt) if "P0" in prompt else "A clear case of B", [-1, 0, 0, 0], 0),
         (lambda _: "A", [0, 0, 0, 0], 3),
         (lambda _: "B.", [0, 0, 0, 0], 3),
         (lambda prompt: fair(prompt) if "P0" in prompt else "Both are fine", [-1, 0, 0, 0], 0),
     ],
-    ids=["fair", "wordy", "likes the first", "likes the second", "unclear"],
+    ids=["fair", "wordy", "a sentence", "an article", "likes the first", "likes the second", "unclear"],
 )
 def test_only_a_preference_that_survives_the_swap_counts(
     store: Store, reply: Reply, expected: list[int], swayed: int
@@ -62,6 +65,26 @@ def test_only_a_preference_that_survives_the_swap_counts(
 def test_a_judge_that_never_says_a_letter_is_an_error(store: Store) -> None:
     with pytest.raises(UserError, match=f"none of 6 replies of {MODEL} was A, B or C"):
         judged(store, lambda _: "I cannot say.")
+    with (
+        openai_stand_in(lambda _: "<think>") as server,
+        pytest.raises(UserError, match="none of 1 replies.*without reasoning"),
+    ):
+        check_judge(server.url, MODEL)
+
+
+def test_replies_of_c_are_letters(store: Store) -> None:
+    made, _ = judged(store, lambda prompt: "C" if "P0" in prompt else "Hm.")
+    assert outcomes(made) == [0, 0, 0, 0] and made.facts["unclear"] == 4
+
+
+def test_texts_may_hold_any_separator_of_lines(store: Store) -> None:
+    with store.draft("answers") as draft:
+        line = {"prompt": "a\u2028b", "expected": "\u0085", "answer": "c\u2029d"}
+        (draft.path / "answers.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_answers(draft.done()) == [line]
+    with openai_stand_in(fair) as server:
+        made = judge_answers.function(draft.done(), draft.done(), server.url, MODEL, store=store)
+    assert outcomes(made) == [0]
 
 
 def test_a_server_that_refuses_or_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
