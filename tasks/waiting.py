@@ -17,7 +17,8 @@ from tasks.errors import TemporaryError, UserError, is_temporary
 from tasks.logs import run_logger
 
 SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
-"""Prefect's global concurrency limit that holds deployed runs apart; workers with a GPU each give it a name each."""
+"""The device's name: of the store's lock, and of Prefect's global concurrency limit, which holds deployed runs apart.
+Workers with a GPU each give it a name each."""
 
 LEASE_SECONDS = 60.0
 """The slot of a run that was killed is free after this time; Prefect allows no less."""
@@ -55,7 +56,8 @@ def device(store: Store) -> Iterator[None]:
         UserError: the server has no such limit.
         TemporaryError: the server does not answer for ten minutes.
     """
-    with locked(store, "device", "trains or scores on this machine"), _slot() if deployment.id else nullcontext():
+    slot = _slot() if deployment.id else nullcontext()
+    with locked(store, f"device-{SLOT}", "trains or scores on this machine"), slot:
         yield
 
 

@@ -166,7 +166,7 @@ def test_longest_rows_come_first() -> None:
 
 
 def test_padding_splitting_packing_and_masking_change_no_number() -> None:
-    """Each row alone; all in one batch; padded further; packed end to end; with more prompt before the same target."""
+    """Each row alone; all in one batch; padded further; in halves, added up; packed end to end."""
     generator = torch.Generator().manual_seed(4)
     lengths = (5, 9, 12, 7)
     rows: list[Row] = []
