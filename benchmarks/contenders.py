@@ -81,6 +81,7 @@ ABLATIONS = {
         "raw length and power 1": replace(_HALF, power=1.0, norm_match=False),
     }.items()
 } | {f"kfac^1/2, only {side}": Method(grit=_HALF, sides=side) for side in "AB"}
+ABLATIONS["kfac^1/2, B's rate 16 times A's"] = Method("loraplus", grit=_HALF, rate_factor=0.1)
 """One change each to `kfac^1/2`."""
 
 
@@ -121,8 +122,9 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
         seed: rules the adapter.
     """
     batches = [batch for _, step in zip(range(BASIS_BATCHES), workload.steps(seed), strict=False) for batch in step]
+    base = workload.base()
     started = time.perf_counter()
-    network = _network(method.start, workload, batches, seed)
+    network = _network(base, method.start, batches, seed)
     if method.start in ("gradient", "whitened_gradient"):
         whitened = method.start == "whitened_gradient"
         set_gradient_basis(network, batches, lambda batch: summed_loss(network, batch), whitened=whitened, seed=seed)
@@ -146,9 +148,8 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
     return Contender(network, optimizer, manager, seconds)
 
 
-def _network(start: str, workload: Workload, batches: list[dict[str, Tensor]], seed: int) -> PeftModel:
+def _network(base: Any, start: str, batches: list[dict[str, Tensor]], seed: int) -> PeftModel:
     """The model with the adapter that PEFT makes; the data-driven starts see the same batches as GRIT's."""
-    base = workload.base()
     starts: dict[str, dict[str, Any]] = {
         "default": {},
         "gradient": {},

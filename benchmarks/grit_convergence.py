@@ -55,6 +55,7 @@ def main() -> None:
         for rate in arguments.rates
         for method in arguments.methods
     ]
+    print(f"{', '.join(arguments.methods)} at {arguments.rates}: {setup}")
     run(tuning, workload, setup, arguments.results, arguments.processes)
     best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]

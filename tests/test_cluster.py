@@ -114,9 +114,7 @@ def test_a_comparison_trains_on_the_workers(
         raise AssertionError("a training in the flow's own process")
 
     monkeypatch.setattr("tasks.training.train_in_child", not_here)
-    wanted = CompareSettings(
-        methods=("grit",), seeds=2, answers=1, learning_rates=(1e-2, 1e20), cluster=dask_cluster
-    )
+    wanted = CompareSettings(methods=("grit",), seeds=2, answers=1, learning_rates=(1e-2, 1e20), cluster=dask_cluster)
     report = compare(make_preset(), wanted, SHARED)
     data = json.loads((report.path / "report.json").read_text())
     assert [run["method"] for run in data["runs"]] == ["grit", "grit"]
