@@ -17,14 +17,16 @@ W is left as it is and B is zero afterwards, so that merging, and the adapter's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
 
 from grit.modules import LoraModule, lora_modules
+from grit.token_mask import argument_names, token_mask, without_padding
 
 HALVES = 3
 """Products with G: into the row space, out of it, and into it again."""
@@ -46,7 +48,8 @@ def set_gradient_basis(
         model: a PEFT model whose adapter has not been trained.
         batches: what the gradient is taken over; each is used three times.
         loss: the loss of a batch, summed over its tokens, as a scalar with a graph.
-        whitened: scale inputs and output gradients to unit variance.
+        whitened: scale inputs and output gradients to unit variance over the real tokens; padding is read from the
+            `attention_mask` of the model's own call.
         seed: rules the start of the iteration.
 
     Raises:
@@ -68,7 +71,7 @@ def set_gradient_basis(
             _orthonormalise(b)
             module.lora_a.weight.zero_()
     for half in range(HALVES):
-        with _watching(scales, whitened and half == 0):
+        with _watching(model, scales, whitened and half == 0):
             _differentiate(model, modules, batches, loss)
         for module, scale in zip(modules, scales, strict=True):
             if half < HALVES - 1:
@@ -87,37 +90,61 @@ class _Scales:
     """diag(S_x)^(-1/2) and diag(S_g)^(-1/2) of one layer, damped; ones until they are watched."""
 
     def __init__(self, module: LoraModule) -> None:
-        self.layer: Any = module.layer
+        self.module = module
         self.x: Tensor = torch.ones((), device=module.lora_a.weight.device)
         """[d_in] or a scalar."""
         self.g: Tensor = torch.ones((), device=module.lora_a.weight.device)
         """[d_out] or a scalar."""
-        self._sums: list[Tensor] = []
+        self.sums: list[Tensor] = []
+        """Of the squares of x and of g over the real tokens."""
 
-    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0].detach()
-        if output.requires_grad:
-            output.register_hook(lambda g: self._add(x, g))
+    def watch(self, token_mask: Callable[[], Tensor | None]) -> RemovableHandle:
+        """Sum the squares of x and g in every pass from now on."""
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            # Only the sum is kept until the backward pass, not x. It counts there: under gradient checkpointing a layer
+            # goes forward twice and backward once.
+            x = inputs[0].detach().flatten(0, -2).float()
+            x_squares = without_padding(x.square(), token_mask(), self.module.name).sum(0)
+            output.register_hook(lambda g: self._add(x_squares, g.flatten(0, -2).float().square().sum(0)))
+
+        layer: Any = self.module.layer
+        handle: RemovableHandle = layer.register_forward_hook(hook)
+        return handle
 
     def finish(self, damping: float = 0.01) -> None:
-        self.x, self.g = ((square / square.mean() + damping).rsqrt() for square in self._sums)
+        """Turn the sums into scales."""
+        self.x, self.g = ((square / square.mean() + damping).rsqrt() for square in self.sums)
 
-    def _add(self, x: Tensor, g: Tensor) -> None:
-        squares = [one.flatten(0, -2).float().square().sum(0) for one in (x, g)]
-        self._sums = [one + two for one, two in zip(self._sums, squares, strict=True)] if self._sums else squares
+    def _add(self, *squares: Tensor) -> None:
+        self.sums = [one + two for one, two in zip(self.sums, squares, strict=True)] if self.sums else list(squares)
 
 
 @contextmanager
-def _watching(scales: list[_Scales], wanted: bool) -> Any:
-    handles = [scale.layer.register_forward_hook(scale.hook) for scale in scales] if wanted else []
-    yield
-    for handle in handles:
-        handle.remove()
-    if wanted:
-        for scale in scales:
-            for one in scale._sums:
-                _add_up_over_processes(one)
-            scale.finish()
+def _watching(model: nn.Module, scales: list[_Scales], wanted: bool) -> Iterator[None]:
+    """Find the scales from what the model does within the context."""
+    if not wanted:
+        yield
+        return
+    names, mask = argument_names(model), None
+
+    def read_mask(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal mask
+        mask = token_mask(names, args, kwargs)
+
+    handles = [model.register_forward_pre_hook(read_mask, with_kwargs=True)]
+    handles += [scale.watch(lambda: mask) for scale in scales]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for scale in scales:
+        for one in scale.sums:
+            _add_up_over_processes(one)
+        scale.finish()
 
 
 def _differentiate(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from grit.modules import LoraModule
+from grit.token_mask import without_padding
 
 STATE = ("mean_h", "mean_u", "weight", "samples", "ranks")
 
@@ -154,14 +155,7 @@ class FactorGroup:
         """Add one backward pass: h and u [..., r], mask [batch, length]."""
         rank = h.shape[-1]
         h, u = h.reshape(-1, rank).float(), u.detach().reshape(-1, rank).float()
-        if mask is None:
-            self._tokens[index] += len(h)
-        else:
-            if mask.numel() != len(h):
-                raise ValueError(
-                    f"{self.modules[index].name}: attention mask of {mask.numel()} tokens, layer input of {len(h)}"
-                )
-            h = h * mask.reshape(-1, 1)  # u is zero at padding: no loss depends on it
-            self._tokens[index] += mask.sum()
+        h = without_padding(h, mask, self.modules[index].name)  # u is zero at padding: no loss depends on it
+        self._tokens[index] += len(h) if mask is None else mask.sum()
         self._sum_h[index].addmm_(h.T, h)
         self._sum_u[index].addmm_(u.T, u)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig, at
@@ -20,6 +18,7 @@ from grit.preconditioner import Preconditioner
 from grit.preconditioning import Comparison
 from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps
 from grit.reprojection import reproject
+from grit.token_mask import argument_names, token_mask
 
 
 class GRITManager:
@@ -72,8 +71,7 @@ class GRITManager:
         self._attached: AttachedOptimizer | None = None
         self._witness = self.modules[0].lora_b.weight
         self._witness_version, self._missed_steps = self._witness._version, 0
-        called = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._argument_names = list(inspect.signature(called.forward).parameters)
+        self._argument_names = argument_names(model)
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
@@ -248,8 +246,7 @@ class GRITManager:
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""
-        mask = (dict(zip(self._argument_names, args, strict=False)) | kwargs).get("attention_mask")
-        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._mask = token_mask(self._argument_names, args, kwargs)
         if self._paused or not torch.is_grad_enabled():
             return
         for preconditioner in self.preconditioners:

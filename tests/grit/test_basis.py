@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,48 @@ def test_whitening_scales_inputs_and_output_gradients(make_model: MakeModel) -> 
         white = g[:, None] * gradients[module.path] * x
         best = float(torch.linalg.svdvals(white)[:4].square().sum())
         assert captured_share(module.lora_a.weight.detach() / x, white) / best > 0.999
+
+
+def test_padding_does_not_enter_the_whitened_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    spans = []
+    for pads in (0, 60):
+        model = fresh(make_model)
+        fill = {"input_ids": 7, "attention_mask": 0, "labels": -100}
+        padded = {name: torch.nn.functional.pad(value, (0, pads), value=fill[name]) for name, value in batch.items()}
+        set_gradient_basis(model, [padded], lambda one, model=model: summed_loss(model, one), whitened=True)
+        rows = (module.lora_a.weight.detach() for module in lora_modules(model))
+        spans.append([torch.linalg.qr(a.T).Q for a in rows])
+    for one, other in zip(*spans, strict=True):
+        torch.testing.assert_close(one @ one.T, other @ other.T, rtol=0, atol=1e-4)
+
+
+def test_no_layers_input_is_held_until_the_backward_pass(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """Beyond what autograd keeps for itself, and the same under gradient checkpointing."""
+    found = []
+    for checkpointed in (False, True):
+        model = fresh(make_model, target_modules=["q_proj"])
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        held: list[int] = []
+        inputs: list[weakref.ref[Tensor]] = []
+
+        def loss(one: dict[str, Tensor], model: PeftModel = model, inputs: list = inputs, held: list = held) -> Tensor:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+                result = summed_loss(model, one)
+            held.append(sum(reference() is not None for reference in inputs))
+            inputs.clear()
+            return result
+
+        for module in lora_modules(model):
+            module.layer.register_forward_pre_hook(
+                lambda _layer, args, inputs=inputs: inputs.append(weakref.ref(args[0].untyped_storage()))
+            )
+        set_gradient_basis(model, [batch], loss, whitened=True)
+        assert held == [0, 0, 0]
+        found.append([module.lora_a.weight.detach() for module in lora_modules(model)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_a_quantised_base_serves_as_well(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
