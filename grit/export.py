@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from grit.modules import LoraModule, lora_modules
@@ -16,7 +17,8 @@ from grit.modules import LoraModule, lora_modules
 def save_adapter(model: PeftModel, directory: Path) -> dict[str, int]:
     """Save the active adapter as safetensors, without the directions of rank space that a reprojection has cut.
 
-    Each module's rank goes into PEFT's `rank_pattern`, and into `alpha_pattern` what keeps its scale s.
+    Each module's rank goes into PEFT's `rank_pattern`, and into `alpha_pattern` what keeps its scale s. Both then name
+    each module by its whole path: PEFT takes the first pattern that matches, in the order of the file's sorted keys.
 
     Args:
         model: the trained model.
@@ -33,26 +35,31 @@ def save_adapter(model: PeftModel, directory: Path) -> dict[str, int]:
     if not smaller:
         model.save_pretrained(str(directory), safe_serialization=True, selected_adapters=[adapter])
         return {path: int(live.sum()) for path, live in kept.items()}
-    prefix = "base_model.model."
-    shrunk = deepcopy(config)
-    shrunk.rank_pattern = dict(config.rank_pattern or {})
-    shrunk.alpha_pattern = dict(config.alpha_pattern or {})
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    ranks = {path: layer.r[adapter] for path, layer in layers.items() if adapter in layer.r}
+    alphas = {path: layers[path].lora_alpha[adapter] for path in ranks}
     state = dict(model.state_dict())
     for path, module in smaller.items():
         live = kept[path]
-        rank = int(live.sum())
-        name = path.removeprefix(prefix)
-        alpha = module.scaling * (rank**0.5 if config.use_rslora else rank)
-        shrunk.rank_pattern[name] = rank
-        shrunk.alpha_pattern[name] = int(alpha) if alpha == int(alpha) else alpha
+        ranks[path] = int(live.sum())
+        alpha = module.scaling * (ranks[path] ** 0.5 if config.use_rslora else ranks[path])
+        alphas[path] = int(alpha) if alpha == int(alpha) else alpha
         for side, matrix in (("lora_A", module.lora_a.weight[live]), ("lora_B", module.lora_b.weight[:, live])):
             state[f"{path}.{side}.{adapter}.weight"] = matrix.detach().contiguous()
+    shrunk = deepcopy(config)
+    shrunk.rank_pattern, shrunk.alpha_pattern = _patterns(ranks, config.r), _patterns(alphas, config.lora_alpha)
     model.peft_config[adapter] = shrunk
     try:
         model.save_pretrained(str(directory), safe_serialization=True, state_dict=state, selected_adapters=[adapter])
     finally:
         model.peft_config[adapter] = config
     return {path: int(live.sum()) for path, live in kept.items()}
+
+
+def _patterns(values: dict[str, float], default: float) -> dict[str, float]:
+    """What is not the default, by a pattern that matches one path only."""
+    prefix = "base_model.model."
+    return {f"^{path.removeprefix(prefix)}": value for path, value in values.items() if value != default}
 
 
 def _live(module: LoraModule) -> Tensor:

@@ -142,6 +142,32 @@ def test_the_exported_adapter_is_smaller_and_answers_the_same(
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_patterns_of_the_user_do_not_hide_the_ranks_that_are_left(
+    make_model: MakeModel, batch: dict[str, Tensor], tmp_path: Path, use_rslora: bool
+) -> None:
+    """k_proj is cut from 3 to 2 in the first layer only; PEFT finds `k_proj` before `model.layers...`."""
+    patterns: dict[str, Any] = {
+        "rank_pattern": {"k_proj": 3, "layers.1.self_attn.v_proj": 2}, "alpha_pattern": {"k_proj": 5, "v_proj": 7},
+    }  # fmt: skip
+    model = make_model(target_modules=["q_proj", "k_proj", "v_proj"], lora_alpha=8, use_rslora=use_rslora, **patterns)
+    for module in lora_modules(model):
+        cut = {"layers.0.self_attn.k_proj": 2, "layers.0.self_attn.v_proj": 1}
+        for end, rank in cut.items():
+            if module.path.endswith(end):
+                module.lora_a.weight.data[rank:] = 0
+                module.lora_b.weight.data[:, rank:] = 0
+    ranks = save_adapter(model, tmp_path)
+    short = {path.removeprefix("base_model.model.model.layers."): rank for path, rank in ranks.items()}
+    assert short == {
+        "0.self_attn.q_proj": 4, "0.self_attn.k_proj": 2, "0.self_attn.v_proj": 1,
+        "1.self_attn.q_proj": 4, "1.self_attn.k_proj": 3, "1.self_attn.v_proj": 2,
+    }  # fmt: skip
+    loaded = PeftModel.from_pretrained(make_model().unload(), str(tmp_path))
+    assert {path: layer.r["default"] for path, layer in loaded.named_modules() if hasattr(layer, "lora_A")} == ranks
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=1e-5, atol=1e-6)
+
+
 def test_an_adapter_of_full_rank_is_saved_as_peft_saves_it(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     save_adapter(model, tmp_path / "ours")
