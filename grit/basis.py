@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
+from grit.calls import reader, token_mask, without_padding
 from grit.modules import LoraModule, lora_modules
-from grit.token_mask import argument_names, token_mask, without_padding
 
 HALVES = 3
 """Products with G: into the row space, out of it, and into it again."""
@@ -128,11 +128,11 @@ def _watching(model: nn.Module, scales: list[_Scales], wanted: bool) -> Iterator
     if not wanted:
         yield
         return
-    names, mask = argument_names(model), None
+    read, mask = reader(model), None
 
     def read_mask(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal mask
-        mask = token_mask(names, args, kwargs)
+        mask = token_mask(read(args, kwargs))
 
     handles = [model.register_forward_pre_hook(read_mask, with_kwargs=True)]
     handles += [scale.watch(lambda: mask) for scale in scales]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grit.basis import set_gradient_basis
+from grit.calls import base_of
 from grit.manager import GRITManager
 
 STATE_FILE = "grit_state.safetensors"
@@ -94,10 +96,16 @@ class GritCallback(GritState):
         """As in `GritState`.
 
         Raises:
-            ValueError: float16, whose loss scale a callback does not see; or more than one process.
+            ValueError: float16, whose loss scale a callback does not see; more than one process or GPU; or accumulated
+                batches of a model that divides the loss of each by the labels in it.
         """
-        if args.fp16 or args.world_size > 1:
+        if args.fp16 or args.world_size > 1 or args.n_gpu > 1:
             raise ValueError("GritCallback does not see float16's loss scale nor other processes: use GritTrainer")
+        if args.gradient_accumulation_steps > 1 and not _accepts_loss_kwargs(kwargs["model"]):
+            raise ValueError(
+                "the model takes no num_items_in_batch, so that the tokens of short batches would weigh more than "
+                "others: with GRIT set gradient_accumulation_steps to 1"
+            )
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_pre_optimizer_step(
@@ -108,10 +116,22 @@ class GritCallback(GritState):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Precondition the accumulated gradient."""
+        """Precondition the accumulated gradient.
+
+        Raises:
+            ValueError: the calls of the model do not say what the loss is divided by.
+        """
+        self.manager.take_loss_denominator()
         self.manager.step()
         if model is not None and args.max_grad_norm and not self.manager.config.norm_match:
             torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+
+
+def _accepts_loss_kwargs(model: nn.Module) -> bool:
+    """Whether Transformers' trainer tells the model what to divide the loss by; as the trainer finds out itself."""
+    base = base_of(model)
+    taken = inspect.signature(base.forward).parameters.values()
+    return bool(getattr(base, "accepts_loss_kwargs", any(one.kind is one.VAR_KEYWORD for one in taken)))
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

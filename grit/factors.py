@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from grit.calls import without_padding
 from grit.modules import LoraModule
-from grit.token_mask import without_padding
 
 STATE = ("mean_h", "mean_u", "weight", "samples", "ranks")
 

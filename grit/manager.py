@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grit.calls import LossDenominator, reader, token_mask
 from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig, at
 from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
@@ -18,7 +19,6 @@ from grit.preconditioner import Preconditioner
 from grit.preconditioning import Comparison
 from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps
 from grit.reprojection import reproject
-from grit.token_mask import argument_names, token_mask
 
 
 class GRITManager:
@@ -71,7 +71,7 @@ class GRITManager:
         self._attached: AttachedOptimizer | None = None
         self._witness = self.modules[0].lora_b.weight
         self._witness_version, self._missed_steps = self._witness._version, 0
-        self._argument_names = argument_names(model)
+        self._read_call, self._of_calls = reader(model), LossDenominator(model)
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
@@ -115,9 +115,27 @@ class GRITManager:
         """
         self.update_and_invert_factors()
         self.precondition_gradients()
+        self._of_calls.clear()
         self.steps += 1
         self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
         self._missed_steps, self._witness_version = -1, self._witness._version
+
+    def take_loss_denominator(self) -> None:
+        """Set `loss_denominator` to what the model's own calls since the last time say.
+
+        That is `num_items_in_batch`, as Transformers' trainer passes it, or else the number of labels that are
+        predicted, which TRL's trainer divides by.
+
+        Raises:
+            ValueError: a call had neither.
+        """
+        found = self._of_calls.take()
+        if found is None:
+            raise ValueError(
+                "GRIT cannot tell what the loss is divided by: the model was called with neither num_items_in_batch "
+                "nor labels. Use GritTrainer, or set GRITManager.loss_denominator in each step of a loop of your own"
+            )
+        self.loss_denominator = found
 
     def update_and_invert_factors(self) -> None:
         """Take over what was captured and, when due, compute what gradients are multiplied by.
@@ -246,13 +264,15 @@ class GRITManager:
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""
-        self._mask = token_mask(self._argument_names, args, kwargs)
+        call = self._read_call(args, kwargs)
+        self._mask = token_mask(call)
         if self._paused or not torch.is_grad_enabled():
             return
         for preconditioner in self.preconditioners:
             preconditioner.follow_modules()
-        if kwargs.get("num_items_in_batch") is not None:
-            self.loss_denominator = kwargs["num_items_in_batch"]
+        self._of_calls.add(call)
+        if call.get("num_items_in_batch") is not None:
+            self.loss_denominator = call["num_items_in_batch"]
         if self._witness._version != self._witness_version:
             self._witness_version = self._witness._version
             self._missed_steps += 1
