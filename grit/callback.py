@@ -48,7 +48,7 @@ class GritState(TrainerCallback):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: the checkpoint was made without GRIT; start again or resume without")
             self.manager.load_state_dict(load_file(file))
-        elif self.manager.config.basis != "initial":
+        elif self.manager.config.first_basis != "initial":
             started = time.perf_counter()
             cuda = [args.device] if args.device.type == "cuda" else []
             # No random number that the training will draw is used up: the rows come in the same order with and without.
@@ -73,7 +73,7 @@ class GritState(TrainerCallback):
     def set_basis(self, model: Any, batches: list[Any], loss: Callable[[Any], Tensor], seed: int) -> None:
         """Set the basis that the manager's settings ask for."""
         model.train()
-        whitened = self.manager.config.basis == "whitened_gradient"
+        whitened = self.manager.config.first_basis == "whitened_gradient"
         set_gradient_basis(model, batches, loss, whitened=whitened, seed=seed)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

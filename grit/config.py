@@ -25,7 +25,7 @@ class GRITConfig:
     """
 
     variant: Variant = "kfac"
-    """`adamw`: measures, and changes no gradient. `kfac`: rank-space K-FAC before the optimizer. `eigen_adam`: Adam in
+    """`adamw`: measures, and changes nothing. `kfac`: rank-space K-FAC before the optimizer. `eigen_adam`: Adam in
     the eigenbasis of the factors (SOAP, arXiv 2409.11321). `graft`: K-FAC on Adam's momentum, with the length of Adam's
     step. `riemannian`: (B^T B)^-1 and (A A^T)^-1 in place of the factors (arXiv 2402.02347). `published`: the factors
     swapped as in arXiv 2601.00231, kept for comparison."""
@@ -45,9 +45,10 @@ class GRITConfig:
     """Decay of the moving average of the factors, in [0, 1)."""
     ng_warmup_steps: Throttle = 0
     """Optimizer steps before the preconditioner is switched on."""
-    basis: Basis = "gradient"
+    basis: Basis | None = None
     """Where A starts. `initial`: as PEFT made it. `gradient`: the top right singular vectors of the mean gradient of W
-    over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance."""
+    over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance. None:
+    `initial` with the variant `adamw`, else `gradient`."""
     basis_steps: int = 2
     """Optimizer steps' worth of rows that the basis is computed from; each row is used three times."""
     reprojection_freq: int = 0
@@ -67,7 +68,7 @@ class GRITConfig:
             "kfac_min_samples": self.kfac_min_samples >= 1,
             "kfac_ema": 0 <= self.kfac_ema < 1,
             "ng_warmup_steps": callable(self.ng_warmup_steps) or self.ng_warmup_steps >= 0,
-            "basis": self.basis in get_args(Basis),
+            "basis": self.basis is None or self.basis in get_args(Basis),
             "basis_steps": self.basis_steps >= 1,
             "reprojection_freq": self.reprojection_freq >= 0,
             "rank_adaptation_threshold": 0 < self.rank_adaptation_threshold <= 1,
@@ -80,6 +81,11 @@ class GRITConfig:
             raise ValueError("GRITConfig.rank_adaptation_threshold: needs reprojection_freq, 0 means never")
         if self.reprojection_freq and self.variant == "eigen_adam":
             raise ValueError("GRITConfig.reprojection_freq: eigen_adam has a basis of its own; choose one of the two")
+
+    @property
+    def first_basis(self) -> Basis:
+        """Where A starts, with `basis` resolved."""
+        return self.basis or ("initial" if self.variant == "adamw" else "gradient")
 
 
 def at(value: Throttle, step: int) -> int:

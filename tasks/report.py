@@ -132,7 +132,7 @@ def method_name(settings: FinetuneSettings) -> str:
     """The method with what tells it from others, for the head of the report."""
     if settings.method == "baseline":
         return "baseline (AdamW)"
-    return f"GRIT (variant {settings.grit.variant}, basis {settings.grit.basis})"
+    return f"GRIT (variant {settings.grit.variant}, basis {settings.grit.first_basis})"
 
 
 def merge_line(merge: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ class GritSettings(Section):
     """GRIT; the fields of `grit.GRITConfig`, where they are explained."""
 
     variant: Variant = "kfac"
-    """What is preconditioned, and how; `adamw` measures and leaves every gradient as it is."""
+    """What is preconditioned, and how; `adamw` measures and changes nothing."""
     power: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Exponent of the inverse factors: 1 is K-FAC, 0.5 its square root."""
     norm_match: bool = True
@@ -187,8 +187,9 @@ class GritSettings(Section):
     """Decay of the moving average of the factors."""
     ng_warmup_steps: Count = 0
     """Optimizer steps before the preconditioner is switched on."""
-    basis: Basis = "gradient"
-    """Where A starts: `initial` as PEFT made it, or from the gradient of the first rows."""
+    basis: Basis | None = None
+    """Where A starts: `initial` as PEFT made it, or from the gradient of the first rows, which is the default of every
+    variant but `adamw`."""
     basis_steps: PositiveInt = 2
     """Optimizer steps' worth of rows that the basis is computed from."""
     reprojection_freq: Count = 0
@@ -202,6 +203,11 @@ class GritSettings(Section):
     def _as_grit_wants_them(self) -> GritSettings:
         GRITConfig(**self.model_dump())
         return self
+
+    @property
+    def first_basis(self) -> Basis:
+        """Where A starts, with `basis` resolved."""
+        return GRITConfig(**self.model_dump()).first_basis
 
 
 class ScoringSettings(Section):

@@ -46,7 +46,7 @@ DEPARTURES = {
     "grit.power": 0.5,
     "grit.norm_match": True,
     "grit.kfac_damping": 0.03,
-    "grit.basis": "gradient",
+    "grit.first_basis": "gradient",
 }
 """Where the reference set-up is not the study's; README.md says why."""
 

@@ -135,7 +135,7 @@ def test_the_measuring_variant_changes_no_bit_of_the_training(
         processing_class=smollm2_tokenizer,
     )  # fmt: skip
     trainer.train()
-    config = GRITConfig(variant="adamw", basis="initial", **QUICK)
+    config = GRITConfig(variant="adamw", **QUICK)
     measured = trained("GritTrainer", smollm2_tokenizer, rows, tmp_path, config)
     for name, weight in weights(model).items():
         assert torch.equal(measured[name], weight)

@@ -205,6 +205,12 @@ def test_impossible_settings_name_the_field(name: str) -> None:
         GRITConfig(**{name: 0})
 
 
+def test_the_first_basis_is_left_alone_by_the_measuring_variant_unless_it_is_asked_for() -> None:
+    assert GRITConfig().first_basis == "gradient"
+    assert GRITConfig(variant="adamw").first_basis == "initial"
+    assert GRITConfig(variant="adamw", basis="whitened_gradient").first_basis == "whitened_gradient"
+
+
 def test_reading_the_configuration_loads_no_heavy_library() -> None:
     code = "import sys, grit.config; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'peft')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
