@@ -17,16 +17,17 @@ from grit.modules import LoraModule, lora_modules
 from grit.optimizer import AttachedOptimizer
 from grit.preconditioner import Preconditioner
 from grit.preconditioning import Comparison
-from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps
+from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps, check_updates
 from grit.reprojection import reproject
 
 
 class GRITManager:
     """GRIT for the LoRA modules of a PEFT model.
 
-    Call `step()` once per optimizer step, on the full accumulated gradient, before clipping. `GritTrainer` does so, and
-    `GritCallback` in any other trainer; in a bare loop `optimizer.register_step_pre_hook(lambda *_: manager.step())` is
-    a clean place. The variants `eigen_adam` and `graft`, and reprojection, also need `attach(optimizer)`.
+    Call `step()`, or the two calls that it consists of, once per optimizer step, on the full accumulated gradient,
+    before clipping. `GritTrainer` does so, and `GritCallback` in any other trainer; in a bare loop
+    `optimizer.register_step_pre_hook(lambda *_: manager.step())` is a clean place. The variants `eigen_adam` and
+    `graft`, and reprojection, also need `attach(optimizer)`.
 
     The factors are per real token: padding is read from the `attention_mask` of the model's own call. Gradients of
     anything but LoRA's A and B (such as `modules_to_save`) are left alone, as are modules without a gradient. With
@@ -67,7 +68,7 @@ class GRITManager:
         """One for each rank (and device)."""
         self._mask: Tensor | None = None
         self._capturing, self._on, self._paused = True, False, False
-        self._captured_before = 0.0
+        self._captured_before, self._last_update = 0.0, 0
         self._attached: AttachedOptimizer | None = None
         self._witness = self.modules[0].lora_b.weight
         self._witness_version, self._missed_steps = self._witness._version, 0
@@ -115,10 +116,6 @@ class GRITManager:
         """
         self.update_and_invert_factors()
         self.precondition_gradients()
-        self._of_calls.clear()
-        self.steps += 1
-        self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
-        self._missed_steps, self._witness_version = -1, self._witness._version
 
     def take_loss_denominator(self) -> None:
         """Set `loss_denominator` to what the model's own calls since the last time say.
@@ -138,7 +135,7 @@ class GRITManager:
         self.loss_denominator = found
 
     def update_and_invert_factors(self) -> None:
-        """Take over what was captured and, when due, compute what gradients are multiplied by.
+        """Take over what was captured and, when due, compute what gradients are multiplied by: a step's first half.
 
         Raises:
             GritInactiveError: the hooks saw no token, or after two update periods nothing would be preconditioned; or
@@ -149,6 +146,7 @@ class GRITManager:
                 f"variant {self.config.variant!r} and reprojection act on the optimizer: call "
                 "GRITManager.attach(optimizer) before the first step"
             )
+        self._last_update = self.steps
         if self._capturing:
             for group in self._groups:
                 group.update(self.loss_scale / self.loss_denominator)
@@ -164,15 +162,23 @@ class GRITManager:
                 preconditioner.use(on, self._attached)
 
     def precondition_gradients(self) -> None:
-        """Precondition the gradients of all modules in place and set `last_diagnostics`.
+        """Precondition the gradients of all modules in place, set `last_diagnostics`, and count the step as done.
 
-        Those are: `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their
+        The diagnostics: `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their
         `norm_ratio` and the `cosine` between the two, `ready` (share of modules with factors in use), `condition_h` and
         `condition_u` (largest condition number of the damped factors applied to B and to A), `tokens` (real tokens seen
         by the first module), `rank` (mean over the modules). With `graft` they compare what it would be before Adam.
+
+        Raises:
+            GritInactiveError: for two update periods `update_and_invert_factors` was not called.
         """
+        check_updates(self.steps - self._last_update, 2 * at(self.config.kfac_update_freq, self.steps))
         write = self._on and self.config.variant in BEFORE_OPTIMIZER
         self._diagnose([result for one in self.preconditioners for result in one.precondition(write)])
+        self._of_calls.clear()
+        self.steps += 1
+        self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
+        self._missed_steps, self._witness_version = -1, self._witness._version
 
     def state_dict(self) -> dict[str, Tensor]:
         """Factors, what is computed from them, counters and the step: tensors by name, as safetensors wants them."""
@@ -188,6 +194,7 @@ class GRITManager:
             state: what `state_dict` gave.
         """
         self.steps, self._on = int(state["steps"]), bool(state["on"])
+        self._last_update = self.steps
         self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
         for index, preconditioner in enumerate(self.preconditioners):
             prefix = f"{index}."

@@ -69,3 +69,20 @@ def check_steps(missed: int, allowed: int) -> None:
             f"the optimizer has stepped {missed} times without GRITManager.step(): train with GritTrainer, give the "
             "trainer a GritCallback, or call it from optimizer.register_step_pre_hook"
         )
+
+
+def check_updates(missed: int, allowed: int) -> None:
+    """Check that the factors are updated, and not only used.
+
+    Args:
+        missed: steps of preconditioning since the last update.
+        allowed: how many are tolerated.
+
+    Raises:
+        GritInactiveError: too many.
+    """
+    if missed >= allowed:
+        raise GritInactiveError(
+            f"{missed} steps without GRITManager.update_and_invert_factors(): call it before precondition_gradients(), "
+            "or call step(), which is both"
+        )

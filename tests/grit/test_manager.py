@@ -110,6 +110,30 @@ def test_throttles(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     assert roots[0] is roots[2] and roots[3] is roots[5] and roots[2] is not roots[3]
 
 
+def test_the_two_calls_of_a_step_are_the_step(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    config = GRITConfig(kfac_min_samples=1, cov_update_freq=2, kfac_update_freq=3, ng_warmup_steps=2)
+    results = []
+    for together in (True, False):
+        model = make_model()
+        manager = GRITManager(model, config)
+        manager.loss_denominator = 10
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(6):
+            backward(model, batch, 10)
+            if together:
+                manager.step()
+            else:
+                manager.update_and_invert_factors()
+                manager.precondition_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert manager.steps == 6
+        weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        results.append(manager.state_dict() | weights)
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value)
+
+
 def test_throttles_may_be_functions_of_the_step(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """Factorised at each of the first three steps, then never; switched on at the second."""
     config = GRITConfig(

@@ -59,6 +59,16 @@ def test_a_manager_that_is_never_called_is_an_error(make_model: MakeModel, batch
         train(model, batch, None, 9)
 
 
+def test_factors_that_are_never_updated_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, GRITConfig(kfac_update_freq=2))
+    for _ in range(4):
+        backward(model, batch, 1)
+        manager.precondition_gradients()
+    with pytest.raises(GritInactiveError, match=r"4 steps without GRITManager.update_and_invert_factors"):
+        manager.precondition_gradients()
+
+
 @pytest.mark.parametrize(
     ("rank", "config", "said"),
     [
