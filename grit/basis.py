@@ -42,7 +42,8 @@ def set_gradient_basis(
 ) -> None:
     """Turn the rows of each A into the top right singular vectors of the mean gradient of its W, in descending order.
 
-    Each row gets the root mean square norm of A's rows before; B stays zero.
+    Each row gets the root mean square norm of A's rows before; B stays zero. Modules that no gradient reaches are left
+    as they are, and so is everything where it fails.
 
     Args:
         model: a PEFT model whose adapter has not been trained.
@@ -53,15 +54,37 @@ def set_gradient_basis(
         seed: rules the start of the iteration.
 
     Raises:
-        ValueError: no batches, an adapter that has been trained, or one without gradients.
+        ValueError: no batches, an adapter whose B is not zero, or one that no gradient reaches.
     """
     modules = lora_modules(model)
     if not batches:
         raise ValueError("a basis from the gradient needs at least one batch")
     if any(bool(module.lora_b.weight.any()) for module in modules):
         raise ValueError("the basis can be set only before training, while every B is zero")
-    norms = [module.lora_a.weight.detach().norm() / math.sqrt(len(module.lora_a.weight)) for module in modules]
-    starts = [module.lora_a.weight.detach().float().clone() for module in modules]
+    starts = [module.lora_a.weight.detach().clone() for module in modules]
+    found: dict[int, Tensor] = {}
+    try:
+        found = _iterate(model, modules, starts, batches, loss, whitened, seed)
+    finally:
+        with torch.no_grad():
+            for index, (module, start) in enumerate(zip(modules, starts, strict=True)):
+                module.lora_a.weight.copy_(found.get(index, start))
+                module.lora_b.weight.zero_()
+        model.zero_grad(set_to_none=True)
+    if not found:
+        raise ValueError("no gradient reached any LoRA module: the loss does not depend on them, or is constant")
+
+
+def _iterate(
+    model: nn.Module,
+    modules: list[LoraModule],
+    starts: list[Tensor],
+    batches: Sequence[Any],
+    loss: Callable[[Any], Tensor],
+    whitened: bool,
+    seed: int,
+) -> dict[int, Tensor]:
+    """The new A by index of the module, for those that a gradient reaches; leaves anything in A and B."""
     scales = [_Scales(module) for module in modules]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -70,20 +93,24 @@ def set_gradient_basis(
             b.copy_(torch.randn(b.shape, generator=generator).to(b))
             _orthonormalise(b)
             module.lora_a.weight.zero_()
+    reached = set(range(len(modules)))
     for half in range(HALVES):
+        into_rows = half % 2 == 0
         with _watching(model, scales, whitened and half == 0):
-            _differentiate(model, modules, batches, loss)
-        for module, scale in zip(modules, scales, strict=True):
-            if half < HALVES - 1:
-                _turn(module, scale, into_rows=half % 2 == 0)
-    with torch.no_grad():
-        for module, scale, norm, start in zip(modules, scales, norms, starts, strict=True):
-            gradient = _gradient(module.lora_a.weight)
-            vectors = torch.linalg.svd(gradient * scale.x, full_matrices=False).Vh * scale.x  # [k, d_in]
-            vectors = torch.linalg.qr(torch.cat([vectors, start])[: len(start)].mT).Q.mT
-            module.lora_a.weight.copy_(norm * vectors)
-            module.lora_b.weight.zero_()
-    model.zero_grad(set_to_none=True)
+            reached &= _differentiate(model, modules, batches, loss, left=into_rows)
+        if half < HALVES - 1:
+            for index in reached:
+                _turn(modules[index], scales[index], into_rows=into_rows)
+    return {index: _new_rows(modules[index], scales[index], starts[index].float()) for index in reached}
+
+
+@torch.no_grad()
+def _new_rows(module: LoraModule, scale: _Scales, start: Tensor) -> Tensor:
+    """Right singular vectors of dA in the coordinates of x, filled up from `start`, as [r, d_in], float32."""
+    gradient = _gradient(module.lora_a.weight)
+    vectors = torch.linalg.svd(gradient * scale.x, full_matrices=False).Vh * scale.x  # [k, d_in]
+    norm = start.norm() / math.sqrt(len(start))
+    return norm * torch.linalg.qr(torch.cat([vectors, start])[: len(start)].mT).Q.mT
 
 
 class _Scales:
@@ -95,8 +122,9 @@ class _Scales:
         """[d_in] or a scalar."""
         self.g: Tensor = torch.ones((), device=module.lora_a.weight.device)
         """[d_out] or a scalar."""
-        self.sums: list[Tensor] = []
-        """Of the squares of x and of g over the real tokens."""
+        widths = module.lora_a.in_features, module.lora_b.out_features
+        self.sums = [torch.zeros(width, device=module.lora_a.weight.device) for width in widths]
+        """Of the squares of x and of g over the real tokens, [d_in] and [d_out]."""
 
     def watch(self, token_mask: Callable[[], Tensor | None]) -> RemovableHandle:
         """Sum the squares of x and g in every pass from now on."""
@@ -119,7 +147,8 @@ class _Scales:
         self.x, self.g = ((square / square.mean() + damping).rsqrt() for square in self.sums)
 
     def _add(self, *squares: Tensor) -> None:
-        self.sums = [one + two for one, two in zip(self.sums, squares, strict=True)] if self.sums else list(squares)
+        for total, one in zip(self.sums, squares, strict=True):
+            total += one
 
 
 @contextmanager
@@ -148,18 +177,23 @@ def _watching(model: nn.Module, scales: list[_Scales], wanted: bool) -> Iterator
 
 
 def _differentiate(
-    model: nn.Module, modules: list[LoraModule], batches: Sequence[Any], loss: Callable[[Any], Tensor]
-) -> None:
-    """Leave the gradient of the summed loss in A and B."""
+    model: nn.Module, modules: list[LoraModule], batches: Sequence[Any], loss: Callable[[Any], Tensor], *, left: bool
+) -> set[int]:
+    """Leave the gradient of the summed loss in each A (`left`) or B; returns the modules that one reached, by index."""
     model.zero_grad(set_to_none=True)
     for batch in batches:
         loss(batch).backward()
-    for module in modules:
-        for left in (True, False):
-            gradient = module.weight(left=left).grad
-            if gradient is None:
-                raise ValueError(f"{module.name}: no gradient reached the adapter")
-            _add_up_over_processes(gradient)
+    weights = [module.weight(left=left) for module in modules]
+    reached = torch.tensor([weight.grad is not None and bool(weight.grad.any()) for weight in weights])
+    reached = reached.to(weights[0].device, torch.int32)
+    _add_up_over_processes(reached)  # a process in which a module got none takes part in the sum all the same
+    indices = set(reached.nonzero().flatten().tolist())
+    for index in sorted(indices):
+        weight = weights[index]
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        _add_up_over_processes(weight.grad)
+    return indices
 
 
 @torch.no_grad()

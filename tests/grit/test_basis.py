@@ -191,6 +191,47 @@ def test_a_quantised_base_serves_as_well(make_model: MakeModel, batch: dict[str,
     assert min(shares) > 0.6, "of a gradient at slightly other weights"
 
 
+@pytest.mark.parametrize("whitened", [False, True])
+def test_modules_without_a_gradient_are_left_as_they_are(
+    make_model: MakeModel, batch: dict[str, Tensor], whitened: bool
+) -> None:
+    """The first layer's modules run outside of the graph; its v_proj does not run at all."""
+    model, before = fresh(make_model), lora_modules(fresh(make_model))
+    layer = model.get_base_model().model.layers[0]
+    layer.mlp.down_proj.register_forward_hook(lambda _m, _x, output: output.detach())
+    layer.self_attn.v_proj.forward = lambda x: x[..., :16].detach()
+    layer.self_attn.q_proj.register_forward_hook(lambda _m, _x, output: output.detach())
+    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one), whitened=whitened)
+    for module, old in zip(lora_modules(model), before, strict=True):
+        left_alone = torch.equal(module.lora_a.weight, old.lora_a.weight)
+        assert left_alone == (".layers.0." in module.path)
+        assert not module.lora_b.weight.any()
+    with pytest.raises(ValueError, match="no gradient reached any LoRA module"):
+        set_gradient_basis(model, [batch], lambda one: 0 * summed_loss(model, one), whitened=whitened)
+
+
+def test_a_failure_leaves_no_trace(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    for failing in (1, 2, 3):
+        model, before = fresh(make_model), fresh(make_model)
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+        passes = 0
+
+        def loss(one: dict[str, Tensor], model: PeftModel = model, failing: int = failing) -> Tensor:
+            nonlocal passes
+            passes += 1
+            result = summed_loss(model, one)
+            if passes == failing:
+                raise RuntimeError("out of memory")
+            return result
+
+        with pytest.raises(RuntimeError, match="out of memory"):
+            set_gradient_basis(model, [batch], loss, whitened=True)
+        assert passes == failing
+        assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+        for one, other in zip(model.parameters(), before.parameters(), strict=True):
+            assert torch.equal(one, other) and one.grad is None
+
+
 def test_a_rank_above_a_width_is_filled_up(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = fresh(make_model, r=20, target_modules=["v_proj"])  # 16 x 32
     set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
