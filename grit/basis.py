@@ -54,13 +54,19 @@ def set_gradient_basis(
         seed: rules the start of the iteration.
 
     Raises:
-        ValueError: no batches, an adapter whose B is not zero, or one that no gradient reaches.
+        ValueError: no batches, an adapter whose B is not zero or that EVA initialised, or one that no gradient reaches.
     """
     modules = lora_modules(model)
     if not batches:
         raise ValueError("a basis from the gradient needs at least one batch")
     if any(bool(module.lora_b.weight.any()) for module in modules):
-        raise ValueError("the basis can be set only before training, while every B is zero")
+        raise ValueError(
+            "the basis can be set only before training, while every B is zero. To train on from an adapter, or from a "
+            'start of PEFT\'s own (pissa, lora_ga, corda and others), use GRITConfig(basis="initial")'
+        )
+    configs: Any = getattr(model, "peft_config", {})
+    if any(getattr(configs.get(module.adapter), "init_lora_weights", None) == "eva" for module in modules):
+        raise ValueError('the basis would replace what EVA found: use GRITConfig(basis="initial")')
     starts = [module.lora_a.weight.detach().clone() for module in modules]
     found: dict[int, Tensor] = {}
     try:

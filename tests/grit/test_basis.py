@@ -245,6 +245,34 @@ def test_a_trained_adapter_is_refused(make_model: MakeModel, batch: dict[str, Te
         set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
     with pytest.raises(ValueError, match="at least one batch"):
         set_gradient_basis(fresh(make_model), [], lambda one: summed_loss(model, one))
+    model = fresh(make_model)
+    model.peft_config["default"].init_lora_weights = "eva"  # PEFT's start that leaves B zero
+    with pytest.raises(ValueError, match="would replace what EVA found"):
+        set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+
+
+def test_an_adapter_that_has_been_trained_goes_on_with_the_initial_basis(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+) -> None:
+    settings = arguments(tmp_path, per_device_train_batch_size=8, learning_rate=5e-3)
+
+    def trainer(config: GRITConfig) -> tuple[PeftModel, GritTrainer]:
+        model = network(len(smollm2_tokenizer), init_lora_weights="pissa")
+        assert all(bool(module.lora_b.weight.any()) for module in lora_modules(model))
+        return model, GritTrainer(
+            model=model, grit_manager=GRITManager(model, config), train_dataset=rows,
+            processing_class=smollm2_tokenizer, args=settings,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r'use GRITConfig\(basis="initial"\)'):
+        trainer(GRITConfig(kfac_min_samples=1))[1].train()
+    model, ours = trainer(GRITConfig(kfac_min_samples=1, basis="initial"))
+    before = [module.lora_b.weight.detach().clone() for module in lora_modules(model)]
+    losses = [float(line["loss"]) for line in (ours.train(), ours.state.log_history)[1] if "loss" in line]
+    assert losses[-1] < losses[0] and ours.step_statistics["ready"] == 1
+    for module, old in zip(lora_modules(model), before, strict=True):
+        change = float((module.lora_b.weight.detach() - old).norm() / old.norm())
+        assert 0 < change < 0.5, "it went on from what was there"
 
 
 @pytest.mark.parametrize("basis", ["gradient", "whitened_gradient"])
