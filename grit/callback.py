@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grit.basis import set_gradient_basis
 from grit.calls import base_of
+from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
 from grit.manager import GRITManager
 
 STATE_FILE = "grit_state.safetensors"
@@ -87,7 +89,7 @@ class GritCallback(GritState):
     """GRIT in any `transformers.Trainer`: `callbacks=[GritCallback(manager)]`.
 
     Transformers clips the gradient before a callback can see it. With `norm_match` that makes no difference: the
-    preconditioner is linear and keeps the norm. Without it the preconditioned gradient is clipped once more.
+    preconditioner is linear and keeps the norm. Without it the wrong gradient would be clipped, which is refused.
     """
 
     def on_train_begin(
@@ -96,11 +98,19 @@ class GritCallback(GritState):
         """As in `GritState`.
 
         Raises:
-            ValueError: float16, whose loss scale a callback does not see; more than one process or GPU; or accumulated
-                batches of a model that divides the loss of each by the labels in it.
+            ValueError: float16, whose loss scale a callback does not see; more than one process or GPU; clipping
+                without `norm_match`; or accumulated batches of a model that divides the loss of each by the labels in
+                it.
         """
         if args.fp16 or args.world_size > 1 or args.n_gpu > 1:
             raise ValueError("GritCallback does not see float16's loss scale nor other processes: use GritTrainer")
+        config = self.manager.config
+        keeps_norms = config.norm_match or config.variant not in BEFORE_OPTIMIZER or config.variant in AFTER_OPTIMIZER
+        if not keeps_norms and 0 < args.max_grad_norm < math.inf:
+            raise ValueError(
+                "without norm_match GritCallback comes after the clipping of a gradient of another length: use "
+                "GritTrainer or max_grad_norm=0"
+            )
         if args.gradient_accumulation_steps > 1 and not _accepts_loss_kwargs(kwargs["model"]):
             raise ValueError(
                 "the model takes no num_items_in_batch, so that the tokens of short batches would weigh more than "
@@ -109,12 +119,7 @@ class GritCallback(GritState):
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Precondition the accumulated gradient.
 
@@ -123,8 +128,6 @@ class GritCallback(GritState):
         """
         self.manager.take_loss_denominator()
         self.manager.step()
-        if model is not None and args.max_grad_norm and not self.manager.config.norm_match:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
 
 
 def _accepts_loss_kwargs(model: nn.Module) -> bool:
