@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -33,7 +35,8 @@ class GritState(TrainerCallback):
     def __init__(self, manager: GRITManager) -> None:
         self.manager = manager
         self.resumed_from: Path | None = None
-        """The checkpoint that training goes on from; without it `output_dir`/checkpoint-STEP."""
+        """The checkpoint that training goes on from, of which callbacks are not told. Without it, the state is looked
+        for in `args.resume_from_checkpoint` and in `output_dir`/checkpoint-STEP, and must be the loaded adapter's."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,14 +45,11 @@ class GritState(TrainerCallback):
 
         Raises:
             FileNotFoundError: the checkpoint has no state of GRIT.
+            ValueError: what was found is the state of another run.
         """
         self.manager.attach(kwargs["optimizer"])
         if state.global_step:
-            directory = self.resumed_from or _checkpoint(args, state)
-            file = directory / STATE_FILE
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: the checkpoint was made without GRIT; start again or resume without")
-            self.manager.load_state_dict(load_file(file))
+            self.manager.load_state_dict(load_file(self._state_file(args, state)))
         elif self.manager.config.first_basis != "initial":
             started = time.perf_counter()
             cuda = [args.device] if args.device.type == "cuda" else []
@@ -82,7 +82,27 @@ class GritState(TrainerCallback):
         """Save the state beside the trainer's."""
         if state.is_world_process_zero:
             tensors = {name: value.cpu().contiguous() for name, value in self.manager.state_dict().items()}
-            save_file(tensors, _checkpoint(args, state) / STATE_FILE)
+            save_file(tensors, _checkpoint(args, state) / STATE_FILE, {"adapter": _digest(self.manager)})
+
+    def _state_file(self, args: TrainingArguments, state: TrainerState) -> Path:
+        """The state in the checkpoint that training goes on from."""
+        guesses = [_checkpoint(args, state)]
+        if isinstance(args.resume_from_checkpoint, str):
+            guesses.insert(0, Path(args.resume_from_checkpoint))
+        files = [directory / STATE_FILE for directory in ([self.resumed_from] if self.resumed_from else guesses)]
+        found = [file for file in files if file.is_file()]
+        if not found:
+            raise FileNotFoundError(f"{files[-1]}: the checkpoint was made without GRIT; start again or resume without")
+        if self.resumed_from:
+            return found[0]
+        for file in found:
+            with safe_open(file, "pt") as opened:
+                if (opened.metadata() or {}).get("adapter") == _digest(self.manager):
+                    return file
+        raise ValueError(
+            f"{found[-1]} is not the state that belongs to the loaded adapter: set GritCallback.resumed_from to the "
+            "checkpoint that train() was given, or use GritTrainer"
+        )
 
 
 class GritCallback(GritState):
@@ -135,6 +155,16 @@ def _accepts_loss_kwargs(model: nn.Module) -> bool:
     base = base_of(model)
     taken = inspect.signature(base.forward).parameters.values()
     return bool(getattr(base, "accepts_loss_kwargs", any(one.kind is one.VAR_KEYWORD for one in taken)))
+
+
+def _digest(manager: GRITManager) -> str:
+    """Of the adapter's weights, by which a state is known again."""
+    digest = hashlib.sha256()
+    for module in manager.modules:
+        for left in (True, False):
+            weight = module.weight(left=left).detach().cpu().contiguous()
+            digest.update(weight.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,58 +149,99 @@ class Kill(TrainerCallback):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-resumable(AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2]), Path(sys.argv[3]),
-          sys.argv[4], [Kill()]).train()
+tokenizer, rows = AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2])
+resumable(tokenizer, rows, Path(sys.argv[3]), sys.argv[4], sys.argv[5], [Kill()])[0].train()
 """
 
 
 def resumable(
-    tokenizer: PreTrainedTokenizerFast, rows: Dataset, directory: Path, variant: str, callbacks: list[TrainerCallback]
-) -> GritTrainer:
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    directory: Path,
+    kind: str,
+    variant: str,
+    callbacks: Sequence[TrainerCallback] = (),
+    **changes: Any,
+) -> tuple[SFTTrainer, GRITManager]:
     """Eight steps with dropout, a checkpoint after every third."""
     model = network(len(tokenizer), lora_dropout=0.1)
     reprojection = 2 if variant == "kfac" else 0
     config = GRITConfig(variant=variant, reprojection_freq=reprojection, **{**QUICK, "kfac_update_freq": 5})
-    settings = arguments(directory, max_steps=8, save_strategy="steps", save_steps=3)
-    return GritTrainer(
-        model=model, grit_manager=GRITManager(model, config), args=settings, train_dataset=rows,
-        processing_class=tokenizer, callbacks=callbacks,
-    )  # fmt: skip
+    manager = GRITManager(model, config)
+    shared: dict[str, Any] = {
+        "model": model, "train_dataset": rows, "processing_class": tokenizer,
+        "args": arguments(directory, max_steps=8, save_strategy="steps", save_steps=3, **changes),
+    }  # fmt: skip
+    if kind == "GritTrainer":
+        return GritTrainer(grit_manager=manager, callbacks=list(callbacks), **shared), manager
+    return SFTTrainer(callbacks=[GritCallback(manager), *callbacks], **shared), manager
 
 
-@pytest.mark.parametrize("variant", ["kfac", "eigen_adam"])
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")],
+)
 def test_killed_and_resumed_it_ends_with_the_same_bits(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, variant: str
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, kind: str, variant: str
 ) -> None:
     smollm2_tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows.save_to_disk(tmp_path / "rows")
-    command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed", variant]
+    command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed"]
+    command += [kind, variant]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
 
-    whole = resumable(smollm2_tokenizer, rows, tmp_path / "whole", variant, [])
+    whole, one = resumable(smollm2_tokenizer, rows, tmp_path / "whole", kind, variant)
     whole.train()
-    resumed = resumable(smollm2_tokenizer, rows, tmp_path / "killed", variant, [])
+    resumed, other = resumable(smollm2_tokenizer, rows, tmp_path / "killed", kind, variant)
     resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
     expected = weights(whole.model)
     for name, weight in weights(resumed.model).items():
         assert torch.equal(weight, expected[name])
-    one, other = (trainer.grit_manager.state_dict() for trainer in (whole, resumed))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    states = one.state_dict(), other.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_callback_does_not_take_the_state_of_another_run(
+    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+) -> None:
+    """The checkpoint is in another directory than the trainer writes to, where a run of the same steps has been."""
+    for name, rate in (("ours", 1e-2), ("other", 2e-2)):
+        trainer, manager = resumable(
+            smollm2_tokenizer, rows, tmp_path / name, "GritCallback", "kfac", learning_rate=rate
+        )
+        trainer.train()
+        if name == "ours":
+            expected = manager.state_dict()
+    checkpoint = str(tmp_path / "ours" / "checkpoint-3")
+
+    def resumed(**changes: Any) -> tuple[SFTTrainer, GRITManager]:
+        return resumable(smollm2_tokenizer, rows, tmp_path / "other", "GritCallback", "kfac", **changes)
+
+    trainer, _ = resumed()
+    with pytest.raises(ValueError, match=r"set GritCallback.resumed_from to the checkpoint that train\(\) was given"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    told, named = resumed(), resumed(resume_from_checkpoint=checkpoint)
+    for callback in told[0].callback_handler.callbacks:
+        if isinstance(callback, GritCallback):
+            callback.resumed_from = Path(checkpoint)
+    for trainer, manager in (told, named):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert all(torch.equal(value, expected[name]) for name, value in manager.state_dict().items())
 
 
 def test_a_checkpoint_without_grits_state_is_refused(
     smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
-    trainer = resumable(smollm2_tokenizer, rows, tmp_path, "kfac", [])
+    trainer, _ = resumable(smollm2_tokenizer, rows, tmp_path, "GritTrainer", "kfac")
     trainer.train()
     state = tmp_path / "checkpoint-3" / STATE_FILE
     assert load_file(state)["steps"] == 3
     state.unlink()
     with pytest.raises(FileNotFoundError, match="the checkpoint was made without GRIT"):
-        resumable(smollm2_tokenizer, rows, tmp_path, "kfac", []).train(
+        resumable(smollm2_tokenizer, rows, tmp_path, "GritTrainer", "kfac")[0].train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-3")
         )
 
