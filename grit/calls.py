@@ -26,9 +26,21 @@ def reader(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Call
 
 
 def token_mask(call: Call) -> Tensor | None:
-    """The mask of real tokens of one call, [batch, length] of bool, or None where every token is real."""
+    """The mask of real tokens of one call, [batch, length] of bool, or None where every token is real.
+
+    Raises:
+        ValueError: the call's mask has another form, which need not tell padding from tokens that see only themselves.
+    """
     mask = call.get("attention_mask")
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        form = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"GRIT reads padding from an attention_mask of [batch, length], and the model was called with one of {form}"
+            "; where nothing is padded, pass none"
+        )
+    return mask.bool()
 
 
 class LossDenominator:

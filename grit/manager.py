@@ -29,9 +29,9 @@ class GRITManager:
     `optimizer.register_step_pre_hook(lambda *_: manager.step())` is a clean place. The variants `eigen_adam` and
     `graft`, and reprojection, also need `attach(optimizer)`.
 
-    The factors are per real token: padding is read from the `attention_mask` of the model's own call. Gradients of
-    anything but LoRA's A and B (such as `modules_to_save`) are left alone, as are modules without a gradient. With
-    several processes the factors are those of all of them.
+    The factors are per real token: padding is read from the `attention_mask` [batch, length] of the model's own call.
+    Gradients of anything but LoRA's A and B (such as `modules_to_save`) are left alone, as are modules without a
+    gradient. With several processes the factors are those of all of them.
 
     Args:
         model: a PEFT model with LoRA adapters on linear layers; the active adapters are handled.
@@ -271,10 +271,10 @@ class GRITManager:
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""
-        call = self._read_call(args, kwargs)
-        self._mask = token_mask(call)
         if self._paused or not torch.is_grad_enabled():
             return
+        call = self._read_call(args, kwargs)
+        self._mask = token_mask(call)
         for preconditioner in self.preconditioners:
             preconditioner.follow_modules()
         self._of_calls.add(call)

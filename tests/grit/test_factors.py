@@ -133,3 +133,18 @@ def test_factors_do_not_depend_on_checkpointing(
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert_same(captured(make_model(), [batch]), captured(model, [batch]))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_mask_of_another_form_is_refused(make_model: MakeModel, batch: dict[str, Tensor], additive: bool) -> None:
+    """It need not say what is padding; without the refusal padding would enter the factors."""
+    seen = batch["attention_mask"].bool()[:, None, None, :] & torch.ones(12, 12, dtype=torch.bool).tril()
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min) if additive else seen
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    with pytest.raises(ValueError, match=r"of \[batch, length\], .* one of \[4, 1, 12, 12\]"):
+        model(input_ids=batch["input_ids"], attention_mask=mask)
+    with torch.no_grad():
+        model(input_ids=batch["input_ids"], attention_mask=mask)
+    with manager.paused():
+        model(input_ids=batch["input_ids"], attention_mask=mask)
