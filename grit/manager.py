@@ -68,7 +68,7 @@ class GRITManager:
         """One for each rank (and device)."""
         self._mask: Tensor | None = None
         self._capturing, self._on, self._paused = True, False, False
-        self._captured_before, self._last_update = 0.0, 0
+        self._captured_before, self._unchecked, self._last_update = 0.0, False, 0
         self._attached: AttachedOptimizer | None = None
         self._witness = self.modules[0].lora_b.weight
         self._witness_version, self._missed_steps = self._witness._version, 0
@@ -147,6 +147,7 @@ class GRITManager:
                 "GRITManager.attach(optimizer) before the first step"
             )
         self._last_update = self.steps
+        self._unchecked |= self._capturing
         if self._capturing:
             for group in self._groups:
                 group.update(self.loss_scale / self.loss_denominator)
@@ -261,9 +262,9 @@ class GRITManager:
         seen, captured = (
             max(float(getattr(group, name).max()) for group in self._groups) for name in ("samples", "captured")
         )
-        if self._capturing:
+        if self._unchecked:
             check_hooks(captured - self._captured_before)
-        self._captured_before = captured
+        self._captured_before, self._unchecked = captured, False
         late = max(2 * at(self.config.kfac_update_freq, self.steps), at(self.config.ng_warmup_steps, self.steps))
         if self.config.variant != "adamw" and self.steps >= late:
             roots = [root for one in self.preconditioners for root in one.roots]

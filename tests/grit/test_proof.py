@@ -38,6 +38,21 @@ def test_hooks_that_are_bypassed_later_are_an_error_too(make_model: MakeModel, b
         manager.step()
 
 
+def test_the_first_factorisation_after_a_capture_tells(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """Captured at 0, 7, 14; factorised at 0, 10, 20: the two periods meet only every 70 steps."""
+    model = make_model()
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"]))
+    manager = GRITManager(model, GRITConfig(cov_update_freq=7, kfac_update_freq=10, kfac_min_samples=1))
+    for step in range(20):
+        if step == 8:
+            model.set_adapter("other")
+        backward(model, batch, 1)
+        manager.step()
+    backward(model, batch, 1)
+    with pytest.raises(GritInactiveError, match="hooks saw no token"):
+        manager.step()
+
+
 def test_an_overflow_in_the_first_step_is_none(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """As float16 training begins, until its loss scale has come down."""
     model = make_model()
