@@ -169,6 +169,7 @@ class GRITManager:
         `norm_ratio` and the `cosine` between the two, `ready` (share of modules with factors in use), `condition_h` and
         `condition_u` (largest condition number of the damped factors applied to B and to A), `tokens` (real tokens seen
         by the first module), `rank` (mean over the modules). With `graft` they compare what it would be before Adam.
+        With `eigen_adam` there is no `cosine`: the second gradient is the first in another basis.
 
         Raises:
             GritInactiveError: for two update periods `update_and_invert_factors` was not called.
@@ -256,6 +257,8 @@ class GRITManager:
             "tokens": self._groups[0].samples[0].to(device),
             "rank": torch.cat([group.ranks.to(device) for group in self._groups]).float().mean(),
         }
+        if self.config.variant == "eigen_adam":
+            del figures["cosine"]
         self.last_diagnostics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
     def _check_active(self) -> None:

@@ -61,6 +61,8 @@ def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[fl
 def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
     """Gradient norm before clipping and, with GRIT, the cosine between raw and preconditioned gradient.
 
+    Variants whose preconditioned gradient is written in another basis have no cosine.
+
     Args:
         steps: lines of the history.
     """
@@ -70,7 +72,7 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
         axes.semilogy(numbers, [step["grad_norm"] for step in steps], color=TRAINING, label="gradient norm")
         axes.set(xlabel="optimizer step", ylabel="norm before clipping")
         handles = axes.get_lines()
-        if "grit" in steps[0]:
+        if "cosine" in steps[0].get("grit", {}):
             right = axes.twinx()
             right.plot(numbers, [step["grit"]["cosine"] for step in steps], color=VALIDATION, label="cosine")
             right.set(ylabel="cosine, raw to preconditioned", ylim=(0, 1.02))

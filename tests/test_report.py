@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Artifact, Store
+from tasks.figures import gradient_curve
 from tasks.presets import load_settings
 from tasks.report import verdict, write_report
 from tasks.score_differences import lm_eval_rows, validation_row
@@ -217,3 +218,10 @@ def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
     alone = report(store, before, after, merge={"into": "original"})[1]
     assert "merged into the original 16-bit weights; the other merge was not tried" in alone
     assert "NF4. Merged" not in report(store, before, after)[1]
+
+
+def test_a_variant_without_a_cosine_is_drawn_without_one() -> None:
+    """As `eigen_adam`; the label of the axis is drawn as paths, so the picture is smaller by it."""
+    steps = [{"step": step, "grad_norm": 1.0, "grit": {"norm_ratio": 1.0}} for step in (1, 2)]
+    turned = [{**step, "grit": {"norm_ratio": 1.0, "cosine": 0.7}} for step in steps]
+    assert len(gradient_curve(steps)) < len(gradient_curve(turned))

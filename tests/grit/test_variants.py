@@ -117,6 +117,15 @@ def test_eigen_adam_is_adam_on_the_rotated_gradient(make_model: MakeModel, batch
         torch.testing.assert_close(model.get_parameter(name), weight, rtol=1e-4, atol=2e-5)
 
 
+def test_no_cosine_between_gradients_in_different_bases(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    for variant in ("kfac", "eigen_adam", "graft"):
+        model = make_model()
+        manager = GRITManager(model, config(variant))
+        train(model, batch, manager, 2)
+        assert ("cosine" in manager.last_diagnostics) == (variant != "eigen_adam")
+        assert manager.last_diagnostics["norm_ratio"] == pytest.approx(1, rel=1e-4)
+
+
 def test_eigen_adams_moments_follow_the_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """The first moment, turned back, is Adam's of the raw gradients: a linear average does not know the basis."""
     model = make_model()
