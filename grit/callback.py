@@ -78,6 +78,10 @@ class GritState(TrainerCallback):
         whitened = self.manager.config.first_basis == "whitened_gradient"
         set_gradient_basis(model, batches, loss, whitened=whitened, seed=seed)
 
+    def figures(self) -> dict[str, float]:
+        """The last step's `GRITManager.last_diagnostics`, as `grit/NAME`."""
+        return {f"grit/{name}": value for name, value in self.manager.last_diagnostics.items()}
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state beside the trainer's."""
         if state.is_world_process_zero:
@@ -110,6 +114,9 @@ class GritCallback(GritState):
 
     Transformers clips the gradient before a callback can see it. With `norm_match` that makes no difference: the
     preconditioner is linear and keeps the norm. Without it the wrong gradient would be clipped, which is refused.
+
+    A step's figures go, as `grit/NAME`, into `trainer.state.log_history` and to the callbacks that come later. Those of
+    `report_to` come earlier; for TensorBoard give `report_to="none"` and `TensorBoardCallback()` after this one.
     """
 
     def on_train_begin(
@@ -148,6 +155,19 @@ class GritCallback(GritState):
         """
         self.manager.take_loss_denominator()
         self.manager.step()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log a step's figures with its loss."""
+        if logs and "loss" in logs:
+            logs.update(self.figures())
+            state.log_history[-1].update(self.figures())
 
 
 def _accepts_loss_kwargs(model: nn.Module) -> bool:

@@ -77,6 +77,12 @@ class GritTrainer(SFTTrainer):
         self.grit_manager.loss_denominator = num_items_in_batch / processes
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step's figures with its loss, as `grit/NAME`."""
+        if "loss" in logs:
+            logs.update(self._grit_state.figures())
+        super().log(logs, start_time)
+
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
         self.grit_manager.loss_scale = scaler.get_scale() if scaler is not None else 1.0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -22,6 +23,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 from trl import SFTTrainer
 
 from grit import GritCallback, GRITConfig, GRITManager, GritTrainer
@@ -244,6 +246,27 @@ def test_a_checkpoint_without_grits_state_is_refused(
         resumable(smollm2_tokenizer, rows, tmp_path, "GritTrainer", "kfac")[0].train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-3")
         )
+
+
+@pytest.mark.parametrize("kind", ["GritTrainer", "GritCallback"])
+def test_each_steps_figures_are_in_the_log_and_in_tensorboard(
+    smollm2_tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer, manager = resumable(smollm2_tokenizer, rows, tmp_path, kind, "kfac", [TensorBoardCallback()])
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 8
+    for name, value in manager.last_diagnostics.items():
+        assert lines[-1][f"grit/{name}"] == value
+    assert len({line["grit/cosine"] for line in lines}) > 4
+    assert not any("grit/cosine" in line for line in trainer.state.log_history if "loss" not in line)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Scalars("train/grit/cosine")] == list(range(1, 9))
 
 
 def test_what_a_callback_cannot_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
