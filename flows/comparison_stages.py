@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.cluster import Branch, run_on_cluster
-from flows.finetune import Tuned, prepared, tuned
+from flows.finetune import Tuned, prepared, trained, tuned
 from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store
 from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
@@ -34,7 +34,6 @@ from tasks.second_data import measure_second_data, second_settings
 from tasks.settings import FinetuneSettings, ScoringSettings
 from tasks.source import check_files, fetch_data
 from tasks.study_fault import reproduce_fault
-from tasks.training import Training, train
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,10 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
         _check_rows(comparison, dataset, base)
 
     at_rates = {(m, rate): at_rate(own, rate) for m, own in methods.items() for rate in comparison.learning_rates}
-    tried = {key: Branch(f"{key[0]} at {key[1]:g}", trial, (own, model, dataset)) for key, own in at_rates.items()}
+    tried = {
+        (method, rate): Branch(f"{method} at {rate:g}", trained, (own, model, dataset, own.seed))
+        for (method, rate), own in at_rates.items()
+    }
     failures = run_on_cluster(comparison.cluster, tried, inputs, store)
     trials: list[Any] = []
     for method, own in methods.items() if comparison.learning_rates else ():
@@ -115,12 +117,6 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     return write_comparison(
         settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
     )
-
-
-def trial(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> Training:
-    """One training, by the settings' own rate and seed."""
-    store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
-    return train(model, dataset, settings.model, settings.lora, settings.training, grit, settings.seed, store=store)
 
 
 def branch(

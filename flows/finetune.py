@@ -36,7 +36,7 @@ from tasks.report import write_report
 from tasks.scoring import score
 from tasks.settings import FinetuneSettings, Method
 from tasks.source import fetch_data
-from tasks.training import train
+from tasks.training import Training, train
 from tasks.vocabulary import check_vocabulary
 
 
@@ -176,13 +176,18 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
         training_seed: rules the data order and the initial adapter.
     """
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
-    grit = settings.grit if settings.method == "grit" else None
-    trained = train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
-    merged = merge(model, dataset, trained.adapter, trust, nf4_merge(settings), store=store)
+    made = trained(settings, model, dataset, training_seed)
+    merged = merge(model, dataset, made.adapter, trust, nf4_merge(settings), store=store)
     scores = score(merged, dataset, settings.scoring, trust, "tuned", settings.seed, store=store)
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
-    return Tuned(trained.adapter, trained.history, merged, scores, gguf)
+    return Tuned(made.adapter, made.history, merged, scores, gguf)
+
+
+def trained(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Training:
+    """Train with one method and one seed, as `tuned` does, and no more."""
+    store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
+    return train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
 
 
 def description(settings: FinetuneSettings) -> Description:
