@@ -212,10 +212,11 @@ def _costs(runs: Runs) -> list[Measure]:
                 1,
             )
         )
-    energy = {m: [run.history.facts["energy_joules"] for run in r] for m, r in runs.items()}
-    told = {m: np.array(each) / 1e3 for m, each in energy.items() if None not in each}
-    untold = {m: "not told" for m in runs if m not in told}
-    found.append(Measure("energy of the processor while training, kJ", "lower", told, 1, notes=untold))
+    for what, name in (("processor", "energy_joules"), ("GPU", "gpu_energy_joules")):
+        energy = {m: [run.history.facts[name] for run in r] for m, r in runs.items()}
+        told = {m: np.array(each) / 1e3 for m, each in energy.items() if None not in each}
+        untold = {m: "not told" for m in runs if m not in told}
+        found.append(Measure(f"energy of the {what} while training, kJ", "lower", told, 1, notes=untold))
     return _grouped(found, "cost")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tasks.energy import EnergyMeter
+from tasks.energy import EnergyMeter, GpuEnergyMeter, Meter, gpu_in_use
 from tasks.errors import TrainingError
 
 RECORD = "record.json"
@@ -42,7 +42,11 @@ class StepRecorder(TrainerCallback):
         self.validation: list[tuple[int, float]] = []
         self.modules: list[dict[str, Any]] = []
         """What GRIT did in each module, at the steps of a validation."""
-        self.energy = EnergyMeter()
+        self.energy: dict[str, Meter] = {
+            "energy_joules": EnergyMeter(),
+            "gpu_energy_joules": GpuEnergyMeter(gpu_in_use()),
+        }
+        """Meters by the name of their figure; what validations take is left out."""
         self.resumed = False
         """Whether a part of the training ran in another process, whose energy is not known here."""
         self.trainer: Any = None
@@ -70,7 +74,7 @@ class StepRecorder(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._seconds = time.perf_counter() - self._started
-        self.energy.read()
+        self._read_meters()
 
     def on_log(
         self,
@@ -152,8 +156,11 @@ class StepRecorder(TrainerCallback):
             "tokens": sum(step["tokens"] for step in self.steps),
             "supervised_tokens": sum(step["supervised_tokens"] for step in self.steps),
             "validation": [list(point) for point in self.validation],
-            "energy_joules": None if self.resumed else self.energy.read(),
+            **{name: None if self.resumed else joules for name, joules in self._read_meters().items()},
         }
+
+    def _read_meters(self) -> dict[str, float | None]:
+        return {name: meter.read() for name, meter in self.energy.items()}
 
     def _is_measured(self, step: int, last: int) -> bool:
         return step == last or bool(self.eval_steps and step % self.eval_steps == 0)
@@ -175,7 +182,10 @@ class StepRecorder(TrainerCallback):
     def _validate(self, step: int, line: dict[str, Any] | None = None) -> None:
         if self.validate is None:
             return
+        self._read_meters()
         loss = self.validate()
+        for meter in self.energy.values():
+            meter.skip()
         self.validation.append((step, loss))
         self._writer.add_scalar("validation_loss", loss, step)
         if line is not None:
