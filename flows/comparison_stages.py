@@ -67,24 +67,22 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
 
     at_rates = {(m, rate): at_rate(own, rate) for m, own in methods.items() for rate in comparison.learning_rates}
     tried = {
-        (method, rate): Branch(f"{method} at {rate:g}", trained, (own, model, dataset, own.seed))
+        (method, rate): Branch(f"{method} at {rate}", trained, (own, model, dataset, own.seed))
         for (method, rate), own in at_rates.items()
     }
     failures = run_on_cluster(comparison.cluster, tried, inputs, store)
     trials: list[Any] = []
-    for method, own in methods.items() if comparison.learning_rates else ():
-        of_method = [_tried(method, rate, tried[method, rate], failures) for rate in comparison.learning_rates]
+    for method, own in list(methods.items()) if comparison.learning_rates else ():
+        try:
+            of_method = [_tried(method, rate, tried[method, rate], failures) for rate in comparison.learning_rates]
+        except TemporaryError as error:  # it says nothing of the rate, and with fewer rates the budget were not equal
+            if own is first:
+                raise
+            _leave_out(method, str(error), methods, not_run)
+            continue
         methods[method] = at_rate(own, _best(of_method, comparison.learning_rates))
         trials += of_method
     first = methods[comparison.methods[0]]
-    faults: list[Any] = []
-    if FAULT in comparison.methods:  # once: it is shown, not compared
-        training = first.training
-        try:
-            history = reproduce_fault(model, dataset, first.model, first.lora, training, settings.seed, store=store)
-            faults.append(_whole(FaultRun, seed=settings.seed, history=history))
-        except TrainingError as failure:
-            not_run[FAULT] = str(failure)
 
     runs: list[Any] = []
     branches = {
@@ -100,12 +98,10 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
             if (method, seed) in failed:
                 raise failed[method, seed]
             made, figures = one.run()
-        except TrainingError as error:
+        except (TrainingError, TemporaryError) as error:
             if methods[method] is first:
                 raise
-            not_run[method] = f"seed {seed}: {error}"
-            run_logger().warning("%s is left out: %s", method, not_run[method])
-            del methods[method]
+            _leave_out(method, f"seed {seed}: {error}", methods, not_run)
             runs = [run for run in runs if isinstance(run, Pending) or run.method != method]
         else:
             if methods[method] is first:
@@ -114,6 +110,7 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
                 figures["judgement"] = _judged(reference, figures["answers"], comparison, store, not_run)
             parts = {name: getattr(made, name) for name in ("adapter", "history", "scores", "gguf")}
             runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
+    faults = _faults(first, model, dataset, store, not_run) if FAULT in comparison.methods else []
     return write_comparison(
         settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
     )
@@ -125,6 +122,27 @@ def branch(
     """All that is made and measured of one method with one seed."""
     made = tuned(settings, model, measurement.dataset, seed)
     return made, _measured(made.merged, settings, measurement)
+
+
+def _leave_out(
+    method: ComparedMethod, reason: str, methods: dict[ComparedMethod, FinetuneSettings], not_run: dict[str, str]
+) -> None:
+    not_run[method] = reason
+    run_logger().warning("%s is left out: %s", method, reason)
+    del methods[method]
+
+
+def _faults(
+    first: FinetuneSettings, model: Artifact, dataset: Artifact, store: Store, not_run: dict[str, str]
+) -> list[Any]:
+    """The study's fault, reproduced once: it is shown, not compared. Where that fails, the report says why."""
+    try:
+        history = reproduce_fault(model, dataset, first.model, first.lora, first.training, first.seed, store=store)
+    except (TrainingError, TemporaryError) as failure:
+        not_run[FAULT] = str(failure)
+        run_logger().warning("%s is left out: %s", FAULT, failure)
+        return []
+    return [_whole(FaultRun, seed=first.seed, history=history)]
 
 
 def runnable(
@@ -157,11 +175,11 @@ def runnable(
 
 
 def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) -> dict[str, Any]:
-    store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
+    store, base = Store(settings.store, settings.store_uri), settings.model
     return {
-        "second": measure_second_data(network, on.second, on.scoring, trust, store=store) if on.second else None,
-        "answers": answer_prompts(network, on.dataset, on.scoring, on.answers, trust, store=store),
-        "forgetting": measure_forgetting(network, on.dataset, on.scoring, on.text, trust, store=store),
+        "second": measure_second_data(network, on.second, on.scoring, base, store=store) if on.second else None,
+        "answers": answer_prompts(network, on.dataset, on.scoring, on.answers, base, store=store),
+        "forgetting": measure_forgetting(network, on.dataset, on.scoring, on.text, base, store=store),
     }
 
 

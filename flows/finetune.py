@@ -112,8 +112,10 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     model, dataset, base_scores = prepared(settings)
     made = tuned(settings, model, dataset, settings.seed)
 
-    trust, gguf_type = settings.model.trust_remote_code, settings.export.gguf_type
-    fidelity = check_fidelity(made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, trust, store=store)
+    gguf_type = settings.export.gguf_type
+    fidelity = check_fidelity(
+        made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, settings.model, store=store
+    )
     license_name = model.facts.get("license")
     registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
     promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
@@ -144,14 +146,14 @@ def promoted(
 
 def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
     """Score the model in use on the new one's rows, as far as its weights are still there."""
-    store, trust, seed = Store(settings.store, settings.store_uri), settings.model.trust_remote_code, settings.seed
-    key = score.key(present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
-    if score.look_up(key, present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store) is None:
+    store, base, seed = Store(settings.store, settings.store_uri), settings.model, settings.seed
+    key = score.key(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
+    if score.look_up(key, present.merged, dataset, settings.scoring, base, "tuned", seed, store=store) is None:
         if not store.holds(present.merged):
             return None
         if not looking():
             store.bring(present.merged)
-    return score(present.merged, dataset, settings.scoring, trust, "tuned", seed, store=store)
+    return score(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
@@ -162,8 +164,7 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
     check_vocabulary(model, dataset, settings.export, store=store)
-    trust = settings.model.trust_remote_code
-    return model, dataset, score(model, dataset, settings.scoring, trust, "base", seed, store=store)
+    return model, dataset, score(model, dataset, settings.scoring, settings.model, "base", seed, store=store)
 
 
 def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Tuned:
@@ -178,7 +179,7 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
     made = trained(settings, model, dataset, training_seed)
     merged = merge(model, dataset, made.adapter, trust, nf4_merge(settings), store=store)
-    scores = score(merged, dataset, settings.scoring, trust, "tuned", settings.seed, store=store)
+    scores = score(merged, dataset, settings.scoring, settings.model, "tuned", settings.seed, store=store)
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
     return Tuned(made.adapter, made.history, merged, scores, gguf)

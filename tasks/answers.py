@@ -7,18 +7,18 @@ from typing import Any
 
 from tasks.artifacts import Artifact, Store
 from tasks.quality import measure
-from tasks.scoring import conversations, load_model
-from tasks.settings import ScoringSettings
+from tasks.scoring import COMPUTING, conversations, load_model
+from tasks.settings import ModelSettings, ScoringSettings
 from tasks.stage import stage
 
 
 @stage(
     libraries=("torch", "transformers", "tokenizers", "rouge-score"),
-    reads={"settings": ("max_new_tokens", "batch_size")},
+    reads={"settings": ("max_new_tokens", "batch_size"), "base": COMPUTING},
     alone=True,
 )
 def answer_prompts(
-    model: Artifact, dataset: Artifact, settings: ScoringSettings, number: int, trust_remote_code: bool, *, store: Store
+    model: Artifact, dataset: Artifact, settings: ScoringSettings, number: int, base: ModelSettings, *, store: Store
 ) -> Artifact:
     """Let a model answer the first held-out prompts.
 
@@ -27,7 +27,7 @@ def answer_prompts(
         dataset: test rows, or validation rows if there are none; and the tokenizer.
         settings: longest answer, rows in one forward pass.
         number: of prompts.
-        trust_remote_code: run Python code that comes with the model.
+        base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.
 
     Returns:
@@ -38,7 +38,7 @@ def answer_prompts(
 
     from tasks.scoring import generate
 
-    network, tokenizer = load_model(model, dataset, trust_remote_code)
+    network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
     rows = conversations(dataset, number)
     answers = generate(network, tokenizer, dataset, rows, settings)
     del network

@@ -22,7 +22,8 @@ from tasks.errors import UserError
 from tasks.export_settings import FidelitySettings, GgufType
 from tasks.fidelity_limits import Limits, Measured, judged, limits
 from tasks.llama import check_loads, load_gguf
-from tasks.scoring import conversations, load_model
+from tasks.scoring import COMPUTING, conversations, load_model
+from tasks.settings import ModelSettings
 from tasks.stage import stage
 from tasks.token_ids import Mismatch, mismatches, prompt_mismatches, torture
 from tasks.uncertainty import ratio_stderr
@@ -63,7 +64,7 @@ class RowMeasures(NamedTuple):
     """Sum of d_merged squared."""
 
 
-@stage(libraries=("llama-cpp-python", "torch", "transformers"), alone=True)
+@stage(libraries=("llama-cpp-python", "torch", "transformers"), reads={"base": COMPUTING}, alone=True)
 def check_fidelity(
     gguf: Artifact,
     merged: Artifact,
@@ -71,7 +72,7 @@ def check_fidelity(
     dataset: Artifact,
     settings: FidelitySettings,
     gguf_type: GgufType,
-    trust_remote_code: bool,
+    base: ModelSettings,
     *,
     store: Store,
 ) -> Artifact:
@@ -84,7 +85,7 @@ def check_fidelity(
         dataset: held-out rows and tokenizer.
         settings: how much is read, and the limits.
         gguf_type: what type the file was to be.
-        trust_remote_code: run Python code that comes with the model.
+        base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.
 
     Returns:
@@ -96,8 +97,8 @@ def check_fidelity(
     """
     file, bounds = gguf.path / "model.gguf", limits(settings, gguf_type)
     rows = read(dataset, settings)
-    base_nll = _base_nll(model, dataset, rows, trust_remote_code)
-    network, tokenizer = load_model(merged, dataset, trust_remote_code)
+    base_nll = _base_nll(model, dataset, rows, base)
+    network, tokenizer = load_model(merged, dataset, base.dtype, base.trust_remote_code)
     llama = open_gguf(file, max(len(row.ids) for row in rows))
     try:
         prompts = [row["messages"][:-1] for row in conversations(dataset, PROMPTS)]
@@ -235,11 +236,11 @@ def _llama_logits(llama: Any, ids: list[int], vocabulary: int) -> np.ndarray:
     return np.asarray(llama.scores[: len(ids), :vocabulary])
 
 
-def _base_nll(model: Artifact, dataset: Artifact, rows: list[ReadRow], trust: bool) -> list[np.ndarray]:
+def _base_nll(model: Artifact, dataset: Artifact, rows: list[ReadRow], base: ModelSettings) -> list[np.ndarray]:
     """Nats of each supervised token, by the base model; it is gone from memory afterwards."""
     from accelerate.utils.memory import clear_device_cache
 
-    network, _ = load_model(model, dataset, trust)
+    network, _ = load_model(model, dataset, base.dtype, base.trust_remote_code)
     found = []
     for row in tqdm(rows, desc="Base model", unit="row"):
         logs = _log_softmax(_logits(network, row.ids)[row.before])

@@ -8,8 +8,8 @@ from pathlib import Path
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.row_losses import write_losses
-from tasks.scoring import load_model
-from tasks.settings import ScoringSettings
+from tasks.scoring import COMPUTING, load_model
+from tasks.settings import ModelSettings, ScoringSettings
 from tasks.stage import stage
 
 OWN_TEXT = Path(__file__).with_name("forgetting.txt")
@@ -19,13 +19,18 @@ def _watch(text: str | None, **_others: object) -> str:
     return hashlib.sha256(read_text(text).encode()).hexdigest()
 
 
-@stage(libraries=("torch", "transformers"), watch=_watch, reads={"settings": ("batch_size",)}, alone=True)
+@stage(
+    libraries=("torch", "transformers"),
+    watch=_watch,
+    reads={"settings": ("batch_size",), "base": COMPUTING},
+    alone=True,
+)
 def measure_forgetting(
     model: Artifact,
     dataset: Artifact,
     settings: ScoringSettings,
     text: str | None,
-    trust_remote_code: bool,
+    base: ModelSettings,
     *,
     store: Store,
 ) -> Artifact:
@@ -36,7 +41,7 @@ def measure_forgetting(
         dataset: its tokenizer; its `max_length` cuts paragraphs.
         settings: rows in one forward pass.
         text: path of the text; none for the one that comes with this.
-        trust_remote_code: run Python code that comes with the model.
+        base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.
 
     Returns:
@@ -49,7 +54,7 @@ def measure_forgetting(
 
     from tasks.validation_loss import validation_loss
 
-    network, tokenizer = load_model(model, dataset, trust_remote_code)
+    network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
     rows = []
     for paragraph in paragraphs(read_text(text)):
         ids = tokenizer(paragraph, add_special_tokens=False)["input_ids"][: dataset.facts["max_length"]]

@@ -54,14 +54,14 @@ def nf4_merge(settings: FinetuneSettings) -> Nf4Merge | None:
     )
 
 
-def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool, batch_size: int) -> dict[str, Any]:
+def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: Nf4Merge) -> dict[str, Any]:
     """Move the model with the lower validation loss out of its sub-directory, and remove the other.
 
     Args:
         directory: holds a whole model by the name of each of `CANDIDATES`.
         dataset: its validation rows.
         trust_remote_code: run the model's own code.
-        batch_size: rows in one forward pass.
+        nf4: type of the computation, and rows in one forward pass.
 
     Returns:
         `into`: which was kept; `validation_loss` of each, in nats per supervised token; `difference`, of the first less
@@ -70,7 +70,7 @@ def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool,
     Raises:
         UserError: a loss is not a number.
     """
-    losses = {name: _measure(directory / name, dataset, trust_remote_code, batch_size) for name in CANDIDATES}
+    losses = {name: _measure(directory / name, dataset, trust_remote_code, nf4) for name in CANDIDATES}
     first, second = (losses[name] for name in CANDIDATES)
     best = min(CANDIDATES, key=lambda name: losses[name].loss)
     for file in (directory / best).iterdir():
@@ -85,16 +85,16 @@ def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool,
     }
 
 
-def _measure(directory: Path, dataset: Artifact, trust_remote_code: bool, batch_size: int) -> ValidationLoss:
+def _measure(directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: Nf4Merge) -> ValidationLoss:
     from accelerate.utils.memory import clear_device_cache
 
     from tasks.scoring import load_model
     from tasks.validation_loss import read_rows, validation_loss
 
     candidate = Artifact(kind="merged", path=directory, files={}, size=0, facts={})
-    network, tokenizer = load_model(candidate, dataset, trust_remote_code)
+    network, tokenizer = load_model(candidate, dataset, nf4.dtype, trust_remote_code)
     rows = read_rows(dataset.path / "validation.parquet")
-    loss = validation_loss(network, rows, batch_size, tokenizer.pad_token_id, where=directory)
+    loss = validation_loss(network, rows, nf4.batch_size, tokenizer.pad_token_id, where=directory)
     del network
     clear_device_cache(garbage_collection=True)  # the next model needs the GPU's memory
     return loss

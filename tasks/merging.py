@@ -93,7 +93,7 @@ def merge(
             tokenizer.save_pretrained(directory)
         merged: dict[str, Any] = {"into": candidates[0]}
         if nf4 and len(candidates) > 1:
-            merged = keep_the_better(draft.path, dataset, trust_remote_code, nf4.batch_size)
+            merged = keep_the_better(draft.path, dataset, trust_remote_code, nf4)
         draft.facts = {
             "changed_tensors": len(weights.targets),
             "unchanged_tensors": len(names - weights.targets),

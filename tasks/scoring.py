@@ -14,25 +14,27 @@ from tqdm import trange
 
 from tasks.artifacts import Artifact, Store
 from tasks.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
-from tasks.settings import ScoringSettings
+from tasks.settings import ModelSettings, ScoringSettings
 from tasks.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
+COMPUTING = ("dtype", "trust_remote_code")
+"""Of the base model's settings those that matter to what is measured of a model."""
 
 
 def _watch(settings: ScoringSettings, **_others: object) -> str:
     return own_tasks_sha256(settings.include_path)
 
 
-@stage(libraries=LIBRARIES, retries=2, watch=_watch, alone=True)
+@stage(libraries=LIBRARIES, retries=2, watch=_watch, reads={"base": COMPUTING}, alone=True)
 def score(
     model: Artifact,
     dataset: Artifact,
     settings: ScoringSettings,
-    trust_remote_code: bool,
+    base: ModelSettings,
     role: Literal["base", "tuned"],
     seed: int,
     *,
@@ -46,7 +48,7 @@ def score(
         model: weights in 16 bits: the base model, or the base with the adapter merged in.
         dataset: held-out rows, and the tokenizer whose chat template both models are asked with.
         settings: what is measured.
-        trust_remote_code: run Python code that comes with the model.
+        base: the type that is computed in, and whether to run code that comes with the model.
         role: which of the two models this is.
         seed: rules lm-eval's choice of few-shot examples.
         store: where the artifact goes.
@@ -65,7 +67,7 @@ def score(
         tasks = load_tasks(settings, dataset.path)
     with clock.measure("model_loading"):
         set_seed(seed)
-        network, tokenizer = load_model(model, dataset, trust_remote_code)
+        network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
     scores: dict[str, Any] = {"model": role, "validation": None, "lm_eval": {}, "lm_eval_versions": {}}
     rows: dict[str, Any] = {"validation": None, "lm_eval": {}}
     validation = dataset.path / "validation.parquet"
@@ -99,8 +101,15 @@ def score(
     return draft.done()
 
 
-def load_model(model: Artifact, dataset: Artifact, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
-    """Load the model in bfloat16, once, set up to answer greedily, and the data set's tokenizer."""
+def load_model(model: Artifact, dataset: Artifact, dtype: str, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
+    """Load the model, once, set up to answer greedily, and the data set's tokenizer.
+
+    Args:
+        model: its directory.
+        dataset: the tokenizer, and how a turn ends.
+        dtype: the setting `model.dtype`: what is computed in.
+        trust_remote_code: run Python code that comes with the model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -109,7 +118,7 @@ def load_model(model: Artifact, dataset: Artifact, trust_remote_code: bool) -> t
     )
     network = AutoModelForCausalLM.from_pretrained(
         model.path,
-        dtype=torch.bfloat16,
+        dtype=getattr(torch, dtype),
         device_map="cuda" if torch.cuda.is_available() else "cpu",
         use_safetensors=True,
         local_files_only=True,

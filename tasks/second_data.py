@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tasks.artifacts import Artifact, Store
 from tasks.row_losses import write_losses
-from tasks.scoring import load_model
-from tasks.settings import DataSettings, ScoringSettings
+from tasks.scoring import COMPUTING, load_model
+from tasks.settings import DataSettings, ModelSettings, ScoringSettings
 from tasks.stage import stage
 
 
@@ -22,9 +22,9 @@ def second_settings(data: DataSettings, source: str, rows: int) -> DataSettings:
     )
 
 
-@stage(libraries=("torch", "transformers"), reads={"settings": ("batch_size",)}, alone=True)
+@stage(libraries=("torch", "transformers"), reads={"settings": ("batch_size",), "base": COMPUTING}, alone=True)
 def measure_second_data(
-    model: Artifact, second: Artifact, settings: ScoringSettings, trust_remote_code: bool, *, store: Store
+    model: Artifact, second: Artifact, settings: ScoringSettings, base: ModelSettings, *, store: Store
 ) -> Artifact:
     """Measure the loss of the answers' tokens.
 
@@ -32,7 +32,7 @@ def measure_second_data(
         model: weights in 16 bits.
         second: the second data set, in the chat format of the first; all of its rows count as `train`.
         settings: rows in one forward pass.
-        trust_remote_code: run Python code that comes with the model.
+        base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.
 
     Returns:
@@ -45,7 +45,7 @@ def measure_second_data(
 
     from tasks.validation_loss import read_rows, validation_loss
 
-    network, tokenizer = load_model(model, second, trust_remote_code)
+    network, tokenizer = load_model(model, second, base.dtype, base.trust_remote_code)
     rows = read_rows(second.path / "train.parquet")
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where="second_data")
     del network

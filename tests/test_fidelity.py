@@ -30,6 +30,7 @@ from tasks.export_settings import ExportSettings, FidelitySettings, GgufType
 from tasks.fidelity import check_fidelity, compare_row, read, summary
 from tasks.fidelity_limits import DEFAULTS, Check, judged, limits
 from tasks.merging import merge
+from tasks.settings import ModelSettings
 from tasks.token_ids import TORTURE, torture
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
@@ -90,7 +91,9 @@ def checks(merged: Artifact, tiny_model: Artifact, dataset: Artifact, store: Sto
     """The checks of a GGUF, by name."""
 
     def check(gguf: Artifact, gguf_type: GgufType = "q8_0") -> dict[str, Check]:
-        made = check_fidelity.function(gguf, merged, tiny_model, dataset, LOOSE, gguf_type, False, store=store)
+        made = check_fidelity.function(
+            gguf, merged, tiny_model, dataset, LOOSE, gguf_type, ModelSettings(), store=store
+        )
         found = {check["name"]: Check(**check) for check in made.facts["checks"]}
         assert made.facts["passed"] == all(check.reading != "failed" for check in found.values())
         assert json.loads((made.path / "fidelity.json").read_text()) == made.facts
@@ -177,7 +180,9 @@ def test_half_an_adapter_is_caught_where_other_limits_are_wide(
         tensors(directory, lambda held: held.update({name: (held[name] + base[name]) / 2 for name in base}))
 
     wide = FidelitySettings(rows=8, max_kl=100, min_top1=0.001, max_perplexity_ratio=1e6, warn_perplexity_ratio=1e5)
-    made = check_fidelity.function(export(half), merged, tiny_model, dataset, wide, "q8_0", False, store=store)
+    made = check_fidelity.function(
+        export(half), merged, tiny_model, dataset, wide, "q8_0", ModelSettings(), store=store
+    )
     assert [check["name"] for check in made.facts["checks"] if check["reading"] == "failed"] == [
         "difference to the base kept"
     ]

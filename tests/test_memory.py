@@ -50,9 +50,9 @@ def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any
         "convert": (convert, (made.get("merged"), dataset, ExportSettings(), None, ABOUT)),
         "check_fidelity": (
             check_fidelity,
-            (made.get("gguf"), made.get("merged"), model, dataset, FidelitySettings(rows=1), "q8_0", False),
+            (made.get("gguf"), made.get("merged"), model, dataset, FidelitySettings(rows=1), "q8_0", ModelSettings()),
         ),
-        "score": (score, (model, dataset, scoring, False, "base", 1)),
+        "score": (score, (model, dataset, scoring, ModelSettings(), "base", 1)),
     }
     return {name: lambda f=one.function, a=given: f(*a, store=store) for name, (one, given) in stages.items()}
 

@@ -17,8 +17,8 @@ from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store, reference
 from tasks.errors import UserError
 from tasks.forgetting import measure_forgetting, paragraphs, read_text
-from tasks.scoring import score
-from tasks.settings import ScoringSettings
+from tasks.scoring import load_model, score
+from tasks.settings import ModelSettings, ScoringSettings
 from tests.own_tasks import CHOICES, GENERATION_TASK
 
 CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Accra", "Rome")
@@ -92,6 +92,13 @@ def network(learned: Artifact) -> Any:
     return AutoModelForCausalLM.from_pretrained(learned.path, dtype=torch.bfloat16)
 
 
+def test_a_model_is_measured_in_the_type_of_the_settings(learned: Artifact, dataset: Artifact) -> None:
+    narrow, wide = (load_model(learned, dataset, dtype, False)[0] for dtype in ("bfloat16", "float32"))
+    assert (narrow.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    for name, weight in narrow.state_dict().items():
+        assert torch.equal(weight.float(), wide.state_dict()[name])
+
+
 def answer_alone(network: Any, tokenizer: Any, messages: list[dict[str, str]], length: int) -> str:
     """Greedy answer without batching, padding, cache or any generation helper."""
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -131,7 +138,7 @@ def test_all_scores_equal_those_computed_by_hand(
     settings = ScoringSettings(
         tasks=("city", "city_choice"), include_path=tasks, batch_size=3, samples=8, max_new_tokens=12
     )
-    made = score.function(learned, dataset, settings, False, "tuned", 7, store=Store(tmp_path / "store"))
+    made = score.function(learned, dataset, settings, ModelSettings(), "tuned", 7, store=Store(tmp_path / "store"))
     scores, details = read(made), read(made, "rows.json")
 
     answers = [answer_alone(network, tokenizer, row["messages"][:-1], 12) for row in CONVERSATIONS]
@@ -185,7 +192,9 @@ def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tas
     for seed, store in ((7, "one"), (7, "two")):
         random.seed(store)
         torch.manual_seed(len(made))
-        made.append(score.function(learned, dataset, settings, False, "base", seed, store=Store(tmp_path / store)))
+        made.append(
+            score.function(learned, dataset, settings, ModelSettings(), "base", seed, store=Store(tmp_path / store))
+        )
     assert made[0].digest == made[1].digest
     scores = read(made[0])
     assert scores["lm_eval"]["city"]["exact_match"]["n"] == 3
@@ -198,7 +207,7 @@ def test_without_tasks_and_without_held_out_rows(learned: Artifact, dataset: Art
     shutil.copytree(dataset.path / "tokenizer", bare / "tokenizer")
     empty = dataset.model_copy(update={"path": bare})
     settings = ScoringSettings(tasks=())
-    made = score.function(learned, empty, settings, False, "base", 0, store=Store(tmp_path / "store"))
+    made = score.function(learned, empty, settings, ModelSettings(), "base", 0, store=Store(tmp_path / "store"))
     scores = read(made)
     assert (scores["validation"], scores["lm_eval"], scores["samples"]) == (None, {}, [])
     assert set(made.facts) == {"seconds"}
@@ -212,7 +221,13 @@ def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
     (other / "test.jsonl").rename(other / "validation.jsonl")
     settings = ScoringSettings(tasks=(), samples=1, max_new_tokens=12)
     made = score.function(
-        learned, dataset.model_copy(update={"path": other}), settings, False, "base", 0, store=Store(tmp_path / "store")
+        learned,
+        dataset.model_copy(update={"path": other}),
+        settings,
+        ModelSettings(),
+        "base",
+        0,
+        store=Store(tmp_path / "store"),
     )
     assert [sample["prompt"] for sample in read(made)["samples"]] == [CONVERSATIONS[0]["prompt"]]
 
@@ -221,7 +236,7 @@ def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: 
     settings = ScoringSettings(tasks=("city",), include_path=tasks)
 
     def key() -> str:
-        return score.key(learned, dataset, settings, False, "base", 0, store=Store(Path("store")))
+        return score.key(learned, dataset, settings, ModelSettings(), "base", 0, store=Store(Path("store")))
 
     before = key()
     assert key() == before
@@ -236,7 +251,7 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
     learned: Artifact, dataset: Artifact, store: Store
 ) -> None:
     settings = ScoringSettings(tasks=(), max_new_tokens=24)
-    made = answer_prompts.function(learned, dataset, settings, 6, False, store=store)
+    made = answer_prompts.function(learned, dataset, settings, 6, ModelSettings(), store=store)
     lines = [json.loads(line) for line in (made.path / "answers.jsonl").read_text().splitlines()]
     assert [line["expected"] for line in lines] == [row["completion"] for row in CONVERSATIONS[:6]]
     for line in lines[:LEARNED]:
@@ -245,7 +260,7 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
             "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
         }  # fmt: skip
     cut = answer_prompts.function(
-        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, False, store=store
+        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, ModelSettings(), store=store
     )
     for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
         assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
@@ -257,7 +272,7 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     long = dataset.model_copy(update={"facts": dataset.facts | {"max_length": 12}})
     text = "One two three four.\n\nFive\nsix seven.\n\n\nWord\n\n" + "eight " * 50
     (tmp_path / "text.txt").write_text(text)
-    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), False)
+    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), ModelSettings())
     made = measure_forgetting.function(*arguments, store=store)
     found = json.loads((made.path / "rows.json").read_text())
     network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.bfloat16)
