@@ -24,6 +24,7 @@ from tasks.best_weights import BestWeights
 from tasks.checkpoints import Checkpoints
 from tasks.errors import UserError
 from tasks.grit_modules import gradients, module_figures
+from tasks.machine import machine
 from tasks.memory import peak_memory
 from tasks.settings import PEFT_OPTIMIZERS
 from tasks.training_fault import FaultyStep, PaddedCollator
@@ -125,6 +126,7 @@ class Training:
             self.best.restore()
             if job.adapter:
                 save_adapter(network, job.adapter, with_cut_directions=manager is None)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         facts = self.recorder.summary() | {
             "method": "study-fault" if job.fault else "grit" if job.grit else "baseline",
             "kept": self.best.lowest() if job.training.keep_best else None,
@@ -133,7 +135,10 @@ class Training:
             "peak_memory_bytes": peak.bytes,
             "peak_memory_kind": peak.kind,
             "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "per_device_batch_size": job.training.per_device_batch_size,
+            "gradient_accumulation_steps": job.training.gradient_accumulation_steps,
+            "device": device,
+            "machine": machine(device),
         }
         self.recorder.close()
         (job.history / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from trl.trainer.sft_trainer import add_fused_lm_head
 from tasks import training_run
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
+from tasks.machine import machine, processor
 from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.training import Training, train
 from tasks.training_model import load_network
@@ -66,8 +69,21 @@ def test_a_run_leaves_adapter_history_and_events(tiny_model: Artifact, dataset: 
     assert summary == made.history.facts
     assert summary["final_loss"] == pytest.approx(sum(step["loss"] for step in steps) / 3)
     assert summary["peak_memory_bytes"] > 10 * 2**20
+    assert summary["machine"] == machine("CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    assert (summary["per_device_batch_size"], summary["gradient_accumulation_steps"]) == (4, 1)
     assert [step for step, _ in summary["validation"]] == [0, 3]
     assert summary["validation"][1][1] != summary["validation"][0][1]
+
+
+def test_the_machine_is_told_without_its_name(tmp_path: Path) -> None:
+    told = machine("CPU")
+    assert told["cores"] >= 1 and told["memory_bytes"] > 2**28 and told["processor"]
+    assert (told["device"], told["system"]) == ("CPU", platform.platform())
+    assert told.keys() == {"processor", "cores", "memory_bytes", "device", "system"}
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Fast CPU @ 2.00GHz \nflags\t: a\n")
+    assert processor(tmp_path / "cpuinfo") == "Fast CPU @ 2.00GHz"
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert processor(tmp_path / "cpuinfo") == processor(tmp_path / "nowhere") != ""
 
 
 def test_the_same_run_gives_the_same_bytes(tiny_model: Artifact, dataset: Artifact, store: Store) -> None:

@@ -198,6 +198,8 @@ def test_out_of_memory_halves_the_rows_at_a_time_and_keeps_the_batch(
     said = [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()]
     assert [("2 rows" in one, "1 rows" in one) for one in said] == [(True, False), (False, True)]
     assert "with 1 rows at a time and 4 accumulation steps" in said[-1]
+    facts = made.history.facts
+    assert (facts["per_device_batch_size"], facts["gradient_accumulation_steps"]) == (1, 4), "as it really ended"
     undisturbed = whole(training=four, lora=lora)
     for one, other in zip(lines(made), lines(undisturbed), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5), "the same batch of the same rows"
