@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +22,10 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.workload import TARGETS, Workload, summed_loss
+from benchmarks.timing import clock
+from benchmarks.workload import RANK, TARGETS, Workload, summed_loss
 from grit import GRITConfig, GRITManager, set_gradient_basis
 
-RANK = 16
 BASIS_BATCHES = 4
 
 
@@ -123,12 +122,12 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
     """
     batches = [batch for _, step in zip(range(BASIS_BATCHES), workload.steps(seed), strict=False) for batch in step]
     base = workload.base()
-    started = time.perf_counter()
+    started = clock()
     network = _network(base, method.start, batches, seed)
     if method.start in ("gradient", "whitened_gradient"):
         whitened = method.start == "whitened_gradient"
         set_gradient_basis(network, batches, lambda batch: summed_loss(network, batch), whitened=whitened, seed=seed)
-    seconds = time.perf_counter() - started if method.start != "default" else 0.0
+    seconds = clock() - started if method.start != "default" else 0.0
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

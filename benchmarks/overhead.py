@@ -9,7 +9,6 @@ per cent for other reasons, so the flow's own time is measured too: all that is 
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.timing import Seconds, timed
 from flows import finetune as flow_module
 from flows.finetune import finetune, stages
 from tasks import artifacts
@@ -24,22 +24,6 @@ from tasks.planning import without_prefect
 from tasks.presets import Overrides, given, load_settings
 from tasks.progress import ProgressArtifact
 from tasks.stage import Stage
-
-Seconds = dict[str, float]
-
-
-def timed(function: Callable[..., Any], name: str, seconds: Seconds) -> Callable[..., Any]:
-    """The function, adding what each call takes to `seconds[name]`."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            seconds[name] += time.perf_counter() - started
-
-    return call
 
 
 def seconds_of(run: Callable[[dict[str, Any]], Any], overrides: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
 
 from grit import GRITManager
@@ -22,7 +22,9 @@ from tasks.training_step import supervised_loss
 from tasks.validation_loss import Row, read_rows, validation_loss
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK = 16
 EXTRACTION = "generated:extraction"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Workload:
         rows_per_step: rows of one optimizer step.
         max_length: longest row in tokens; longer ones are cut.
         micro_batches: forward passes to one optimizer step.
+        dtype: of the model's weights; with `bfloat16` under autocast, with `float32` all is computed in float32.
     """
 
     data: str
@@ -42,6 +45,7 @@ class Workload:
     rows_per_step: int = 8
     max_length: int = 224
     micro_batches: int = 1
+    dtype: str = "bfloat16"
     model: Artifact = field(init=False)
     train: list[Row] = field(init=False)
     validation: list[Row] = field(init=False)
@@ -57,16 +61,22 @@ class Workload:
         )
         self.train, self.validation = (read_rows(prepared.path / f"{name}.parquet") for name in ("train", "validation"))
 
-    def base(self) -> Any:
-        """The model in bfloat16."""
-        return AutoModelForCausalLM.from_pretrained(self.model.path, dtype=torch.bfloat16)
+    @property
+    def description(self) -> str:
+        """What is trained on what, for the reader of a measurement."""
+        return (
+            f"SmolLM2-135M in {self.dtype}; a step has {self.rows_per_step} rows of {self.data}, of at most "
+            f"{self.max_length} tokens, in forward passes of {self.rows_per_step // self.micro_batches}"
+        )
 
-    def network(self, seed: int, rank: int = 16) -> PeftModel:
-        """The model in bfloat16 with a fresh adapter in float32."""
-        base = self.base()
-        set_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, task_type="CAUSAL_LM")
-        return get_peft_model(base, config).train()
+    def base(self) -> Any:
+        """The model, on the GPU if there is one."""
+        model: Any = AutoModelForCausalLM.from_pretrained(self.model.path, dtype=getattr(torch, self.dtype))
+        return model.to(DEVICE)
+
+    def network(self, seed: int) -> PeftModel:
+        """The model with a fresh adapter in float32."""
+        return adapted(self.base(), seed)
 
     def steps(self, seed: int) -> Iterator[list[dict[str, Tensor]]]:
         """Without end: the micro-batches of each optimizer step, rows of like length together."""
@@ -76,11 +86,19 @@ class Workload:
             for start in range(0, len(order) - self.rows_per_step + 1, self.rows_per_step):
                 rows = sorted((self.train[i] for i in order[start : start + self.rows_per_step]), key=_length)
                 size = self.rows_per_step // self.micro_batches
-                yield [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+                parts = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+                yield [{name: value.to(DEVICE) for name, value in part.items()} for part in parts]
 
     def validate(self, network: PeftModel, rows: int | None = None) -> float:
         """Validation loss in nats per supervised token."""
         return validation_loss(network, self.validation[:rows], 8, 0).loss
+
+
+def adapted(base: Any, seed: int) -> PeftModel:
+    """The model with a fresh adapter of rank 16 in float32."""
+    set_seed(seed)
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, task_type="CAUSAL_LM")
+    return get_peft_model(base, config).train()
 
 
 def collate(rows: list[Row]) -> dict[str, Tensor]:
@@ -99,23 +117,24 @@ def optimizer_step(
 ) -> float:
     """One step as the trainer does it: accumulate, precondition, clip to 1, step. Returns the loss before it."""
     supervised = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    total = 0.0
+    losses = []
     for batch in batches:
         loss = summed_loss(network, batch) / supervised
         loss.backward()
-        total += loss.item()
+        losses.append(loss.detach())
     if manager:
         manager.loss_denominator = supervised
         manager.step()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return total
+    return sum(loss.item() for loss in losses)  # only now: reading a number makes the program wait for the GPU
 
 
-def summed_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The loss of a batch, summed over its supervised tokens."""
-    with torch.autocast("cpu", torch.bfloat16):
+def summed_loss(network: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of a batch, summed over its supervised tokens; under autocast unless the model is in float32."""
+    half = network.get_input_embeddings().weight.dtype == torch.bfloat16
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=half):
         return supervised_loss(network, batch, 1)
 
 
