@@ -42,6 +42,11 @@ TOKENS = 8
 """Of the judge's reply, at most."""
 SECONDS = 120
 """For one reply."""
+LETTER = re.compile(
+    r"\W*(?:(?i:(?:(?:my|your|the|final|better)\s+)*(?:answer|letter|choice)(?:\s+is)?)\W+)?"
+    r"([ABC])(?:\W*$|[^\w\s]|\n| is\b)"
+)
+"""How a reply begins that names one: with "B", "Answer: B" or "B is better", not with the article of "A clear case"."""
 
 
 @stage(libraries=("openai",), retries=2)
@@ -57,19 +62,19 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
 
     Returns:
         The artifact `judgement`: a line of JSON for each prompt with both replies and `outcome`: 1 where the other's
-        answer is better, -1 where the reference's is, 0 otherwise.
+        answer is better, -1 where the reference's is, 0 otherwise. Its facts tell with what options was asked.
 
     Raises:
         UserError: the server refuses, or no reply was a letter.
         TemporaryError: the server does not answer.
     """
-    lines, asked, unclear, client = [], 0, 0, _client(url)
+    lines, asked, unclear, judge = [], 0, 0, _Judge(url, model)
     pairs = list(zip(read_answers(reference), read_answers(answers), strict=True))
     for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
         first = second = "C"
         if one["answer"] != other["answer"]:
-            first = _ask(client, url, model, one, a=other["answer"], b=one["answer"])
-            second = _ask(client, url, model, one, a=one["answer"], b=other["answer"])
+            first = judge.ask(one, a=other["answer"], b=one["answer"])
+            second = judge.ask(one, a=one["answer"], b=other["answer"])
             asked += 2
         unclear += (first, second).count("?")
         outcome = {("A", "B"): 1, ("B", "A"): -1}.get((first, second), 0)
@@ -80,7 +85,13 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (draft.path / "judgement.jsonl").write_text(text, encoding="utf-8")
         swayed = sum(line["replies"] in (["A", "A"], ["B", "B"]) for line in lines)
-        draft.facts = {"model": model, "answers": len(lines), "unclear": unclear, "swayed_by_order": swayed}
+        draft.facts = {
+            "model": model,
+            "answers": len(lines),
+            "unclear": unclear,
+            "swayed_by_order": swayed,
+            "options": judge.options,
+        }
     return draft.done()
 
 
@@ -95,7 +106,7 @@ def check_judge(url: str, model: str) -> None:
         UserError, TemporaryError: as `judge_answers`.
     """
     line = {"prompt": "What is 1 + 1?", "expected": "2"}
-    if _ask(_client(url), url, model, line, a="2", b="3") == "?":
+    if _Judge(url, model).ask(line, a="2", b="3") == "?":
         raise _no_letter(model, 1)
 
 
@@ -124,25 +135,45 @@ def _client(url: str) -> OpenAI:
     return OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=SECONDS)
 
 
-def _ask(client: OpenAI, url: str, model: str, line: dict[str, Any], *, a: str, b: str) -> Literal["A", "B", "C", "?"]:
-    """The judge's letter, or a question mark where it says something else."""
-    import openai
+class _Judge:
+    """A model on a server, and the options that it takes.
 
-    content = PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b)
-    try:
-        made = client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": content}],
-            temperature=0,
-            seed=0,
-            max_tokens=TOKENS,
-        )
-    except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-        raise TemporaryError(f"{url}: the judge does not answer: {error}") from error
-    except openai.APIError as error:
-        fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
-        raise UserError(f"the judge's server refuses: {error}", where=url, fix=fix) from None
-    said = (made.choices[0].message.content or "") if made.choices else ""
-    letter = re.match(r"\W*([ABC])(?:\W*$|[^\w\s]|\n| is\b)", said)  # not the article of "A clear case"
-    found: Any = letter[1] if letter else "?"
-    return found
+    Args:
+        url: as for `judge_answers`.
+        model: as for `judge_answers`.
+    """
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url, self.model, self.client = url, model, _client(url)
+        self.options: dict[str, int] = {"temperature": 0, "seed": 0, "max_tokens": TOKENS}
+
+    def ask(self, line: dict[str, Any], *, a: str, b: str) -> Literal["A", "B", "C", "?"]:
+        """The judge's letter, or a question mark where it says something else."""
+        import openai
+
+        try:
+            said = self._complete(PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b))
+        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+            raise TemporaryError(f"{self.url}: the judge does not answer: {error}") from error
+        except openai.APIError as error:
+            fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
+            raise UserError(f"the judge's server refuses: {error}", where=self.url, fix=fix) from None
+        letter = LETTER.match(said)
+        found: Any = letter[1] if letter else "?"
+        return found
+
+    def _complete(self, content: str) -> str:
+        """The reply. Models that reason refuse some options: what the refusal names is left out from then on."""
+        import openai
+
+        messages: Any = [{"role": "user", "content": content}]
+        options: Any = self.options
+        try:
+            made = self.client.chat.completions.create(model=self.model, messages=messages, **options)
+        except openai.BadRequestError as error:
+            names = {name for name in self.options if name == error.param or re.search(rf"\b{name}\b", str(error))}
+            if not names:
+                raise
+            self.options = {name: value for name, value in self.options.items() if name not in names}
+            return self._complete(content)
+        return (made.choices[0].message.content or "") if made.choices else ""

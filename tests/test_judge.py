@@ -46,12 +46,18 @@ def judged(store: Store, reply: Reply, **changes: str) -> tuple[Artifact, int]:
         (fair, [-1, 1, 0, 0], 0),
         (lambda prompt: f"**{fair(prompt)}**, since it is", [-1, 1, 0, 0], 0),
         (lambda prompt: f"{fair(prompt)} is better.", [-1, 1, 0, 0], 0),
+        (lambda prompt: f"Answer: {fair(prompt)}", [-1, 1, 0, 0], 0),
+        (lambda prompt: f"**My final answer is:** {fair(prompt)}.", [-1, 1, 0, 0], 0),
+        (lambda prompt: fair(prompt) if "P0" in prompt else "Answer: A clear case of B", [-1, 0, 0, 0], 0),
         (lambda prompt: fair(prompt) if "P0" in prompt else "A clear case of B", [-1, 0, 0, 0], 0),
         (lambda _: "A", [0, 0, 0, 0], 3),
         (lambda _: "B.", [0, 0, 0, 0], 3),
         (lambda prompt: fair(prompt) if "P0" in prompt else "Both are fine", [-1, 0, 0, 0], 0),
     ],
-    ids=["fair", "wordy", "a sentence", "an article", "likes the first", "likes the second", "unclear"],
+    ids=[
+        *("fair", "wordy", "a sentence", "announced", "announced at length", "an announced article", "an article"),
+        *("likes the first", "likes the second", "unclear"),
+    ],
 )
 def test_only_a_preference_that_survives_the_swap_counts(
     store: Store, reply: Reply, expected: list[int], swayed: int
@@ -85,6 +91,24 @@ def test_texts_may_hold_any_separator_of_lines(store: Store) -> None:
     with openai_stand_in(fair) as server:
         made = judge_answers.function(draft.done(), draft.done(), server.url, MODEL, store=store)
     assert outcomes(made) == [0]
+
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only 1 is supported.",
+}
+
+
+def test_options_that_a_model_refuses_are_left_out_from_then_on(store: Store) -> None:
+    with openai_stand_in(fair) as server:
+        server.refuses = REFUSALS
+        made = judge_answers.function(answers(store, REFERENCE), answers(store, OTHER), server.url, MODEL, store=store)
+        assert server.refused == ["max_tokens", "temperature"] and len(server.asked) == 6
+        assert outcomes(made) == [-1, 1, 0, 0]
+        assert made.facts["options"] == {"seed": 0}
+        server.refuses = {"messages": "too long"}
+        with pytest.raises(UserError, match="the judge's server refuses: .*too long"):
+            check_judge(server.url, MODEL)
 
 
 def test_a_server_that_refuses_or_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,9 @@ class OpenAIStandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.status = reply, 200
         self.asked: list[dict[str, Any]] = []
+        self.refuses: dict[str, str] = {}
+        """Options that this model does not take, and what is said of them, as OpenAI's reasoning models do."""
+        self.refused: list[str] = []
         self.key: str | None = None
         """Which key is wanted; none: any."""
 
@@ -46,9 +49,16 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": {"message": message, "type": "invalid_request_error"}})
         if self.server.status != 200:
             return self._send(self.server.status, {"error": {"message": "not now", "type": "server_error"}})
+        for name, said in self.server.refuses.items():
+            if name in request:
+                self.server.refused.append(name)
+                told = {"type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
+                return self._send(400, {"error": {"message": said, **told}})
         self.server.asked.append(request)
         (message,) = request["messages"]
-        assert message["role"] == "user" and request["temperature"] == 0 and request["max_tokens"] < 100
+        assert message["role"] == "user"
+        assert request.keys() == {"model", "messages", "temperature", "seed", "max_tokens"} - self.server.refuses.keys()
+        assert request.get("temperature", 0) == 0 and request.get("max_tokens", 0) < 100
         answer = {"role": "assistant", "content": self.server.reply(message["content"])}
         choice = {"index": 0, "message": answer, "finish_reason": "stop", "logprobs": None}
         whole = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
