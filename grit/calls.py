@@ -19,6 +19,19 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def check_one_length(model: nn.Module) -> None:
+    """Check that all layers of the model see the same tokens.
+
+    Raises:
+        ValueError: an encoder-decoder.
+    """
+    base = base_of(model)
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(base).__name__}: GRIT does not handle encoder-decoders, whose layers see tokens of two sequences"
+        )
+
+
 def reader(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Call]:
     """What turns the positional and keyword arguments of a call into all of them by name."""
     names = list(inspect.signature(base_of(model).forward).parameters)
@@ -56,8 +69,7 @@ class LossDenominator:
     def __init__(self, model: nn.Module) -> None:
         base = base_of(model)
         # As in Transformers' `Trainer._get_num_items_in_batch`.
-        causal = getattr(getattr(base, "loss_function", None), "__name__", "") == "ForCausalLMLoss"
-        self._first = int(causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+        self._first = int(getattr(getattr(base, "loss_function", None), "__name__", "") == "ForCausalLMLoss")
         self._given: Tensor | int | None = None
         self._counted: list[Tensor | None] = []
 
@@ -89,7 +101,7 @@ def without_padding(rows: Tensor, mask: Tensor | None, name: str) -> Tensor:
 
     Args:
         rows: [batch * length, d].
-        mask: [batch, length] of bool, or None where every token is real.
+        mask: [batch, length] of bool, on any device, or None where every token is real.
         name: of the layer, for the message.
 
     Raises:
@@ -98,5 +110,8 @@ def without_padding(rows: Tensor, mask: Tensor | None, name: str) -> Tensor:
     if mask is None:
         return rows
     if mask.numel() != len(rows):
-        raise ValueError(f"{name}: attention mask of {mask.numel()} tokens, layer input of {len(rows)}")
-    return rows * mask.reshape(-1, 1)
+        raise ValueError(
+            f"{name}: attention mask of {mask.numel()} tokens, layer input of {len(rows)}. GRIT needs layers that see "
+            "every token: leave this one out of target_modules, or with lm_head pass no logits_to_keep"
+        )
+    return rows.masked_fill(~mask.to(rows.device).reshape(-1, 1), 0)  # not a product, which would keep a NaN

@@ -14,6 +14,8 @@ AFTER_OPTIMIZER = ("eigen_adam", "graft")
 Basis = Literal["initial", "gradient", "whitened_gradient"]
 Throttle = int | Callable[[int], int]
 """A number, or a function from the optimizer step to it."""
+_LEAST = {"kfac_update_freq": 1, "cov_update_freq": 1, "ng_warmup_steps": 0}
+"""What a throttle must not fall below."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,18 @@ class GRITConfig:
         bounds = {
             "variant": self.variant in get_args(Variant),
             "power": 0 < self.power <= 1,
-            "kfac_update_freq": callable(self.kfac_update_freq) or self.kfac_update_freq >= 1,
-            "cov_update_freq": callable(self.cov_update_freq) or self.cov_update_freq >= 1,
             "kfac_damping": self.kfac_damping > 0,
             "kfac_min_samples": self.kfac_min_samples >= 1,
             "kfac_ema": 0 <= self.kfac_ema < 1,
-            "ng_warmup_steps": callable(self.ng_warmup_steps) or self.ng_warmup_steps >= 0,
             "basis": self.basis is None or self.basis in get_args(Basis),
             "basis_steps": self.basis_steps >= 1,
             "reprojection_freq": self.reprojection_freq >= 0,
             "rank_adaptation_threshold": 0 < self.rank_adaptation_threshold <= 1,
             "min_lora_rank": self.min_lora_rank >= 1,
         }
+        for name, least in _LEAST.items():
+            throttle = getattr(self, name)
+            bounds[name] = callable(throttle) or throttle >= least
         for name, holds in bounds.items():
             if not holds:
                 raise ValueError(f"GRITConfig.{name}: {getattr(self, name)!r} is out of bounds")
@@ -81,13 +83,30 @@ class GRITConfig:
             raise ValueError("GRITConfig.rank_adaptation_threshold: needs reprojection_freq, 0 means never")
         if self.reprojection_freq and self.variant == "eigen_adam":
             raise ValueError("GRITConfig.reprojection_freq: eigen_adam has a basis of its own; choose one of the two")
+        if self.reprojection_freq and self.variant == "adamw":
+            raise ValueError("GRITConfig.reprojection_freq: the variant adamw only measures, and this changes A and B")
 
     @property
     def first_basis(self) -> Basis:
         """Where A starts, with `basis` resolved."""
         return self.basis or ("initial" if self.variant == "adamw" else "gradient")
 
+    def at(self, name: str, step: int) -> int:
+        """The value of a throttle at an optimizer step.
 
-def at(value: Throttle, step: int) -> int:
-    """The value of a throttle at an optimizer step."""
-    return value(step) if callable(value) else value
+        Args:
+            name: of the field.
+            step: optimizer steps so far.
+
+        Raises:
+            ValueError: a function gave a number that is too small.
+        """
+        throttle: Throttle = getattr(self, name)
+        if not callable(throttle):
+            return throttle
+        value = throttle(step)
+        if value < _LEAST[name]:
+            raise ValueError(
+                f"GRITConfig.{name}: the function gave {value!r} at step {step}, {_LEAST[name]} is the least"
+            )
+        return value

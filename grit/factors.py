@@ -74,13 +74,16 @@ class FactorGroup:
 
         Args:
             gradient_scale: factor by which the gradient of the summed loss was multiplied (loss scale over the loss's
-                denominator); the factors do not depend on it.
+                denominator), in this process; the factors do not depend on it.
         """
+        if isinstance(gradient_scale, Tensor):
+            gradient_scale = gradient_scale.to(self._sum_u.device)
+        self._sum_u /= gradient_scale**2  # before processes are added up, each of which may have a scale of its own
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             self._add_up_over_processes()
         seen = self._tokens > 0
         tokens = self._tokens.clamp_min(1)[:, None, None]
-        step_h, step_u = self._sum_h / tokens, self._sum_u / tokens / gradient_scale**2
+        step_h, step_u = self._sum_h / tokens, self._sum_u / tokens
         finite = torch.isfinite(step_h).all(-1).all(-1) & torch.isfinite(step_u).all(-1).all(-1)
         used = seen & finite
         rate = torch.where(used, 1 - self.ema, 0.0)
@@ -154,6 +157,7 @@ class FactorGroup:
     def _accumulate(self, index: int, h: Tensor, u: Tensor, mask: Tensor | None) -> None:
         """Add one backward pass: h and u [..., r], mask [batch, length]."""
         rank = h.shape[-1]
+        mask = None if mask is None else mask.to(u.device)  # a model spread over devices has it on the first
         h, u = h.reshape(-1, rank).float(), u.detach().reshape(-1, rank).float()
         h = without_padding(h, mask, self.modules[index].name)  # u is zero at padding: no loss depends on it
         self._tokens[index] += len(h) if mask is None else mask.sum()

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grit.calls import LossDenominator, reader, token_mask
-from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig, at
+from grit.calls import LossDenominator, check_one_length, reader, token_mask
+from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig
+from grit.diagnostics import step_figures
 from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
 from grit.optimizer import AttachedOptimizer
 from grit.preconditioner import Preconditioner
-from grit.preconditioning import Comparison
-from grit.proof import GritInactiveError, check_effect, check_hooks, check_steps, check_updates
+from grit.proof import GritInactiveError, check_effect, check_gradients, check_updates
 from grit.reprojection import reproject
+from grit.state import OWNERS, check_owners, owners
+from grit.witness import PERIODS, StepWitness, TokenWitness
 
 
 class GRITManager:
@@ -38,19 +40,24 @@ class GRITManager:
         config: the settings.
 
     Raises:
-        ValueError: no LoRA module; DoRA, LoRA on embeddings or convolutions, sharded weights.
+        ValueError: no LoRA module; DoRA, LoRA on embeddings or convolutions, sharded weights; an encoder-decoder.
     """
 
     def __init__(self, model: nn.Module, config: GRITConfig | None = None) -> None:
+        check_one_length(model)
         self.config = config or GRITConfig()
         self.loss_denominator: float | Tensor = 1.0
         """What the summed loss was divided by, e.g. the supervised tokens of the accumulated batch; with DDP, which
         averages the gradients, that over the number of processes. It is read from `num_items_in_batch` in the model's
         own call, as Transformers' trainer passes it; elsewhere set it per step."""
         self.loss_scale: float = 1.0
-        """The gradient scaler's factor; set per step under float16."""
+        """What the loss was multiplied by before the backward pass, a gradient scaler's factor; set per step under
+        float16."""
+        self.gradient_scale: float = 1.0
+        """What the gradients are still multiplied by when they are preconditioned, for the reported norms:
+        `loss_scale`, or 1 where the scaler has unscaled them, as it has within `optimizer.step()`."""
         self.last_diagnostics: dict[str, float] = {}
-        """Figures of the last step, see `precondition_gradients`."""
+        """Figures of the last step, see `grit.diagnostics.step_figures`."""
         self.basis_seconds = 0.0
         """Seconds that finding the first basis took, see `grit.basis`."""
         self.steps = 0
@@ -68,10 +75,10 @@ class GRITManager:
         """One for each rank (and device)."""
         self._mask: Tensor | None = None
         self._capturing, self._on, self._paused = True, False, False
-        self._captured_before, self._unchecked, self._last_update = 0.0, False, 0
+        self._unchecked, self._last_update = False, 0
         self._attached: AttachedOptimizer | None = None
-        self._witness = self.modules[0].lora_b.weight
-        self._witness_version, self._missed_steps = self._witness._version, 0
+        self._step_witness = StepWitness(self.modules)
+        self._token_witness = TokenWitness(self._groups, self.config)
         self._read_call, self._of_calls = reader(model), LossDenominator(model)
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
@@ -89,18 +96,22 @@ class GRITManager:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Ignore, within the context, what the model does: for passes that are no training."""
-        capturing, self._capturing, self._paused = self._capturing, False, True
+        before = self._capturing, self._paused
+        self._capturing, self._paused = False, True
         try:
             yield
         finally:
-            self._capturing, self._paused = capturing, False
-            self._witness_version = self._witness._version
+            self._capturing, self._paused = before
+            self._step_witness.forget()
 
     def attach(self, optimizer: Any) -> None:
         """Watch the steps of an optimizer. Of use for `eigen_adam`, `graft` and reprojection; harmless otherwise.
 
         Args:
             optimizer: one that keeps `exp_avg` and `exp_avg_sq`, as torch's AdamW does, or Accelerate's wrapper of it.
+
+        Raises:
+            ValueError: LoRA's weights are not the optimizer's, or it works in a way that they cannot follow.
         """
         self._detach()
         if self._needs_optimizer:
@@ -140,6 +151,7 @@ class GRITManager:
         Raises:
             GritInactiveError: the hooks saw no token, or after two update periods nothing would be preconditioned; or
                 the variant needs the optimizer and is not attached to it.
+            ValueError: a throttle's function gave a number that is too small.
         """
         if self._needs_optimizer and self._attached is None:
             raise GritInactiveError(
@@ -151,40 +163,42 @@ class GRITManager:
         if self._capturing:
             for group in self._groups:
                 group.update(self.loss_scale / self.loss_denominator)
-        renewed = self.steps % at(self.config.kfac_update_freq, self.steps) == 0
+        renewed = self.steps % self.config.at("kfac_update_freq", self.steps) == 0
         if renewed:
             for preconditioner in self.preconditioners:
                 preconditioner.renew()
-            self._check_active()
-        on = self.config.variant != "adamw" and self.steps >= at(self.config.ng_warmup_steps, self.steps)
+            if self._unchecked:
+                self._token_witness.look(self.steps)
+                self._unchecked = False
+        on = self.config.variant != "adamw" and self.steps >= self.config.at("ng_warmup_steps", self.steps)
         if renewed or on != self._on:
             self._on = on
             for preconditioner in self.preconditioners:
                 preconditioner.use(on, self._attached)
+        if renewed:
+            self._check_effect()
 
     def precondition_gradients(self) -> None:
         """Precondition the gradients of all modules in place, set `last_diagnostics`, and count the step as done.
 
-        The diagnostics: `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their
-        `norm_ratio` and the `cosine` between the two, `ready` (share of modules with factors in use), `condition_h` and
-        `condition_u` (largest condition number of the damped factors applied to B and to A), `tokens` (real tokens seen
-        by the first module), `rank` (mean over the modules). With `graft` they compare what it would be before Adam.
-        With `eigen_adam` there is no `cosine`: the second gradient is the first in another basis.
-
         Raises:
-            GritInactiveError: for two update periods `update_and_invert_factors` was not called.
+            GritInactiveError: for two update periods `update_and_invert_factors` was not called; there is no gradient;
+                or the optimizer has stepped already.
         """
-        check_updates(self.steps - self._last_update, 2 * at(self.config.kfac_update_freq, self.steps))
+        check_updates(self.steps - self._last_update, self._tolerated)
+        self._step_witness.see_step()
         write = self._on and self.config.variant in BEFORE_OPTIMIZER
-        self._diagnose([result for one in self.preconditioners for result in one.precondition(write)])
+        results = [result for one in self.preconditioners for result in one.precondition(write)]
+        check_gradients(len(results))
+        self.last_diagnostics = step_figures(results, self.preconditioners, self.config.variant, self.gradient_scale)
         self._of_calls.clear()
         self.steps += 1
-        self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
-        self._missed_steps, self._witness_version = -1, self._witness._version
+        self._capturing = self.steps % self.config.at("cov_update_freq", self.steps) == 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """Factors, what is computed from them, counters and the step: tensors by name, as safetensors wants them."""
         state = {"steps": torch.tensor(self.steps), "on": torch.tensor(self._on)}
+        state[OWNERS] = owners(self._groups, self.config.variant)
         for index, preconditioner in enumerate(self.preconditioners):
             state |= {f"{index}.{name}": tensor for name, tensor in preconditioner.state_dict().items()}
         return state
@@ -194,10 +208,14 @@ class GRITManager:
 
         Args:
             state: what `state_dict` gave.
+
+        Raises:
+            ValueError: it is the state of another variant, or of other modules.
         """
+        check_owners(state, owners(self._groups, self.config.variant))
         self.steps, self._on = int(state["steps"]), bool(state["on"])
         self._last_update = self.steps
-        self._capturing = self.steps % at(self.config.cov_update_freq, self.steps) == 0
+        self._capturing = self.steps % self.config.at("cov_update_freq", self.steps) == 0
         for index, preconditioner in enumerate(self.preconditioners):
             prefix = f"{index}."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -208,8 +226,9 @@ class GRITManager:
         return sum(preconditioner.memory_bytes() for preconditioner in self.preconditioners)
 
     def close(self) -> None:
-        """Remove all hooks, from the model and from the optimizer."""
+        """Remove all hooks, from the model and from optimizers."""
         self._handle.remove()
+        self._step_witness.close()
         self._detach()
         for group in self._groups:
             group.close()
@@ -217,6 +236,11 @@ class GRITManager:
     @property
     def _needs_optimizer(self) -> bool:
         return self.config.variant in AFTER_OPTIMIZER or self.config.reprojection_freq > 0
+
+    @property
+    def _tolerated(self) -> int:
+        """Steps that may pass without a call that belongs to each."""
+        return PERIODS * self.config.at("kfac_update_freq", self.steps)
 
     def _detach(self) -> None:
         if self._attached:
@@ -233,45 +257,10 @@ class GRITManager:
                 preconditioner.renew()
                 preconditioner.use(self._on, None)
 
-    def _diagnose(self, results: list[Comparison]) -> None:
-        """Reduce the figures of a step with a single transfer from the device."""
-        if not results:
-            self.last_diagnostics = {}
-            return
-        device = results[0].inner.device
-        ones = self.preconditioners
-        raw, new, inner = (
-            torch.stack([getattr(result, name).to(device) for result in results]).sum()
-            for name in ("raw_squared", "squared", "inner")
-        )
-        if self.config.variant == "adamw":
-            new = inner = raw
-        figures = {
-            "grad_norm": raw.sqrt() / self.loss_scale,
-            "grad_norm_preconditioned": new.sqrt() / self.loss_scale,
-            "norm_ratio": (new / raw.clamp_min(torch.finfo(raw.dtype).tiny)).sqrt(),
-            "cosine": inner / (raw.sqrt() * new.sqrt()).clamp_min(torch.finfo(raw.dtype).tiny),
-            "ready": torch.cat([one.ready.to(device) for one in ones]).float().mean(),
-            "condition_h": torch.stack([one.condition_b.max().to(device) for one in ones]).max(),
-            "condition_u": torch.stack([one.condition_a.max().to(device) for one in ones]).max(),
-            "tokens": self._groups[0].samples[0].to(device),
-            "rank": torch.cat([group.ranks.to(device) for group in self._groups]).float().mean(),
-        }
-        if self.config.variant == "eigen_adam":
-            del figures["cosine"]
-        self.last_diagnostics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-
-    def _check_active(self) -> None:
-        seen, captured = (
-            max(float(getattr(group, name).max()) for group in self._groups) for name in ("samples", "captured")
-        )
-        if self._unchecked:
-            check_hooks(captured - self._captured_before)
-        self._captured_before, self._unchecked = captured, False
-        late = max(2 * at(self.config.kfac_update_freq, self.steps), at(self.config.ng_warmup_steps, self.steps))
-        if self.config.variant != "adamw" and self.steps >= late:
-            roots = [root for one in self.preconditioners for root in one.roots]
-            check_effect(self.steps, seen, self.config.kfac_min_samples, roots)
+    def _check_effect(self) -> None:
+        """Once some module's factors have been in use for long enough."""
+        if self._on and self.steps >= self._tolerated and any(bool(one.ready.any()) for one in self.preconditioners):
+            check_effect(self.steps, [used for one in self.preconditioners for used in (one.used_a, one.used_b)])
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""
@@ -284,7 +273,4 @@ class GRITManager:
         self._of_calls.add(call)
         if call.get("num_items_in_batch") is not None:
             self.loss_denominator = call["num_items_in_batch"]
-        if self._witness._version != self._witness_version:
-            self._witness_version = self._witness._version
-            self._missed_steps += 1
-            check_steps(self._missed_steps, 2 * at(self.config.kfac_update_freq, self.steps))
+        self._step_witness.see_forward(self._tolerated)

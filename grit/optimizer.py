@@ -23,15 +23,17 @@ class AttachedOptimizer:
         after: called after each step with this object.
 
     Raises:
-        ValueError: a parameter is not the optimizer's.
+        ValueError: a parameter is not the optimizer's; AMSGrad; weight decay that is not decoupled.
     """
 
     def __init__(self, optimizer: Any, parameters: list[Tensor], after: Callable[[AttachedOptimizer], None]) -> None:
         while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         self.optimizer: Optimizer = optimizer
-        self._groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        if any(id(parameter) not in self._groups for parameter in parameters):
+        for group in optimizer.param_groups:
+            _check_options(group)
+        groups = self._groups()
+        if any(id(parameter) not in groups for parameter in parameters):
             raise ValueError("a LoRA weight is not among the optimizer's parameters")
         self._parameters = parameters
         self._starts: dict[int, Tensor] = {}
@@ -93,14 +95,27 @@ class AttachedOptimizer:
 
     def _remember(self) -> None:
         """Keep the parameters as they are before the step, with its weight decay applied."""
-        self._starts = {}
+        self._starts, groups = {}, self._groups()
         for parameter in self._parameters:
-            group = self._groups[id(parameter)]
+            group = groups[id(parameter)]
             self._starts[id(parameter)] = parameter.detach() * (1 - group["lr"] * group.get("weight_decay", 0.0))
 
     def _finish(self, after: Callable[[AttachedOptimizer], None]) -> None:
         after(self)
         self._starts = {}
 
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        """The options of each parameter; read anew each time, since `load_state_dict` replaces them."""
+        return {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+
     def _starts_of(self, parameters: list[Tensor]) -> list[Tensor]:
         return [self._starts[id(parameter)] for parameter in parameters]
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    if group.get("amsgrad"):
+        raise ValueError(
+            "GRIT does not handle amsgrad, whose largest second moments cannot follow a basis: turn it off"
+        )
+    if group.get("weight_decay") and group.get("decoupled_weight_decay") is False:
+        raise ValueError("GRIT needs decoupled weight decay: use torch's AdamW, or set weight_decay to 0")

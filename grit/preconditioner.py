@@ -9,7 +9,7 @@ from grit.config import GRITConfig
 from grit.factors import FactorGroup
 from grit.modules import by_shape
 from grit.optimizer import AttachedOptimizer
-from grit.preconditioning import Comparison, Roots, compare, multiply
+from grit.preconditioning import Comparison, compare, multiply
 from grit.variants import multipliers
 
 STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "used_a", "used_b")
@@ -36,14 +36,19 @@ class Preconditioner:
         self.used_a, self.used_b = identity.clone(), identity.clone()
         """As `root_a` and `root_b`, and the identity where they are not in use."""
 
-    @property
-    def roots(self) -> tuple[Roots, Roots]:
-        """For A and for B."""
-        return Roots(self.root_a, self.condition_a), Roots(self.root_b, self.condition_b)
-
     def follow_modules(self) -> None:
-        """Move all tensors to where the modules are, should the model have been moved since."""
-        device = self.factors.modules[0].lora_a.weight.device
+        """Move all tensors to where the modules are, should the model have been moved since.
+
+        Raises:
+            ValueError: they were spread over several devices.
+        """
+        devices = {module.lora_a.weight.device for module in self.factors.modules}
+        if len(devices) > 1:
+            raise ValueError(
+                f"the model was spread over {', '.join(sorted(map(str, devices)))} after GRITManager was made: make it "
+                "after `device_map` or `dispatch_model`"
+            )
+        (device,) = devices
         if self.root_a.device != device:
             self.factors.follow(device)
             for name in STATE:

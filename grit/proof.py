@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grit.preconditioning import Roots, anisotropy
+from torch import Tensor
+
+from grit.preconditioning import anisotropy
 
 ISOTROPIC = 1e-6
 """Below this relative distance from a multiple of the identity a preconditioner does nothing but scale."""
@@ -31,23 +33,37 @@ def check_hooks(tokens: float) -> None:
         )
 
 
-def check_effect(steps: int, samples: float, needed: int, roots: Sequence[Roots]) -> None:
+def check_progress(steps: int, samples: float, needed: int, idle: int, allowed: int) -> None:
+    """Check that the factors will be ready some time.
+
+    Args:
+        steps: optimizer steps so far.
+        samples: real tokens in the factors of the module that saw most.
+        needed: `kfac_min_samples`.
+        idle: steps since their number last grew.
+        allowed: how many are tolerated.
+
+    Raises:
+        GritInactiveError: no factor is ready, and none will be.
+    """
+    if samples < needed and idle >= allowed:
+        raise GritInactiveError(
+            f"after {steps} steps no factor is ready: {samples:.0f} tokens seen, kfac_min_samples is {needed}, "
+            f"and none came in for {idle} steps: every gradient overflowed"
+        )
+
+
+def check_effect(steps: int, matrices: Sequence[Tensor]) -> None:
     """Check, some update periods into the training, that some gradient changes its direction.
 
     Args:
         steps: optimizer steps so far.
-        samples: real tokens seen by the module that saw most.
-        needed: `kfac_min_samples`.
-        roots: what gradients are multiplied by.
+        matrices: what gradients are multiplied by, [M, r, r] each.
 
     Raises:
-        GritInactiveError: no factor is ready, or all are multiples of the identity.
+        GritInactiveError: all are multiples of the identity.
     """
-    if samples < needed:
-        raise GritInactiveError(
-            f"after {steps} steps no factor is ready: {samples:.0f} tokens seen, kfac_min_samples is {needed}"
-        )
-    if max(float(anisotropy(root.matrices).max()) for root in roots) < ISOTROPIC:
+    if max(float(anisotropy(stack).max()) for stack in matrices) < ISOTROPIC:
         raise GritInactiveError(
             f"after {steps} steps the preconditioner is a multiple of the identity in every module, so it changes no "
             "direction: the rank is 1, or kfac_damping is far above the factors' eigenvalues"
@@ -85,4 +101,36 @@ def check_updates(missed: int, allowed: int) -> None:
         raise GritInactiveError(
             f"{missed} steps without GRITManager.update_and_invert_factors(): call it before precondition_gradients(), "
             "or call step(), which is both"
+        )
+
+
+def check_gradients(count: int) -> None:
+    """Check that there is something to precondition.
+
+    Args:
+        count: LoRA weights with a gradient.
+
+    Raises:
+        GritInactiveError: none.
+    """
+    if count == 0:
+        raise GritInactiveError(
+            "no LoRA weight has a gradient: call GRITManager.step() after backward() and before zero_grad(). Gradients "
+            "that are kept elsewhere (FSDP, DeepSpeed) are not handled"
+        )
+
+
+def check_order(changed: bool) -> None:
+    """Check that gradients are preconditioned before they are used.
+
+    Args:
+        changed: whether the weights have changed since the forward pass.
+
+    Raises:
+        GritInactiveError: they have.
+    """
+    if changed:
+        raise GritInactiveError(
+            "the LoRA weights have changed since the last forward pass of the model that GRITManager was given: call "
+            "GRITManager.step() before optimizer.step(), not after it"
         )

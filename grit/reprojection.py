@@ -68,7 +68,7 @@ def reproject(factors: FactorGroup, attached: AttachedOptimizer, config: GRITCon
     """Write A, B, their moments and the factors in the balanced basis, and cut the rank.
 
     Without a cut, B A stays as it is. With one, the least energetic directions are set to zero in A and B: their
-    gradients are zero from then on, so they stay zero. Modules whose factors are still empty are left alone.
+    gradients are zero from then on, so they stay zero. Modules whose factors or A are still empty are left alone.
 
     Args:
         factors: of the modules of one rank.
@@ -78,7 +78,8 @@ def reproject(factors: FactorGroup, attached: AttachedOptimizer, config: GRITCon
     q, inverse, energies = balanced_basis(factors.sigma_h, factors.sigma_u, config.kfac_damping)
     ready = factors.samples >= config.kfac_min_samples
     identity = torch.eye(q.shape[-1], device=q.device)
-    changed = ready & (factors.mean_u.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
+    has_rows = torch.stack([module.lora_a.weight.any() for module in factors.modules])
+    changed = ready & has_rows & (factors.mean_u.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
     ranks = effective_ranks(energies, config.rank_adaptation_threshold, config.min_lora_rank)
     ranks = torch.where(changed, torch.minimum(ranks, factors.ranks), factors.ranks)
     q, inverse = (torch.where(changed[:, None, None], matrix, identity) for matrix in (q, inverse))

@@ -63,7 +63,7 @@ class GritTrainer(SFTTrainer):
 
     @property
     def step_statistics(self) -> dict[str, float]:
-        """Figures of the last optimizer step, see `GRITManager.precondition_gradients`."""
+        """Figures of the last optimizer step, see `grit.diagnostics.step_figures`."""
         return self.grit_manager.last_diagnostics
 
     def training_step(
@@ -85,7 +85,8 @@ class GritTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
-        self.grit_manager.loss_scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        self.grit_manager.loss_scale = self.grit_manager.gradient_scale = scale
         self.grit_manager.step()
         return super()._clip_grad_norm(model)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from grit import GRITConfig, GRITManager
 from tests.grit.conftest import QUICK, MakeModel, backward, train
@@ -42,6 +45,8 @@ def test_measuring_alone_changes_no_bit(make_model: MakeModel, batch: dict[str, 
 def test_close_removes_every_hook(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = make_model()
     before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    gc.collect()
+    of_all = len(_global_optimizer_post_hooks)
     manager = GRITManager(model, QUICK)
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) > before
     optimizer = torch.optim.AdamW(model.parameters())
@@ -52,6 +57,18 @@ def test_close_removes_every_hook(make_model: MakeModel, batch: dict[str, Tensor
         one.close()
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == before
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert len(_global_optimizer_post_hooks) == of_all
+
+
+def test_a_manager_that_is_dropped_leaves_no_hook_and_keeps_no_model(make_model: MakeModel) -> None:
+    gc.collect()
+    of_all = len(_global_optimizer_post_hooks)
+    model = make_model()
+    GRITManager(model, QUICK)
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None and len(_global_optimizer_post_hooks) == of_all
 
 
 def test_state_goes_on_where_it_was(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

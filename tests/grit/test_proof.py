@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from grit import GRITConfig, GritInactiveError, GRITManager
+from grit.modules import lora_modules
 from tests.grit.conftest import QUICK, MakeModel, backward, train
 
 
@@ -87,7 +92,6 @@ def test_factors_that_are_never_updated_are_an_error(make_model: MakeModel, batc
 @pytest.mark.parametrize(
     ("rank", "config", "said"),
     [
-        (4, {"kfac_min_samples": 10_000}, "no factor is ready: 123 tokens seen, kfac_min_samples is 10000"),
         (1, {"kfac_min_samples": 1}, "multiple of the identity"),
         (4, {"kfac_min_samples": 1, "kfac_damping": 1e9}, "multiple of the identity"),
     ],
@@ -98,3 +102,119 @@ def test_a_preconditioner_without_effect_is_an_error(
     model = make_model(r=rank)
     with pytest.raises(GritInactiveError, match=said):
         train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, cov_update_freq=1, **config)), 9)
+
+
+def test_tokens_that_are_few_but_grow_are_waited_for(
+    make_model: MakeModel, batch: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    manager = GRITManager(model, replace(QUICK, kfac_min_samples=200))
+    ready = []
+    for _ in range(6):
+        backward(model, batch, 1)
+        manager.step()
+        ready.append(manager.last_diagnostics["ready"])
+        model.zero_grad()
+    assert ready == [0, 0, 0, 0, 1, 1]
+    assert [record.getMessage() for record in caplog.records if record.name == "grit.witness"] == [
+        "GRIT changes nothing yet after 2 steps: 123 tokens seen, kfac_min_samples is 200"
+    ]
+    assert manager.last_diagnostics["cosine"] < 0.999
+
+
+def test_tokens_that_do_not_grow_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, replace(QUICK, kfac_min_samples=100))
+    backward(model, batch, 1)
+    manager.step()
+    with pytest.raises(GritInactiveError, match="after 2 steps no factor is ready: 41 tokens seen.*every gradient"):
+        for _ in range(9):
+            backward(model, batch, 1, scale=float("inf"))
+            manager.step()
+
+
+def test_modules_that_do_nothing_while_others_work_are_named_once(
+    make_model: MakeModel, batch: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    for module in lora_modules(model)[:5]:
+        module.lora_a._forward_hooks.clear()
+    with caplog.at_level(logging.WARNING):
+        train(model, batch, manager, 6)
+    assert manager.last_diagnostics["ready"] == pytest.approx(1 / 6)
+    assert manager.last_diagnostics["tokens"] == 6 * 41, "those of a module that works"
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "grit.witness"]
+    assert "no token of 5 of 6 LoRA modules for 2 update periods" in message
+    assert "layers.0.self_attn.q_proj[default]" in message and message.endswith(", ...")
+
+
+def test_only_what_is_in_use_counts_as_an_effect(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """One module has seen enough, and its rank is 1; the roots of the others are no multiples of the identity."""
+    model = make_model(rank_pattern={"layers.0.self_attn.q_proj": 1})
+    manager = GRITManager(model, replace(QUICK, kfac_min_samples=60))
+    others = next(group for group in manager._groups if len(group.modules) == 5)
+    with pytest.raises(GritInactiveError, match="multiple of the identity in every module"):
+        for _ in range(4):
+            backward(model, batch, 1)
+            manager.step()
+            others.samples.zero_()
+    assert any(bool((one.root_a.diagonal(dim1=1, dim2=2).std(1) > 0).any()) for one in manager.preconditioners)
+
+
+Loop = Callable[[torch.optim.Optimizer, GRITManager], None]
+
+
+def too_late(optimizer: torch.optim.Optimizer, manager: GRITManager) -> None:
+    optimizer.step()
+    manager.step()
+    optimizer.zero_grad()
+
+
+def without_gradients(optimizer: torch.optim.Optimizer, manager: GRITManager) -> None:
+    optimizer.zero_grad()
+    manager.step()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [(too_late, "before optimizer.step\\(\\), not after it"), (without_gradients, "no LoRA weight has a gradient")],
+)
+def test_a_step_in_the_wrong_place_is_an_error(
+    make_model: MakeModel, batch: dict[str, Tensor], loop: Loop, said: str, fused: bool
+) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=fused)
+    backward(model, batch, 10)
+    with pytest.raises(GritInactiveError, match=said):
+        loop(optimizer, manager)
+
+
+def test_the_right_place_is_none_with_accumulation_and_validation(
+    make_model: MakeModel, batch: dict[str, Tensor]
+) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        backward(model, batch, 20)
+        backward(model, batch, 20)
+        manager.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model(input_ids=batch["input_ids"])
+    assert manager.steps == 3
+
+
+def test_a_module_without_a_gradient_does_not_hide_a_manager_that_is_never_called(
+    make_model: MakeModel, batch: dict[str, Tensor]
+) -> None:
+    model = make_model()
+    GRITManager(model, GRITConfig(kfac_update_freq=2))
+    lora_modules(model)[0].layer.register_forward_hook(lambda _m, _x, output: output.detach())
+    with pytest.raises(GritInactiveError, match=r"has stepped 4 times without GRITManager.step"):
+        train(model, batch, None, 9)

@@ -1,0 +1,53 @@
+"""The figures of one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from grit.preconditioner import Preconditioner
+from grit.preconditioning import Comparison
+
+
+def step_figures(
+    results: Sequence[Comparison], preconditioners: Sequence[Preconditioner], variant: str, gradient_scale: float
+) -> dict[str, float]:
+    """Reduce what is known of a step, with a single transfer from the device.
+
+    Args:
+        results: of the gradients, at least one.
+        preconditioners: of all modules.
+        variant: of GRIT.
+        gradient_scale: what the gradients were still multiplied by.
+
+    Returns:
+        `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their `norm_ratio` and
+        the `cosine` between the two, `ready` (share of modules with factors in use), `condition_h` and `condition_u`
+        (largest condition number of the damped factors applied to B and to A), `tokens` (real tokens seen by the module
+        that saw most), `rank` (mean over the modules). With `graft` they compare what it would be before Adam. With
+        `eigen_adam` there is no `cosine`: the second gradient is the first in another basis.
+    """
+    device = results[0].inner.device
+    groups = [one.factors for one in preconditioners]
+    raw, new, inner = (
+        torch.stack([getattr(result, name).to(device) for result in results]).sum()
+        for name in ("raw_squared", "squared", "inner")
+    )
+    if variant == "adamw":
+        new = inner = raw
+    tiny = torch.finfo(raw.dtype).tiny
+    figures = {
+        "grad_norm": raw.sqrt() / gradient_scale,
+        "grad_norm_preconditioned": new.sqrt() / gradient_scale,
+        "norm_ratio": (new / raw.clamp_min(tiny)).sqrt(),
+        "cosine": inner / (raw.sqrt() * new.sqrt()).clamp_min(tiny),
+        "ready": torch.cat([one.ready.to(device) for one in preconditioners]).float().mean(),
+        "condition_h": torch.stack([one.condition_b.max().to(device) for one in preconditioners]).max(),
+        "condition_u": torch.stack([one.condition_a.max().to(device) for one in preconditioners]).max(),
+        "tokens": torch.stack([group.samples.max().to(device) for group in groups]).max(),
+        "rank": torch.cat([group.ranks.to(device) for group in groups]).float().mean(),
+    }
+    if variant == "eigen_adam":
+        del figures["cosine"]
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
