@@ -1,8 +1,10 @@
-"""Waiting for other runs: one computes what two need, and one at a time uses the GPU."""
+"""Waiting for other runs: one computes what two need, and one at a time uses a GPU."""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -14,11 +16,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from tasks.artifacts import Store
 from tasks.errors import TemporaryError, UserError, is_temporary
+from tasks.gpus import visible_gpus
 from tasks.logs import run_logger
 
-SLOT = os.environ.get("LLAMA3_GRIT_SLOT", "training")
-"""The device's name: of the store's lock, and of Prefect's global concurrency limit, which holds deployed runs apart.
-Workers with a GPU each give it a name each."""
+NAME = "LLAMA3_GRIT_SLOT"
+"""Environment variable: what a worker's share of its machine is called, where several train on one at a time."""
+SLOT = os.environ.get(NAME, "training")
+"""Prefect's global concurrency limit, which holds deployed runs apart, whatever machine and store they have."""
 
 LEASE_SECONDS = 60.0
 """The slot of a run that was killed is free after this time; Prefect allows no less."""
@@ -50,15 +54,28 @@ def locked(store: Store, name: str, why: str) -> Iterator[None]:
 
 @contextmanager
 def device(store: Store) -> Iterator[None]:
-    """Hold the machine's GPU, or its cores: by a lock of the store, and for a deployed run by a slot of the server too.
+    """Hold the GPUs that this process sees, or its machine: by locks of the store, for a deployed run by a slot too.
 
     Raises:
         UserError: the server has no such limit.
         TemporaryError: the server does not answer for ten minutes.
     """
-    slot = _slot() if deployment.id else nullcontext()
-    with locked(store, f"device-{SLOT}", "trains or scores on this machine"), slot:
+    with ExitStack() as held:
+        for name in devices():
+            held.enter_context(locked(store, f"device-{name}", "trains or scores on this machine"))
+        held.enter_context(_slot() if deployment.id else nullcontext())
         yield
+
+
+def devices() -> list[str]:
+    """What a training here has to itself, in the order that everyone takes it in.
+
+    Machines may share a store, and a cluster's workers one environment: what `LLAMA3_GRIT_SLOT` names counts for this
+    host alone, and without it the GPUs' own names do; a machine without GPU is one device.
+    """
+    host, slot = socket.gethostname(), os.environ.get(NAME)
+    names = [f"{host}-{slot}"] if slot else visible_gpus() or [f"{host}-cpu"]
+    return sorted(re.sub(r"[^\w.-]", "-", name) for name in set(names))
 
 
 @contextmanager

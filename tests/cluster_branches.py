@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from tasks.artifacts import Artifact, Store
 from tasks.errors import TrainingError
@@ -26,3 +27,26 @@ def numbered(number: int, store: Store) -> Artifact:
     if number == 99 and isinstance(made, Artifact) and made.facts["process"] == os.getpid():
         raise RuntimeError("out of luck")
     return made
+
+
+@stage(alone=True)
+def meet(number: int, seconds: float, *, store: Store) -> Artifact:
+    """Wait so long at most until two are at it, and tell whether they were."""
+    store.root.joinpath(f"came-{number}").touch()
+    end = time.monotonic() + seconds
+    while (met := len(list(store.root.glob("came-*"))) == 2) is False and time.monotonic() < end:
+        time.sleep(0.05)
+    with store.draft("made") as draft:
+        (draft.path / "number.txt").write_text(str(number))
+        draft.facts = {"met": met, "process": os.getpid()}
+    return draft.done()
+
+
+def met(number: int, seconds: float, store: Store) -> Artifact:
+    """Meet another one."""
+    return meet(number, seconds, store=store)
+
+
+def take_slot(name: str) -> None:
+    """Name this worker's share of its machine."""
+    os.environ["LLAMA3_GRIT_SLOT"] = name

@@ -23,7 +23,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.comparison_settings import CompareSettings
 from tasks.errors import UserError
 from tasks.settings import REPOSITORY
-from tests.cluster_branches import numbered
+from tests.cluster_branches import met, numbered, take_slot
 
 SHARED: dict[str, Any] = {"training": {"max_steps": 2, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 1}}
 
@@ -82,6 +82,28 @@ def test_workers_run_what_is_not_cached_and_the_flow_finds_it(
     caplog.clear()
     assert running(address, [1, 2], store, []) == ({}, made[:2])
     assert "go to the cluster" not in caplog.text
+
+
+@flow(validate_parameters=False)
+def meeting(address: str, seconds: float, store: Store) -> list[Artifact]:
+    branches = {number: Branch(f"number {number}", met, (number, seconds, store)) for number in (1, 2)}
+    assert not run_on_cluster(address, branches, [], store)
+    return [branch.run() for branch in branches.values()]
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(("slots", "seconds"), [(("gpu0", "gpu1"), 60), (("gpu0", "gpu0"), 1)])
+def test_workers_with_a_slot_each_train_at_the_same_time(
+    dask_cluster: str, store: Store, slots: tuple[str, str], seconds: float
+) -> None:
+    from distributed import Client
+
+    with Client(dask_cluster) as client:
+        for worker, slot in zip(client.scheduler_info()["workers"], slots, strict=True):
+            client.run(take_slot, slot, workers=[worker])
+    made = meeting(dask_cluster, seconds, store)
+    assert len({os.getpid(), *(one.facts["process"] for one in made)}) == 3
+    assert all(one.facts["met"] for one in made) == (slots[0] != slots[1])
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,13 +19,15 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from tenacity import wait_none
 
-from tasks import waiting
+from tasks import gpus, waiting
 from tasks.artifacts import Artifact, Store
 from tasks.errors import UserError
 from tasks.stage import stage
-from tasks.waiting import SLOT, device
+from tasks.waiting import SLOT, device, devices
+from tests.standins.nvml import Gpu, NvmlStandIn
 
 held: list[tuple[float, float]] = []
+met: list[int] = []
 
 
 @stage(alone=True)
@@ -58,6 +61,83 @@ def test_one_store_one_device(store: Store, caplog: pytest.LogCaptureFixture) ->
     other.join(20)
     assert not other.is_alive()
     assert "Waiting for another run, which trains or scores on this machine" in caplog.text
+
+
+@stage(alone=True)
+def meet(number: int, seconds: float, *, store: Store) -> Artifact:
+    """Wait for another at a barrier for so long at most."""
+    with suppress(threading.BrokenBarrierError):
+        met.append(barrier.wait(seconds))
+    with store.draft("number") as draft:
+        (draft.path / "number.txt").write_text(str(number))
+    return draft.done()
+
+
+barrier = threading.Barrier(2)
+
+
+@flow(validate_parameters=False)
+def meeting(store: Store, number: int, seconds: float) -> None:
+    meet(number, seconds, store=store)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("hosts", "seconds", "expected"), [(("one", "two"), 60, [0, 1]), (("one", "one"), 0.5, [])], ids=["two", "one"]
+)
+def test_only_workers_of_another_host_train_at_the_same_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, str], seconds: float, expected: list[int]
+) -> None:
+    """Both with the same slot's name and the same store."""
+    host = {f"worker {number}": name for number, name in enumerate(hosts)}
+    named = SimpleNamespace(gethostname=lambda: host[threading.current_thread().name])
+    monkeypatch.setattr(waiting, "socket", named)
+    monkeypatch.setenv("LLAMA3_GRIT_SLOT", "gpu0")
+    barrier.reset()
+    met.clear()
+    both = [
+        threading.Thread(target=meeting, args=(store, number, seconds), name=name) for number, name in enumerate(host)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(100)
+    assert sorted(met) == expected
+    assert len(list((store.root / "number").iterdir())) == 2
+
+
+A, B = (f"GPU-{letter * 8}-4f89-11d3-9a0c-0305e82c3301" for letter in "ab")
+
+
+@pytest.mark.parametrize(
+    ("slot", "visible", "gpus_there", "expected"),
+    [
+        (None, None, [], ["box-cpu"]),
+        (None, "1", [], ["box-cpu"]),
+        ("half", None, [], ["box-half"]),
+        ("gpu0", "1", [A, B], ["box-gpu0"]),
+        (None, "0", [A, B], [A]),
+        (None, "1", [A, B], [B]),
+        (None, B[:9], [A, B], [B]),
+        (None, "1, 0", [A, B], [A, B]),
+        (None, None, [A, B], [A, B]),
+        (None, "0,7,1", [A, B], [A]),
+        (None, "", [A, B], ["box-cpu"]),
+        (None, "-1", [A, B], ["box-cpu"]),
+        (None, "MIG-GPU-a/1/0", [A, B], ["MIG-GPU-a-1-0"]),
+    ],
+)
+def test_what_a_training_has_to_itself(
+    monkeypatch: pytest.MonkeyPatch, slot: str | None, visible: str | None, gpus_there: list[str], expected: list[str]
+) -> None:
+    """Asked anew each time, since Ray sets CUDA_VISIBLE_DEVICES in a worker that runs already."""
+    monkeypatch.setattr(gpus, "pynvml", NvmlStandIn([Gpu(uuid) for uuid in gpus_there], driver=bool(gpus_there)))
+    monkeypatch.setattr(waiting, "socket", SimpleNamespace(gethostname=lambda: "box"))
+    for name, value in (("LLAMA3_GRIT_SLOT", slot), ("CUDA_VISIBLE_DEVICES", visible)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert devices() == expected
 
 
 @pytest.mark.usefixtures("prefect_server")
