@@ -1,12 +1,16 @@
 """Tables and pictures from the results of `grit_convergence`.
 
-Run with `python -m benchmarks.convergence_report FILE.jsonl --picture OUT.png`. The first table is the tuning (seed 0,
-every learning rate), the second the trainings with other seeds, each against AdamW with the same seed.
+Run with `python -m benchmarks.convergence_report FILE.jsonl --picture OUT.png`. For each setup in the file, the first
+table is the tuning (seed 0, every learning rate), the second the trainings with other seeds, each against AdamW with
+the same seed. Trainings ran under different loads, and their seconds cannot be compared: time is counted in AdamW's
+steps. A method's step counts as many of them as `step_ratios` measured, and what its start took is divided by what
+AdamW's step would have taken in that same training.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 from collections import defaultdict
@@ -17,24 +21,41 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.contenders import ABLATIONS
-from benchmarks.grit_convergence import best_rates, final_loss, read
+from benchmarks.grit_convergence import SETUP, best_rates, final_loss, read
 
 REFERENCE = "AdamW"
 
 
-def main() -> None:
-    """Print the tables, draw the picture."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables, draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--picture", type=Path)
-    arguments = parser.parse_args()
-    results = read(arguments.results)
-    best = best_rates(results)
-    print(tuning_table(results, best))
-    print()
-    print(seed_table(results))
-    if arguments.picture:
-        draw(results, best, arguments.picture)
+    parser.add_argument(
+        "--step-ratios", type=Path, help="from step_ratios; without, every step counts as one of AdamW's"
+    )
+    parser.add_argument("--picture", type=Path, help="of the first setup; the next ones' get numbers")
+    arguments = parser.parse_args(argv)
+    ratios: dict[str, float] | None = None
+    if arguments.step_ratios:
+        measured = json.loads(arguments.step_ratios.read_text(encoding="utf-8"))
+        ratios = measured["ratios"]
+        print(f"Ratios of step times: {measured['pairs']} pairs, {measured['what']}; {measured['machine']}\n")
+    for number, (setup, results) in enumerate(by_setup(read(arguments.results)).items(), start=1):
+        best = best_rates(results)
+        print(", ".join(f"{name} {value}" for name, value in zip(SETUP, setup, strict=True)), end="\n\n")
+        print(tuning_table(results, best), end="\n\n")
+        print(seed_table(results, ratios), end="\n\n")
+        if arguments.picture:
+            name = arguments.picture.name if number == 1 else f"{arguments.picture.stem}-{number}.png"
+            draw(results, best, arguments.picture.with_name(name))
+
+
+def by_setup(results: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Trainings that can be compared, by what they agree in."""
+    groups = defaultdict(list)
+    for one in results:
+        groups[tuple(one[name] for name in SETUP)].append(one)
+    return groups
 
 
 def tuning_table(results: list[dict[str, Any]], best: dict[str, float]) -> str:
@@ -50,8 +71,13 @@ def tuning_table(results: list[dict[str, Any]], best: dict[str, float]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def seed_table(results: list[dict[str, Any]]) -> str:
-    """Means and standard errors over the seeds that had no part in the tuning, against AdamW at its best rate there."""
+def seed_table(results: list[dict[str, Any]], ratios: dict[str, float] | None = None) -> str:
+    """Means and standard errors over the seeds that had no part in the tuning, against AdamW at its best rate there.
+
+    Args:
+        results: of one setup.
+        ratios: seconds of a step in units of AdamW's, by method; without them the steps count as equally long.
+    """
     runs: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for one in results:
         if one["seed"] != 0:
@@ -62,27 +88,36 @@ def seed_table(results: list[dict[str, Any]]) -> str:
         return "no trainings of AdamW with other seeds yet"
     reference = runs[min(references, key=lambda key: ends[key])]
     steps = sorted(next(iter(reference.values()))["validation"])
-    heads = ["method", "rate", *(f"loss at {step}" for step in steps), "less than AdamW's", "steps", "time", "seeds"]
+    time = "time: start + steps" + (" × step ratio, in AdamW's steps" if ratios else ", each counted as AdamW's")
+    heads = ["method", "rate", *(f"loss at {step}" for step in steps), "less than AdamW's", "steps", time, "seeds"]
     lines = [heads, ["---"] * len(heads)]
     for (method, rate), by_seed in sorted(runs.items(), key=lambda item: ends[item[0]]):
         pairs = [(one, reference[seed]) for seed, one in by_seed.items() if seed in reference]
-        losses = [mean([one["validation"][step] for one, _ in pairs]) for step in steps]
+        losses = [mean([one["validation"].get(step, math.inf) for one, _ in pairs]) for step in steps]
         gain = mean([final_loss(other) - final_loss(one) for one, other in pairs])
-        lines.append([method, f"{rate:g}", *losses, gain, *_shares(pairs), str(len(pairs))])
+        shares = _shares(pairs, ratios.get(method) if ratios else 1.0)
+        lines.append([method, f"{rate:g}", *losses, gain, *shares, str(len(pairs))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[str, str]:
-    """Steps and seconds to the other's final validation loss, as shares of what the other took to get there first."""
+def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]], ratio: float | None) -> tuple[str, str]:
+    """Steps and time to the other's final validation loss, as shares of what the other took to get there first.
+
+    Both are means over the trainings that got there; where not all did, their number is told.
+    """
     steps, times = [], []
     for one, other in pairs:
         reached = steps_to(one, final_loss(other))
         if reached is None:
-            return "not reached", "not reached"
+            continue
         first = steps_to(other, final_loss(other)) or other["steps"]
         steps.append(reached / first)
-        times.append(time_to(one, reached) / time_to(other, first))
-    return mean(steps), mean(times)
+        if ratio is not None:
+            times.append(time_to(one, reached, ratio) / first)
+    if not steps:
+        return (f"0 of {len(pairs)}",) * 2
+    note = f" ({len(steps)} of {len(pairs)})" if len(steps) < len(pairs) else ""
+    return mean(steps) + note, mean(times) + note if times else "not measured"
 
 
 def steps_to(one: dict[str, Any], target: float) -> float | None:
@@ -97,13 +132,22 @@ def steps_to(one: dict[str, Any], target: float) -> float | None:
     return None
 
 
-def time_to(one: dict[str, Any], steps: float) -> float:
-    """Seconds for that many median steps, with what the start cost."""
-    return float(one["start_seconds"] + steps * statistics.median(one["seconds"][1:]))
+def time_to(one: dict[str, Any], steps: float, ratio: float) -> float:
+    """Time for that many steps and for the start, in steps of AdamW under the same load.
+
+    Args:
+        one: the training.
+        steps: how many.
+        ratio: seconds of its step in units of AdamW's.
+    """
+    adamw_step = statistics.median(one["seconds"][1:]) / ratio
+    return float(one["start_seconds"] / adamw_step + steps * ratio)
 
 
 def mean(values: Sequence[float]) -> str:
     """The mean, with its standard error where there are two values at least."""
+    if not all(map(math.isfinite, values)):
+        return "diverged"
     if len(values) < 2:
         return f"{values[0]:.4f}" if values else ""
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"

@@ -3,17 +3,20 @@
 Run with `python -m benchmarks.grit_convergence --data generated:extraction --results FILE`. Every method trains at each
 learning rate with seed 0, in turns; at the rate with the lowest final validation loss it trains again with the other
 seeds, which alone enter the table. A seed rules the adapter and the order of the rows, the same for all methods. Each
-finished training is a line of the results file; a second call goes on where the first ended.
+finished training is a line of the results file; a second call goes on where the first ended. Trainings of another
+setup (data, steps, rows, dtype, validations) may stand in the same file. A second data set is `--data FILE`, such as
+`alpaca_en_800.json`: a JSON list of rows with `instruction`, `input` and `output`, of which a tenth is held out.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
 import os
-import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,19 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from benchmarks.contenders import ABLATIONS, METHODS, make
+from benchmarks.machine import machine
+from benchmarks.timing import clock
 from benchmarks.workload import EXTRACTION, Workload, optimizer_step
 
 ALL = METHODS | ABLATIONS
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SETUP = ("data", "steps", "rows_per_step", "max_length", "validation_rows", "dtype", "validations")
+"""Trainings that agree in these can be compared."""
+BEFORE = {"dtype": "bfloat16", "validations": 3}
+"""What holds for lines that do not say it."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=EXTRACTION, help="generated:extraction, or a file of instructions")
@@ -41,15 +50,23 @@ def main() -> None:
     parser.add_argument("--rows-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=160)
     parser.add_argument("--validation-rows", type=int, default=24)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model's weights")
+    parser.add_argument("--validations", type=int, default=3, help="in each training, evenly spaced, one at its end")
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings side by side, a thread each")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1 if torch.cuda.is_available() else os.cpu_count(),
+        help="trainings side by side, a thread each (1 with a GPU, where one training has all threads)",
+    )
     parser.add_argument("--ablations", action="store_true", help="the changes to kfac^1/2 in place of the methods")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.ablations:
         arguments.methods = list(ABLATIONS)
-    names = ("steps", "rows_per_step", "max_length", "validation_rows")
-    setup = {"data": Path(arguments.data).name} | {name: getattr(arguments, name) for name in names}
-    workload = Workload(arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length)
+    setup = {name: getattr(arguments, name) for name in SETUP} | {"data": Path(arguments.data).name}
+    workload = Workload(
+        arguments.data, arguments.store, arguments.rows_per_step, arguments.max_length, dtype=arguments.dtype
+    )
     tuning = [
         (method, round(rate * ALL[method].rate_factor, 12), 0)
         for rate in arguments.rates
@@ -68,33 +85,48 @@ def run(
     """Train those jobs that the results file does not hold, some of them side by side."""
     done = {(one["method"], one["rate"], one["seed"]) for one in read(results) if matches(one, setup)}
     missing = [job for job in jobs if job not in done]
+    if missing:
+        results.parent.mkdir(parents=True, exist_ok=True)
+    for result in tqdm(_trained(missing, workload, setup, processes), total=len(missing), unit="training"):
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+def _trained(
+    jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str, Any], processes: int
+) -> Iterator[dict[str, Any]]:
+    """Results, each as soon as its training ends."""
+    if processes == 1:
+        for job in jobs:
+            yield train(*job, workload, setup)
+            gc.collect()  # hooks refer to their model, and the model to its hooks
+        return
     os.environ["TQDM_DISABLE"] = "1"  # in the processes to come; one bar is enough
     # One thread to a process: two trainings side by side disturb each other less than two threads of each would.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
-        futures = [pool.submit(train, *job, workload, setup) for job in missing]
-        for future in tqdm(as_completed(futures), total=len(futures), unit="training"):
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+        futures = [pool.submit(train, *job, workload, setup) for job in jobs]
+        yield from (future.result() for future in as_completed(futures))
 
 
 def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str, Any]) -> dict[str, Any]:
-    """One training. Returns the setup, the training losses, and validation losses and seconds by step."""
+    """One training. Returns the setup, the machine, the training losses, and validation losses and seconds by step."""
     contender = make(ALL[name], workload, rate, seed)
     optimizer, steps = contender.optimizer, setup["steps"]
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=3, num_training_steps=steps)
-    every = max(1, steps // 3)
+    validated = {round(steps * part / setup["validations"]) for part in range(1, setup["validations"] + 1)}
     result: dict[str, Any] = {**setup, "method": name, "rate": rate, "seed": seed, "start_seconds": contender.seconds}
+    result["machine"] = machine()
     validation = {}
     losses, seconds = [], [0.0]
     for step, batches in zip(range(1, steps + 1), workload.steps(seed), strict=False):
-        started = time.perf_counter()
+        started = clock()
         losses.append(optimizer_step(contender.network, batches, optimizer, contender.manager))
         schedule.step()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
         if not math.isfinite(losses[-1]):
             break
-        if step % every == 0:
+        if step in validated:
             validation[step] = workload.validate(contender.network, setup["validation_rows"])
     return result | {"losses": losses, "validation": validation, "seconds": seconds}
 
@@ -104,6 +136,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     results = [json.loads(line) for line in lines]
     for one in results:
+        one.update(BEFORE | one)
         one["validation"] = {int(step): loss for step, loss in one["validation"].items()}
         one["rate"] = round(one["rate"], 12)  # 0.1 x 0.003 is 0.0003
     return results

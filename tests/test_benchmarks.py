@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import json
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import grit_overhead, timing
+from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
-from benchmarks.workload import adapted
+from benchmarks.workload import Workload, adapted
 
 
 def in_this_process(command: list[str]) -> str:
@@ -25,7 +28,7 @@ def in_this_process(command: list[str]) -> str:
 def test_overhead_is_measured_in_turns_and_by_parts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(subprocess, "check_output", in_this_process)
+    monkeypatch.setattr(grit_overhead, "subprocess", SimpleNamespace(check_output=in_this_process))
     monkeypatch.setattr(timing, "WARM_UP", 1)
     monkeypatch.setattr(grit_overhead, "MORE_STEPS", 2)  # the sixth step is captured
     grit_overhead.main(["--shape", "tiny", "--length", "32", "--pairs", "3", "--quantization", "nf4"])
@@ -102,3 +105,115 @@ def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
     timing.timed(lambda: None, "part", {"part": 0.0})()
     assert len(waited) == 2
+
+
+@pytest.fixture
+def tiny_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks train a tiny model on random rows, in place of the real one."""
+    rows = torch.randint(512, (24, 12), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def read(workload: Workload) -> None:
+        made: list[Any] = [{"input_ids": row, "labels": [-100] * 4 + row[4:]} for row in rows]
+        workload.train, workload.validation = made[:20], made[20:]
+
+    def base(workload: Workload) -> Any:
+        torch.manual_seed(0)
+        return random_llama(SHAPES["tiny"], "none", torch.device("cpu")).to(getattr(torch, workload.dtype))
+
+    monkeypatch.setattr(Workload, "__post_init__", read)
+    monkeypatch.setattr(Workload, "base", base)
+    monkeypatch.setattr(timing, "WARM_UP", 1)
+
+
+@pytest.mark.usefixtures("tiny_workload")
+def test_convergence_trains_what_is_missing_and_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, ratios = tmp_path / "new" / "results.jsonl", tmp_path / "ratios.json"
+    options = ["--data", "some/rows.json", "--steps", "2", "--processes", "1", "--rates", "0.01", "--seeds", "1"]
+    options += ["--results", str(results), "--methods", "AdamW", "kfac^1/2, gradient basis"]
+    grit_convergence.main([*options, "--validations", "2"])
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(one["method"], one["seed"]) for one in lines] == [
+        ("AdamW", 0),
+        ("kfac^1/2, gradient basis", 0),
+        ("AdamW", 1),
+        ("kfac^1/2, gradient basis", 1),
+    ]
+    assert all(one["data"] == "rows.json" and one["validation"].keys() == {"1", "2"} for one in lines)
+    assert all({"processor", "threads", "versions"} <= one["machine"].keys() for one in lines)
+    assert lines[0]["dtype"] == "bfloat16"
+
+    grit_convergence.main([*options, "--validations", "2"])
+    assert len(results.read_text().splitlines()) == len(lines)
+
+    step_ratios.main(["--out", str(ratios), "--pairs", "1", "--methods", "AdamW", "kfac^1/2, gradient basis"])
+    assert json.loads(ratios.read_text())["ratios"].keys() == {"AdamW", "kfac^1/2, gradient basis"}
+
+    capsys.readouterr()
+    picture = tmp_path / "picture.png"
+    convergence_report.main([str(results), "--step-ratios", str(ratios), "--picture", str(picture)])
+    printed = capsys.readouterr().out
+    assert "data rows.json, steps 2" in printed
+    assert "time: start + steps × step ratio, in AdamW's steps" in printed
+    assert picture.is_file()
+
+
+@pytest.mark.usefixtures("tiny_workload")
+def test_convergence_in_float32_is_a_setup_of_its_own(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    options = ["--steps", "1", "--processes", "1", "--rates", "0.01", "--seeds", "--methods", "AdamW"]
+    for dtype in ("bfloat16", "float32"):
+        grit_convergence.main([*options, "--results", str(results), "--dtype", dtype])
+    half, full = grit_convergence.read(results)
+    assert (half["dtype"], full["dtype"]) == ("bfloat16", "float32")
+    assert half["losses"] != full["losses"]
+    assert half["losses"] == pytest.approx(full["losses"], rel=0.01)
+
+
+def training(
+    method: str, seed: int, losses: dict[int, float], seconds: float = 1.0, start: float = 0.0
+) -> dict[str, Any]:
+    """A made-up line of the results, as written before lines told dtype, validations and machine."""
+    setup = {"data": "rows", "steps": 20, "rows_per_step": 4, "max_length": 160, "validation_rows": 24}
+    found = {"validation": losses, "losses": [], "seconds": [0.0, seconds, seconds], "start_seconds": start}
+    return {**setup, **found, "method": method, "rate": 0.01, "seed": seed}
+
+
+def rows_of(table: str) -> dict[str, dict[str, str]]:
+    """Cells by method and head of a table in Markdown."""
+    heads, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return {line[0]: dict(zip(heads, line, strict=True)) for line in lines}
+
+
+def test_lines_without_dtype_and_validations_are_bfloat16_and_three(tmp_path: Path) -> None:
+    old = training("AdamW", 0, {10: 2.0, 20: 1.0})
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (old, {**old, "dtype": "float32", "validations": 5})))
+    first, second = convergence_report.by_setup(grit_convergence.read(path)).values()
+    assert (first[0]["dtype"], first[0]["validations"]) == ("bfloat16", 3)
+    assert (second[0]["dtype"], second[0]["validations"]) == ("float32", 5)
+
+
+def test_the_report_tells_how_many_seeds_got_there() -> None:
+    adamw = [training("AdamW", seed, {10: 2.0, 20: 1.0}) for seed in (1, 2, 3)]
+    fast = [training("fast", seed, {10: 1.0, 20: 0.9}) for seed in (1, 2)]
+    never = [training("never", seed, {10: 1.9, 20: 1.5}) for seed in (1, 2)]
+    diverged = [training("diverged", seed, {10: 1.9}) for seed in (1, 2)]
+    slow = training("fast", 3, {10: 3.0, 20: 1.1})
+    cells = rows_of(convergence_report.seed_table([*adamw, *fast, slow, *never, *diverged]))
+    assert cells["fast"]["steps"] == "0.5000 ± 0.0000 (2 of 3)"
+    assert cells["fast"]["time: start + steps, each counted as AdamW's"] == "0.5000 ± 0.0000 (2 of 3)"
+    assert cells["never"]["steps"] == "0 of 2"
+    assert cells["diverged"]["loss at 20"] == "diverged"
+    assert cells["AdamW"]["steps"] == "1.0000 ± 0.0000"
+
+
+def test_time_is_free_of_the_load_that_a_training_ran_under() -> None:
+    adamw = training("AdamW", 1, {10: 2.0, 20: 1.0})
+    time = "time: start + steps × step ratio, in AdamW's steps"
+    for load in (1.0, 7.0):
+        # 10 steps of 1.1 of AdamW's each, after a start as long as 4 of AdamW's: 15 of 20.
+        other = training("kfac", 1, {10: 1.0, 20: 0.9}, seconds=1.1 * load, start=4 * load)
+        cells = rows_of(convergence_report.seed_table([adamw, other], {"AdamW": 1.0, "kfac": 1.1}))
+        assert cells["kfac"][time] == "0.7500"
+    cells = rows_of(convergence_report.seed_table([adamw, other], {"AdamW": 1.0}))
+    assert cells["kfac"][time] == "not measured"
