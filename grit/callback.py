@@ -7,10 +7,12 @@ import inspect
 import math
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grit.basis import set_gradient_basis
-from grit.calls import base_of
+from grit.calls import LossDenominator, base_of
 from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
 from grit.manager import GRITManager
 
@@ -43,6 +45,8 @@ class GritState(TrainerCallback):
     ) -> None:
         """Attach to the optimizer; find the first basis or, in a resumed training, load the state.
 
+        A second training with the same manager goes on from the first, in its basis.
+
         Raises:
             FileNotFoundError: the checkpoint has no state of GRIT.
             ValueError: what was found is the state of another run.
@@ -50,7 +54,7 @@ class GritState(TrainerCallback):
         self.manager.attach(kwargs["optimizer"])
         if state.global_step:
             self.manager.load_state_dict(load_file(self._state_file(args, state)))
-        elif self.manager.config.first_basis != "initial":
+        elif self.manager.config.first_basis != "initial" and not self.manager.steps:
             started = time.perf_counter()
             cuda = [args.device] if args.device.type == "cuda" else []
             # No random number that the training will draw is used up: the rows come in the same order with and without.
@@ -59,16 +63,22 @@ class GritState(TrainerCallback):
             self.manager.basis_seconds = time.perf_counter() - started
 
     def find_basis(self, args: TrainingArguments, model: Any, loader: Any) -> None:
-        """Find the first basis from the first rows of the data set."""
-        size = args.per_device_train_batch_size
-        count = min(self.manager.config.basis_steps * args.gradient_accumulation_steps * size, len(loader.dataset))
-        rows = [loader.dataset[index] for index in range(count)]
-        batches = [loader.collate_fn(rows[start : start + size]) for start in range(0, count, size)]
+        """Find the first basis from the first rows of the data set; a stream is begun anew for them."""
+        size, data = args.per_device_train_batch_size, loader.dataset
+        count = self.manager.config.basis_steps * args.gradient_accumulation_steps * size
+        sized = hasattr(data, "__len__")
+        rows = [data[index] for index in range(min(count, len(data)))] if sized else list(islice(data, count))
+        batches = [loader.collate_fn(rows[start : start + size]) for start in range(0, len(rows), size)]
+        sums = _accepts_loss_kwargs(model)
 
         def summed_loss(batch: Any) -> Tensor:
-            inputs = {name: value.to(args.device) for name, value in batch.items()}
-            loss: Tensor = model(**inputs, num_items_in_batch=1).loss
-            return loss
+            inputs: dict[str, Any] = send_to_device(dict(batch), args.device)
+            if sums:
+                return _loss_of(model(**inputs, num_items_in_batch=1))
+            labels = LossDenominator(model)
+            labels.add(inputs)
+            count = labels.take()
+            return _loss_of(model(**inputs)) * (1 if count is None else count)
 
         self.set_basis(model, batches, summed_loss, args.seed)
 
@@ -86,7 +96,10 @@ class GritState(TrainerCallback):
         """Save the state beside the trainer's."""
         if state.is_world_process_zero:
             tensors = {name: value.cpu().contiguous() for name, value in self.manager.state_dict().items()}
-            save_file(tensors, _checkpoint(args, state) / STATE_FILE, {"adapter": _digest(self.manager)})
+            file = _checkpoint(args, state) / STATE_FILE
+            unfinished = file.with_suffix(".tmp")
+            save_file(tensors, unfinished, {"adapter": _digest(self.manager)})
+            unfinished.replace(file)
 
     def _state_file(self, args: TrainingArguments, state: TrainerState) -> Path:
         """The state in the checkpoint that training goes on from."""
@@ -125,11 +138,12 @@ class GritCallback(GritState):
         """As in `GritState`.
 
         Raises:
-            ValueError: float16, whose loss scale a callback does not see; more than one process or GPU; clipping
-                without `norm_match`; or accumulated batches of a model that divides the loss of each by the labels in
-                it.
+            ValueError: float16, whose loss scale a callback does not see; more than one process or GPU; FSDP,
+                DeepSpeed, torch_compile; clipping without `norm_match`; or accumulated batches of a model that divides
+                the loss of each by the labels in it.
         """
-        if args.fp16 or args.world_size > 1 or args.n_gpu > 1:
+        check_setup(args)
+        if args.fp16 or args.world_size > 1:
             raise ValueError("GritCallback does not see float16's loss scale nor other processes: use GritTrainer")
         config = self.manager.config
         keeps_norms = config.norm_match or config.variant not in BEFORE_OPTIMIZER or config.variant in AFTER_OPTIMIZER
@@ -168,6 +182,34 @@ class GritCallback(GritState):
         if logs and "loss" in logs:
             logs.update(self.figures())
             state.log_history[-1].update(self.figures())
+
+
+def check_setup(args: TrainingArguments, *, fsdp: bool = False, deepspeed: bool = False) -> None:
+    """Refuse what hides hooks, gradients or tokens from the manager.
+
+    Args:
+        args: of the trainer.
+        fsdp: whether it was switched on elsewhere than in `args`.
+        deepspeed: likewise.
+
+    Raises:
+        ValueError: naming it.
+    """
+    found = {
+        "FSDP": fsdp or bool(args.fsdp),
+        "DeepSpeed": deepspeed or bool(args.deepspeed),
+        "torch_compile": args.torch_compile,
+        "DataParallel (several GPUs in one process: start one for each by `accelerate launch`)": args.n_gpu > 1,
+    }
+    for name, used in found.items():
+        if used:
+            raise ValueError(f"GRIT does not handle {name}")
+
+
+def _loss_of(output: Any) -> Tensor:
+    """The loss among what a model returns, where Transformers' trainer looks for it too."""
+    loss: Tensor = output["loss"] if isinstance(output, dict) else output[0]
+    return loss
 
 
 def _accepts_loss_kwargs(model: nn.Module) -> bool:

@@ -14,23 +14,32 @@ from torch import Tensor
 from grit.modules import LoraModule, lora_modules
 
 
-def save_adapter(model: PeftModel, directory: Path) -> dict[str, int]:
-    """Save the active adapter as safetensors, without the directions of rank space that a reprojection has cut.
+def save_adapter(model: PeftModel, directory: Path, adapter: str | None = None) -> dict[str, int]:
+    """Save an adapter as safetensors, without the directions of rank space that a reprojection has cut.
 
     Each module's rank goes into PEFT's `rank_pattern`, and into `alpha_pattern` what keeps its scale s. Both then name
     each module by its whole path: PEFT takes the first pattern that matches, in the order of the file's sorted keys.
 
     Args:
         model: the trained model.
-        directory: where PEFT writes.
+        directory: where PEFT writes; it puts adapters of other names than `default` into directories below.
+        adapter: which of the active ones; may be left out where there is one.
 
     Returns:
         The saved rank of each module, by its path.
+
+    Raises:
+        ValueError: the adapter is not active, or there are several and none is named.
     """
-    modules = lora_modules(model)
-    adapter = model.active_adapter
+    active = model.active_adapters
+    if adapter is None and len(active) > 1:
+        raise ValueError(f"several adapters are active ({', '.join(active)}): name the one to save as `adapter`")
+    adapter = active[0] if adapter is None else adapter
+    if adapter not in active:
+        raise ValueError(f"the adapter {adapter} is not active; active: {', '.join(active)}")
     config: Any = model.peft_config[adapter]
-    kept = {module.path: _live(module) for module in modules if module.adapter == adapter}
+    modules = [module for module in lora_modules(model) if module.adapter == adapter]
+    kept = {module.path: _live(module) for module in modules}
     smaller = {module.path: module for module in modules if not bool(kept[module.path].all())}
     if not smaller:
         model.save_pretrained(str(directory), safe_serialization=True, selected_adapters=[adapter])

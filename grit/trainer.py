@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from grit.callback import GritState
+from grit.callback import GritState, check_setup
 from grit.manager import GRITManager
 
 
@@ -34,7 +35,10 @@ class _State(GritState):
                 loss: Tensor = trainer.compute_loss(model, dict(batch), num_items_in_batch=1)
             return loss
 
+        # The passes are no training: TRL's counts and means must not hold them.
+        kept = deepcopy(trainer._metrics), trainer._total_train_tokens
         self.set_basis(model, batches, summed_loss, args.seed)
+        trainer._metrics, trainer._total_train_tokens = kept
 
 
 class GritTrainer(SFTTrainer):
@@ -50,11 +54,13 @@ class GritTrainer(SFTTrainer):
         **kwargs: as for SFTTrainer.
 
     Raises:
-        ValueError: `max_grad_norm` is 0, with which Transformers never reaches the clipping; use `float("inf")`.
+        ValueError: `max_grad_norm` is 0, with which Transformers never reaches the clipping; use `float("inf")`. FSDP,
+            DeepSpeed, DataParallel, torch_compile.
     """
 
     def __init__(self, *args: Any, grit_manager: GRITManager, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_setup(self.args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         if not self.args.max_grad_norm > 0:
             raise ValueError("max_grad_norm must be above 0 with GRIT; float('inf') turns clipping off")
         self.grit_manager = grit_manager

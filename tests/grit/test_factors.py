@@ -86,6 +86,36 @@ def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeMod
     assert found[0]["0.samples"][0] == batch["attention_mask"].sum()
 
 
+def test_what_stands_at_padding_does_not_matter(make_model: MakeModel) -> None:
+    """Not even where it is no number, as after attention to nothing."""
+    manager = GRITManager(make_model(), QUICK)
+    (group,) = manager._groups
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    h, u = torch.randn(2, 3, 4), torch.randn(2, 3, 4) * mask[..., None]
+    group._accumulate(0, h.masked_fill(~mask[..., None], float("nan")), u, mask)
+    group.update(1.0)
+    torch.testing.assert_close(group.sigma_h[0], h[mask].T @ h[mask] / 3)
+    torch.testing.assert_close(group.sigma_u[0], u[mask].T @ u[mask] / 3)
+
+
+def test_mask_and_denominator_may_be_on_another_device(make_model: MakeModel) -> None:
+    """As with a model that is spread over several, whose inputs are on the first."""
+    manager = GRITManager(make_model().to("meta"), QUICK)
+    (group,) = manager._groups
+    h = torch.randn(2, 3, 4, device="meta")
+    group._accumulate(0, h, h, torch.ones(2, 3, dtype=torch.bool))
+    group.update(torch.tensor(0.1))
+    assert group.sigma_u.device.type == "meta"
+
+
+def test_a_model_that_is_spread_over_devices_later_is_refused(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    GRITManager(model, QUICK)
+    model.get_base_model().model.layers[1].to("meta")
+    with pytest.raises(ValueError, match="spread over cpu, meta after GRITManager was made"):
+        model(input_ids=batch["input_ids"])
+
+
 def test_the_factors_follow_a_model_that_is_moved(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """As trainers do, which put the model on the GPU after the manager was made."""
     model = make_model()

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
+from transformers import T5Config, T5ForConditionalGeneration
 
 from grit import GRITConfig, GRITManager
 from tests.grit.conftest import QUICK, MakeModel, backward, train
@@ -171,6 +172,33 @@ def test_throttles_may_be_functions_of_the_step(make_model: MakeModel, batch: di
     assert roots[0] is not roots[1] and roots[2] is roots[4]
 
 
+@pytest.mark.parametrize("name", ["kfac_update_freq", "cov_update_freq", "ng_warmup_steps"])
+def test_a_throttle_that_gives_too_little_names_the_field(
+    make_model: MakeModel, batch: dict[str, Tensor], name: str
+) -> None:
+    model = make_model()
+    least = 0 if name == "ng_warmup_steps" else 1
+    settings: dict[str, Any] = {"kfac_min_samples": 1, name: lambda step: least if step < 2 else least - 1}
+    manager = GRITManager(model, GRITConfig(**settings))
+    with pytest.raises(ValueError, match=f"GRITConfig.{name}: the function gave {least - 1} at step 2"):
+        for _ in range(3):
+            backward(model, batch, 1)
+            manager.step()
+    assert manager.steps == 2
+
+
+def test_a_pause_within_a_pause_does_not_end_it(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    with manager.paused():
+        with manager.paused():
+            pass
+        backward(model, batch, 1)
+    assert not manager._groups[0]._tokens.any()
+    backward(model, batch, 1)
+    assert manager._groups[0]._tokens.tolist() == [41] * 6
+
+
 def test_several_adapters_on_their_own_layers(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """Both active, one with rsLoRA; u of each holds its own scale, so its gradient is s B^T g."""
     model = make_model()
@@ -229,6 +257,20 @@ def test_what_it_cannot_handle_is_refused_by_name(make_model: MakeModel, lora: d
     model = make_model(**lora)
     with pytest.raises(ValueError, match=said):
         GRITManager(model)
+
+
+def test_layers_that_do_not_see_every_token_are_refused_by_name(
+    make_model: MakeModel, batch: dict[str, Tensor]
+) -> None:
+    config = T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    encoder_decoder = get_peft_model(T5ForConditionalGeneration(config), LoraConfig(target_modules=["q"]))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration: GRIT does not handle encoder-decoders"):
+        GRITManager(encoder_decoder)
+    model = make_model(target_modules=["q_proj", "lm_head"])
+    GRITManager(model, QUICK)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with pytest.raises(ValueError, match="lm_head.*mask of 48 tokens, layer input of 12.*pass no logits_to_keep"):
+        model(**inputs, logits_to_keep=3).logits.sum().backward()
 
 
 def test_half_frozen_adapters_are_refused(make_model: MakeModel) -> None:

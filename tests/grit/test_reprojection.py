@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -181,3 +181,46 @@ def test_reprojection_needs_the_optimizer_and_its_settings_fit() -> None:
         GRITConfig(rank_adaptation_threshold=0.9)
     with pytest.raises(ValueError, match="eigen_adam has a basis of its own"):
         GRITConfig(variant="eigen_adam", reprojection_freq=5)
+    with pytest.raises(ValueError, match="reprojection_freq: the variant adamw only measures"):
+        GRITConfig(variant="adamw", reprojection_freq=5)
+
+
+def test_a_module_whose_a_is_zero_is_left_alone(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """Also where its factor still remembers another A."""
+    for zeroed_at in (0, 2):
+        model = make_model()
+        empty, *others = lora_modules(model)
+        starts = [module.lora_a.weight.detach().clone() for module in others]
+        manager = reprojecting(model, reprojection_freq=3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        manager.attach(optimizer)
+        for step in range(3):
+            if step == zeroed_at:
+                empty.lora_a.weight.data.zero_()
+            backward(model, batch, 10)
+            manager.step()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not empty.lora_a.weight.any() and bool(torch.isfinite(empty.lora_b.weight).all())
+        for module, start in zip(others, starts, strict=True):
+            assert bool(torch.isfinite(module.lora_a.weight).all())
+            assert not torch.equal(module.lora_a.weight, start)
+
+
+def test_of_several_active_adapters_the_named_one_is_saved(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    model.add_adapter("other", LoraConfig(r=3, target_modules=["v_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    for module in lora_modules(model):
+        cut = 2 if module.adapter == "other" else 3
+        module.lora_a.weight.data[cut:] = 0
+        module.lora_b.weight.data[:, cut:] = 0
+    with pytest.raises(ValueError, match=r"several adapters are active \(default, other\): name the one"):
+        save_adapter(model, tmp_path)
+    with pytest.raises(ValueError, match="the adapter third is not active"):
+        save_adapter(model, tmp_path, "third")
+    for name, directory, rank, count in (("default", tmp_path, 3, 6), ("other", tmp_path / "other", 2, 2)):
+        assert list(save_adapter(model, tmp_path, name).values()) == [rank] * count
+        saved = load_file(directory / "adapter_model.safetensors")
+        assert {len(t) for key, t in saved.items() if "lora_A" in key} == {rank}
+        assert len(saved) == 2 * count

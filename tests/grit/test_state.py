@@ -1,0 +1,42 @@
+"""A state is taken over only by the manager of the same modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from grit import GRITConfig, GRITManager
+from tests.grit.conftest import MakeModel
+
+BOTH = {"target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "said"),
+    [
+        (BOTH, {"target_modules": ["k_proj"]}, r"module 1 is .*q_proj.* of rank 4 there, .*k_proj.* of rank 4 here"),
+        (BOTH | {"layers_to_transform": [0]}, BOTH, r"module 2 is none there, .*layers.1.*q_proj.* of rank 4 here"),
+        (BOTH, BOTH | {"layers_to_transform": [0]}, r"module 2 is .*layers.1.*q_proj.* there, none here"),
+        (BOTH, BOTH | {"r": 8}, r"of rank 4 there, .* of rank 8 here"),
+    ],
+)
+def test_the_state_of_other_modules_is_refused(
+    make_model: MakeModel, saved: dict[str, Any], loading: dict[str, Any], said: str
+) -> None:
+    state = GRITManager(make_model(**saved)).state_dict()
+    manager = GRITManager(make_model(**loading))
+    before = manager.state_dict()
+    with pytest.raises(ValueError, match=said):
+        manager.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in manager.state_dict().items())
+
+
+def test_the_state_of_another_variant_is_refused_and_so_is_what_is_none(make_model: MakeModel) -> None:
+    state = GRITManager(make_model(), GRITConfig(variant="graft")).state_dict()
+    manager = GRITManager(make_model())
+    with pytest.raises(ValueError, match="the state is of the variant 'graft', the manager's is 'kfac'"):
+        manager.load_state_dict(state)
+    with pytest.raises(ValueError, match="this is no state of a GRITManager"):
+        manager.load_state_dict({"steps": torch.tensor(3)})
