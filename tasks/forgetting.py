@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Store
@@ -38,14 +39,15 @@ def measure_forgetting(
 
     Args:
         model: weights in 16 bits.
-        dataset: its tokenizer; its `max_length` cuts paragraphs.
+        dataset: its tokenizer; its `max_length` cuts long paragraphs into pieces.
         settings: rows in one forward pass.
         text: path of the text; none for the one that comes with this.
         base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.
 
     Returns:
-        The artifact `forgetting`: `rows.json` with `nll` (nats) and `supervised_tokens` of each paragraph.
+        The artifact `forgetting`: `rows.json` with `nll` (nats) and `supervised_tokens` of each paragraph, or of each
+        piece of a longer one; its facts tell how many paragraphs were cut.
 
     Raises:
         UserError: the text cannot be read or is empty, or the loss is not a number.
@@ -55,14 +57,18 @@ def measure_forgetting(
     from tasks.validation_loss import validation_loss
 
     network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
-    rows = []
+    length, pieces, cut = dataset.facts["max_length"], [], 0
     for paragraph in paragraphs(read_text(text)):
-        ids = tokenizer(paragraph, add_special_tokens=False)["input_ids"][: dataset.facts["max_length"]]
-        rows.append({"input_ids": ids, "labels": ids})
+        ids = tokenizer(paragraph, add_special_tokens=False)["input_ids"]
+        pieces += windows(ids, length)
+        cut += len(ids) > length
+    if not pieces:
+        raise _empty(text)
+    rows = [{"input_ids": ids, "labels": ids} for ids in pieces]
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where=text or OWN_TEXT.name)
     del network
     clear_device_cache(garbage_collection=True)
-    return write_losses("forgetting", loss, store)
+    return write_losses("forgetting", loss, store, cut_paragraphs=cut)
 
 
 def read_text(text: str | None) -> str:
@@ -78,11 +84,21 @@ def read_text(text: str | None) -> str:
         said = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(f"the text cannot be read: {said}", where=path, fix="Correct forgetting_text.") from None
     if not paragraphs(found):
-        raise UserError("the text is empty", where=path, fix="Correct forgetting_text.")
+        raise _empty(text)
     return found
 
 
 def paragraphs(text: str) -> list[str]:
-    """Its paragraphs, each on one line; those of a single word are left out, for nothing in them is predicted."""
-    found = (" ".join(part.split()) for part in text.split("\n\n"))
-    return [paragraph for paragraph in found if " " in paragraph]
+    """Its paragraphs, apart by empty lines, each on one line; those of a single character tell nothing."""
+    found = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return [paragraph for paragraph in found if len(paragraph) > 1]
+
+
+def windows(ids: list[int], length: int) -> list[list[int]]:
+    """A paragraph's tokens in pieces of that length; a single one is left out, for nothing in it is predicted."""
+    return [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
+
+
+def _empty(text: str | None) -> UserError:
+    path = Path(text).expanduser() if text else OWN_TEXT
+    return UserError("the text is empty", where=path, fix="Correct forgetting_text.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Artifact, Store
 
@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from tasks.validation_loss import ValidationLoss
 
 
-def write_losses(kind: str, loss: ValidationLoss, store: Store) -> Artifact:
+def write_losses(kind: str, loss: ValidationLoss, store: Store, **facts: Any) -> Artifact:
     """Write an artifact with `rows.json`: `nll` (nats) and `supervised_tokens` of each row.
 
     Args:
         kind: of the artifact.
         loss: what was measured.
         store: where it goes.
+        **facts: what else is told of the rows, beside the loss and their number.
     """
     with store.draft(kind) as draft:
         values = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
         (draft.path / "rows.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        draft.facts = {"loss": loss.loss, "rows": len(loss.row_nll)}
+        draft.facts = {"loss": loss.loss, "rows": len(loss.row_nll)} | facts
     return draft.done()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store, reference
 from tasks.errors import UserError
-from tasks.forgetting import measure_forgetting, paragraphs, read_text
+from tasks.forgetting import measure_forgetting, paragraphs, read_text, windows
 from tasks.scoring import load_model, score
 from tasks.settings import ModelSettings, ScoringSettings
 from tests.own_tasks import CHOICES, GENERATION_TASK
@@ -276,12 +276,15 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     made = measure_forgetting.function(*arguments, store=store)
     found = json.loads((made.path / "rows.json").read_text())
     network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.bfloat16)
-    for index, paragraph in enumerate(("One two three four.", "Five six seven.", "eight " * 49 + "eight")):
-        ids = torch.tensor([tokenizer.encode(paragraph, add_special_tokens=False)[:12]])
+    ids = [tokenizer.encode(one, add_special_tokens=False) for one in ("One two three four.", "Five six seven.")]
+    long_one = tokenizer.encode("eight " * 49 + "eight", add_special_tokens=False)
+    pieces = [*ids, *(long_one[start : start + 12] for start in range(0, len(long_one), 12))]
+    assert found["supervised_tokens"] == [len(piece) - 1 for piece in pieces]
+    assert (made.facts["rows"], made.facts["cut_paragraphs"]) == (2 + 5, 1)
+    for piece, tokens, nll in zip(pieces, found["supervised_tokens"], found["nll"], strict=True):
         with torch.no_grad():
-            loss = network(input_ids=ids, labels=ids).loss
-        assert found["supervised_tokens"][index] == ids.shape[1] - 1
-        assert found["nll"][index] / found["supervised_tokens"][index] == pytest.approx(float(loss), rel=2e-3)
+            loss = network(input_ids=torch.tensor([piece]), labels=torch.tensor([piece])).loss
+        assert nll / tokens == pytest.approx(float(loss), rel=2e-3)
     key = measure_forgetting.key(*arguments, store=store)
     (tmp_path / "text.txt").write_text(text + " nine")
     assert measure_forgetting.key(*arguments, store=store) != key
@@ -289,3 +292,14 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     (tmp_path / "text.txt").write_text("Word\n\n")
     with pytest.raises(UserError, match=r"text\.txt: the text is empty"):
         measure_forgetting.function(*arguments, store=store)
+
+
+def test_a_text_needs_neither_spaces_nor_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("春眠不覚暁。\n夜来風雨声。\n  \n花落知多少。\n", encoding="utf-8")
+    assert paragraphs(read_text(str(tmp_path / "text.txt"))) == ["春眠不覚暁。 夜来風雨声。", "花落知多少。"]
+
+
+def test_a_long_paragraph_is_measured_to_its_end() -> None:
+    assert windows(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5]], "a single token has none before it"
+    assert windows(list(range(8)), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert windows([1], 3) == windows([], 3) == []
