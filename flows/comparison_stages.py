@@ -42,6 +42,7 @@ class Measurement:
 
     dataset: Artifact
     second: Artifact | None
+    second_rows: int
     text: str | None
     scoring: ScoringSettings
     answers: int
@@ -60,7 +61,7 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     model, dataset, base_scores = prepared(first)
     second = _second_data(first, comparison, model)
     inputs = [model, dataset, *([second] if second else [])]
-    measurement = Measurement(dataset, second, text, settings.scoring, comparison.answers)
+    measurement = Measurement(dataset, second, comparison.second_rows, text, settings.scoring, comparison.answers)
     base = _whole(BaseFigures, scores=base_scores, **_measured(model, settings, measurement))
     if not isinstance(base, Pending):
         _check_rows(comparison, dataset, base)
@@ -176,8 +177,12 @@ def runnable(
 
 def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) -> dict[str, Any]:
     store, base = Store(settings.store, settings.store_uri), settings.model
+    second = None
+    if on.second:
+        asked = (network, on.second, on.dataset, on.scoring, base, on.second_rows, settings.seed)
+        second = measure_second_data(*asked, store=store)
     return {
-        "second": measure_second_data(network, on.second, on.scoring, base, store=store) if on.second else None,
+        "second": second,
         "answers": answer_prompts(network, on.dataset, on.scoring, on.answers, base, store=store),
         "forgetting": measure_forgetting(network, on.dataset, on.scoring, on.text, base, store=store),
     }
@@ -212,10 +217,7 @@ def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model:
     if comparison.second_data is None:
         return None
     store = Store(settings.store, settings.store_uri)
-    if comparison.second_data == settings.data.source:
-        fix = "Name data that nothing is trained on."
-        raise UserError("this is what the methods are trained on", where="second_data", fix=fix)
-    data = second_settings(settings.data, comparison.second_data, comparison.second_rows)
+    data = second_settings(settings.data, comparison.second_data)
     check_files(data)
     source = fetch_data(data, settings.seed, store=store)
     return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)

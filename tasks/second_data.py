@@ -2,52 +2,113 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tasks.artifacts import Artifact, Store
+from tasks.errors import UserError
+from tasks.logs import run_logger
 from tasks.row_losses import write_losses
 from tasks.scoring import COMPUTING, load_model
 from tasks.settings import DataSettings, ModelSettings, ScoringSettings
 from tasks.stage import stage
 
+if TYPE_CHECKING:
+    from tasks.validation_loss import Row
 
-def second_settings(data: DataSettings, source: str, rows: int) -> DataSettings:
-    """Settings that read a second data set, all of whose rows are measured.
+
+def second_settings(data: DataSettings, source: str) -> DataSettings:
+    """Settings that read a second data set, nothing of which is held out.
 
     Args:
         data: those of the first, for the lengths.
         source: as `data.source`; the shape is told by the columns' names.
-        rows: at most.
+
+    Raises:
+        UserError: it is the first one's source.
     """
-    return DataSettings(
-        source=source, max_rows=rows, validation_fraction=0, max_length=data.max_length, over_long=data.over_long
-    )
+    if _place(source) == _place(data.source):
+        fix = "Name data that nothing is trained on."
+        raise UserError("this is what the methods are trained on", where="second_data", fix=fix)
+    return DataSettings(source=source, validation_fraction=0, max_length=data.max_length, over_long=data.over_long)
 
 
 @stage(libraries=("torch", "transformers"), reads={"settings": ("batch_size",), "base": COMPUTING}, alone=True)
 def measure_second_data(
-    model: Artifact, second: Artifact, settings: ScoringSettings, base: ModelSettings, *, store: Store
+    model: Artifact,
+    second: Artifact,
+    trained: Artifact,
+    settings: ScoringSettings,
+    base: ModelSettings,
+    number: int,
+    seed: int,
+    *,
+    store: Store,
 ) -> Artifact:
-    """Measure the loss of the answers' tokens.
+    """Measure the loss of the answers' tokens, on rows whose prompt nothing was trained on.
 
     Args:
         model: weights in 16 bits.
         second: the second data set, in the chat format of the first; all of its rows count as `train`.
+        trained: the first data set.
         settings: rows in one forward pass.
         base: the type that is computed in, and whether to run code that comes with the model.
+        number: of rows, at most.
+        seed: draws them.
         store: where the artifact goes.
 
     Returns:
-        The artifact `second_data`: `rows.json` with `nll` (nats) and `supervised_tokens` of each row.
+        The artifact `second_data`: `rows.json` with `nll` (nats) and `supervised_tokens` of each row; its facts tell
+        how many rows were left out, since their prompt is trained on.
 
     Raises:
-        UserError: the loss is not a number.
+        UserError: no row is left, or the loss is not a number.
     """
     from accelerate.utils.memory import clear_device_cache
 
     from tasks.validation_loss import read_rows, validation_loss
 
-    network, tokenizer = load_model(model, second, base.dtype, base.trust_remote_code)
     rows = read_rows(second.path / "train.parquet")
+    unseen = without_trained(rows, read_rows(trained.path / "train.parquet"))
+    if not unseen:
+        fix = "Name data that nothing is trained on."
+        raise UserError("the methods are trained on every prompt of it", where="second_data", fix=fix)
+    left_out = len(rows) - len(unseen)
+    if left_out:
+        run_logger().info("%d of %d rows of the second data set are left out: trained on", left_out, len(rows))
+    drawn = random.Random(seed).sample(range(len(unseen)), min(number, len(unseen)))  # noqa: S311, no secret
+    rows = [unseen[index] for index in sorted(drawn)]
+    network, tokenizer = load_model(model, second, base.dtype, base.trust_remote_code)
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where="second_data")
     del network
     clear_device_cache(garbage_collection=True)
-    return write_losses("second_data", loss, store)
+    return write_losses("second_data", loss, store, left_out=left_out)
+
+
+def without_trained(rows: list[Row], trained: list[Row]) -> list[Row]:
+    """Rows that share no prompt with the training's, as `prepare_dataset` keeps its splits apart.
+
+    Args:
+        rows: tokens and labels of the second data set.
+        trained: those that the methods are trained on.
+    """
+    of_training = [_prompts(row) for row in trained]
+    last = {prompts[-1] for prompts in of_training}
+    every = {prompt for prompts in of_training for prompt in prompts}
+    return [row for row in rows if (own := _prompts(row))[-1] not in every and last.isdisjoint(own)]
+
+
+def _prompts(row: Row) -> list[tuple[int, ...]]:
+    """All tokens before each answer."""
+    from tasks.validation_loss import UNSUPERVISED
+
+    ids, labels = row["input_ids"], row["labels"]
+    masked = [label == UNSUPERVISED for label in labels]
+    starts = [index for index in range(len(ids)) if not masked[index] and (index == 0 or masked[index - 1])]
+    return [tuple(ids[:start]) for start in starts]
+
+
+def _place(source: str) -> Path | str:
+    path = Path(source).expanduser()
+    return path.resolve() if path.exists() else source
