@@ -24,6 +24,10 @@ class PeakMemory:
     kind: str = ""
     """`CUDA allocated`, `resident set`, or `resident set of the whole process` where no reset is possible."""
 
+    def so_far(self) -> int:
+        """Bytes since the block began."""
+        return _peak_bytes(self.kind)
+
 
 @contextmanager
 def peak_memory() -> Iterator[PeakMemory]:
@@ -40,7 +44,7 @@ def peak_memory() -> Iterator[PeakMemory]:
     else:
         peak.kind = "resident set of the whole process"
     yield peak
-    peak.bytes = _peak_bytes(peak.kind)
+    peak.bytes = peak.so_far()
 
 
 def _peak_bytes(kind: str) -> int:

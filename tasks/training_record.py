@@ -49,6 +49,8 @@ class StepRecorder(TrainerCallback):
         """Meters by the name of their figure; what validations take is left out."""
         self.resumed = False
         """Whether a part of the training ran in another process, whose energy is not known here."""
+        self.peak_memory_bytes = 0
+        """Of the processes before this one."""
         self.trainer: Any = None
         self.report = report
         self._writer = SummaryWriter(str(directory / "tensorboard"))
@@ -118,13 +120,20 @@ class StepRecorder(TrainerCallback):
         self._keep(line)
         self.report(step, state.max_steps, line)
 
-    def save(self, checkpoint: Path, basis_seconds: float) -> None:
-        """Write what was recorded so far into a checkpoint."""
+    def save(self, checkpoint: Path, basis_seconds: float, peak_memory_bytes: int) -> None:
+        """Write what was recorded so far into a checkpoint.
+
+        Args:
+            checkpoint: its directory.
+            basis_seconds: what finding the first basis took.
+            peak_memory_bytes: of this process.
+        """
         recorded = {
             "steps": self.steps,
             "validation": self.validation,
             "modules": self.modules,
             "basis_seconds": basis_seconds,
+            "peak_memory_bytes": max(self.peak_memory_bytes, peak_memory_bytes),
         }
         (checkpoint / RECORD).write_text(json.dumps(recorded), encoding="utf-8")
 
@@ -134,7 +143,7 @@ class StepRecorder(TrainerCallback):
         for line in recorded["steps"]:
             self._keep(line)
         self._keep_modules(recorded["modules"])
-        self.resumed = True
+        self.resumed, self.peak_memory_bytes = True, recorded["peak_memory_bytes"]
         for step, loss in recorded["validation"]:
             self.validation.append((step, loss))
             self._writer.add_scalar("validation_loss", loss, step)

@@ -76,7 +76,7 @@ class Training:
         )
 
     def _save_more(self, checkpoint: Path) -> None:
-        self.recorder.save(checkpoint, self.manager.basis_seconds if self.manager else 0.0)
+        self.recorder.save(checkpoint, self.manager.basis_seconds if self.manager else 0.0, self.peak.so_far())
         self.best.save(checkpoint)
 
     def run(self) -> dict[str, Any] | None:
@@ -89,7 +89,7 @@ class Training:
             UserError: training diverged, or GRIT would do nothing.
         """
         job, tokenizer = self.job, AutoTokenizer.from_pretrained(self.job.dataset.path / "tokenizer")
-        with peak_memory() as peak:
+        with peak_memory() as self.peak:
             network = load_network(
                 job.model, job.base, job.lora, job.training, job.dataset.facts["max_length"], job.seed
             )
@@ -132,8 +132,8 @@ class Training:
             "kept": self.best.lowest() if job.training.keep_best else None,
             "stopped_early": self.best.stopped,
             "basis_seconds": round(manager.basis_seconds, 3) if manager else 0.0,
-            "peak_memory_bytes": peak.bytes,
-            "peak_memory_kind": peak.kind,
+            "peak_memory_bytes": max(self.peak.bytes, self.recorder.peak_memory_bytes),
+            "peak_memory_kind": self.peak.kind,
             "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
             "per_device_batch_size": job.training.per_device_batch_size,
             "gradient_accumulation_steps": job.training.gradient_accumulation_steps,

@@ -117,6 +117,15 @@ def test_grit_refuses_pefts_optimizers(optimizer: str) -> None:
         check_machine(BASE, QUICK.model_copy(update={"optimizer": optimizer}), GritSettings())
 
 
+def test_the_peak_of_memory_is_that_of_all_processes_of_a_training(
+    tiny_model: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_first = iter([9 * 10**15, 9 * 10**15])  # at its checkpoint, and at its end
+    monkeypatch.setattr("tasks.memory._peak_bytes", lambda kind: next(of_the_first, 10))
+    assert Run(tmp_path / "stopped", tiny_model, dataset, stop_after=2).facts["peak_memory_bytes"] == 9 * 10**15
+    assert Run(tmp_path / "whole", tiny_model, dataset).facts["peak_memory_bytes"] == 10
+
+
 def test_grit_records_each_module_at_the_validations(tiny_model: Artifact, dataset: Artifact, tmp_path: Path) -> None:
     grit = GritSettings(kfac_min_samples=1, kfac_update_freq=1, cov_update_freq=1)
     whole = Run(tmp_path / "whole", tiny_model, dataset, grit=grit)
@@ -195,6 +204,20 @@ class TestFault:
         assert fault.facts["method"] == "study-fault"
         assert not [name for name in fault.files if name.endswith(".safetensors")]
         assert not list(fault.path.parent.parent.glob("adapter*"))
+
+    def test_it_trains_by_adamw_with_transformers_whatever_the_comparison_does(
+        self, tiny_model: Artifact, dataset: Artifact, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        jobs: list[Job] = []
+
+        def train(job: Job, show: Any) -> dict[str, Any]:
+            jobs.append(job)
+            return {}
+
+        monkeypatch.setattr("tasks.study_fault.train_in_child", train)
+        other = QUICK.model_copy(update={"backend": "unsloth", "optimizer": "lora_fa", "batching": "packed"})
+        reproduce_fault.function(tiny_model, dataset, BASE, LORA, other, 7, store=store)
+        assert jobs[0].training == QUICK
 
     def test_no_gradient_is_preconditioned(self, fault: Artifact) -> None:
         lines = [json.loads(line) for line in (fault.path / "history.jsonl").read_text().splitlines()]
