@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from tasks.artifacts import Artifact
 from tasks.compared_runs import ComparedRun, FaultRun
 from tasks.comparison import Runs
 from tasks.comparison_measures import steps_of
-from tasks.figures import svg
+from tasks.figures import PLAIN, svg
 
 COLOURS = (
     "#3b82c4",
@@ -35,6 +36,16 @@ Over = Literal["tokens", "seconds"]
 LABELS = {"tokens": "supervised tokens seen", "seconds": "seconds of training"}
 SMOOTHED = 0.8
 """Weight of the past in the smoothed training loss."""
+POINTS = 400
+"""Of one line, at most: ten thousand steps would make a page of megabytes, and nobody could tell them apart."""
+MARKED = 50
+"""Validations of a line whose points are marked, at most."""
+MAPS = (
+    ("cosine", "cosine", "cosine between raw and preconditioned gradient"),
+    ("effective_rank_h", "effective rank", "effective rank of the factor of A x"),
+    ("effective_rank_u", "effective rank", "effective rank of the factor of the gradient with respect to A x"),
+)
+"""Name in the history, kind, and meaning of what is shown of each module."""
 
 
 def validation_curves(runs: Runs, over: Over) -> str:
@@ -47,16 +58,14 @@ def validation_curves(runs: Runs, over: Over) -> str:
 
     def draw(axes: Axes) -> None:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            points = np.array(_equally_long([run.history.facts["validation"] for run in each]))  # [S, points, 2]
-            numbers = points[0, :, 0].astype(int)
-            x = np.mean([_progress(run, over)[numbers] for run in each], axis=0)
-            mean = _band(axes, x, points[:, :, 1], colour, method, marker="o")
+            x, losses = _validations(each, [_progress(run, steps_of(run.history), over) for run in each])
+            mean = _band(axes, x, losses, colour, method, marker="o" if len(x) <= MARKED else None)
             lowest = int(mean.argmin())
             axes.plot(x[lowest], mean[lowest], "*", color=colour, markersize=13)
         axes.set(xlabel=LABELS[over], ylabel="validation loss, nats per token")
-        axes.legend()
+        _legend(axes)
 
-    return svg(draw)
+    return svg(draw, _size(runs))
 
 
 def loss_curves(runs: Runs, over: Over) -> str:
@@ -68,48 +77,57 @@ def loss_curves(runs: Runs, over: Over) -> str:
     """
 
     def draw(axes: Axes) -> None:
+        validated = False
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            smooth = [_smoothed([step["loss"] for step in steps_of(run.history)]) for run in each]
-            losses = np.array(_equally_long(smooth))
-            x = np.mean(_equally_long([_progress(run, over)[1:].tolist() for run in each]), axis=0)
+            steps = [steps_of(run.history) for run in each]
+            losses = np.array(_equally_long([_smoothed([step["loss"] for step in one]) for one in steps]))
+            progress = [_progress(run, one, over) for run, one in zip(each, steps, strict=True)]
+            x = np.mean(_equally_long([one[1:].tolist() for one in progress]), axis=0)
             _band(axes, x, losses, colour, method)
-            points = np.array(_equally_long([run.history.facts["validation"] for run in each]))
-            if points.size:
-                numbers = points[0, :, 0].astype(int)
-                x = np.mean([_progress(run, over)[numbers] for run in each], axis=0)
-                axes.plot(x, points[:, :, 1].mean(axis=0), "--", color=colour, marker="o", markersize=3)
+            x, losses = _validations(each, progress)
+            if validated := bool(losses.size):
+                kept = thinned(len(x))
+                marker = "o" if len(x) <= MARKED else None
+                axes.plot(x[kept], losses.mean(axis=0)[kept], "--", color=colour, marker=marker, markersize=3)
+        if validated:
+            axes.plot([], [], "--", color=PLAIN, label="validation")
         axes.set(xlabel=LABELS[over], ylabel="loss, nats per token", ylim=(0, None))
-        axes.legend()
+        _legend(axes)
 
-    return svg(draw)
+    return svg(draw, _size(runs))
+
+
+def thinned(points: int) -> np.ndarray:
+    """Which of so many points are drawn: `POINTS` at most, evenly spread, the first and the last among them."""
+    return np.linspace(0, points - 1, min(points, POINTS)).round().astype(int)
 
 
 def module_maps(runs: Runs) -> list[tuple[str, str, str]]:
-    """For each method with GRIT: its name, and by layer and projection the cosine and the factors' effective rank.
+    """For each method with GRIT: by layer and projection the cosine and the factors' effective rank.
 
-    Values are those of the last step, averaged over seeds.
+    Values are those of the last step, averaged over seeds. Pictures of the same kind share their colours.
 
     Args:
         runs: by method.
 
     Returns:
-        Method, what is shown, and the picture.
+        Method, what is shown, and the picture; the same figure of all methods stands together.
     """
-    found = []
-    for method, each in runs.items():
-        figures = [_last_modules(run.history) for run in each]
-        if not all(figures):
-            continue
-        for name, meaning in (
-            ("cosine", "cosine between raw and preconditioned gradient"),
-            ("effective_rank_h", "effective rank of the factor of A x"),
-            ("effective_rank_u", "effective rank of the factor of the gradient with respect to A x"),
-        ):
-            values = {module: [one[module][name] for one in figures] for module in figures[0]}
+    last = {method: [_last_modules(run.history) for run in each] for method, each in runs.items()}
+    shown: list[tuple[str, str, str, dict[str, float]]] = []
+    for name, kind, meaning in MAPS:
+        for method, seeds in last.items():
+            if not all(seeds):
+                continue
+            values = {module: [one[module][name] for one in seeds] for module in seeds[0]}
             if all(value is not None for each_seed in values.values() for value in each_seed):
                 means = {module: float(np.mean(each_seed)) for module, each_seed in values.items()}
-                found.append((method, meaning, _map(means, meaning)))
-    return found
+                shown.append((method, kind, meaning, means))
+    found: dict[str, list[float]] = {}
+    for _, kind, _, means in shown:
+        found.setdefault(kind, []).extend(means.values())
+    scales = {kind: (min(values), max(values)) for kind, values in found.items()}
+    return [(method, meaning, _map(means, kind, scales[kind])) for method, kind, meaning, means in shown]
 
 
 def fault_curves(fault: FaultRun, reference: ComparedRun) -> str:
@@ -122,15 +140,13 @@ def fault_curves(fault: FaultRun, reference: ComparedRun) -> str:
     faulty, honest = steps_of(fault.history), steps_of(reference.history)
 
     def draw(axes: Axes) -> None:
-        numbers = [step["step"] for step in faulty]
-        axes.plot(numbers, [step["faulty_loss"] for step in faulty], color=COLOURS[5], label="“loss”, padding counted")
-        axes.plot(numbers, [step["loss"] for step in faulty], color=COLOURS[1], label="same run, answers' tokens")
-        axes.plot(
-            [step["step"] for step in honest],
-            [step["loss"] for step in honest],
-            color=COLOURS[0],
-            label=f"{reference.method}, answers' tokens",
-        )
+        for steps, name, colour, label in (
+            (faulty, "faulty_loss", COLOURS[5], "“loss”, padding counted"),
+            (faulty, "loss", COLOURS[1], "same run, answers' tokens"),
+            (honest, "loss", COLOURS[0], f"{reference.method}, answers' tokens"),
+        ):
+            shown = [steps[index] for index in thinned(len(steps))]
+            axes.plot([step["step"] for step in shown], [step[name] for step in shown], color=colour, label=label)
         axes.set(xlabel="optimizer step", ylabel="nats per counted token", ylim=(0, None))
         axes.legend()
 
@@ -143,22 +159,47 @@ def _equally_long(each: Sequence[list[Any]]) -> list[list[Any]]:
     return [one[:shortest] for one in each]
 
 
+def _validations(runs: Sequence[ComparedRun], progress: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens or seconds of the validations, mean over seeds, [points], and their losses, [S, points]."""
+    points = np.array(_equally_long([run.history.facts["validation"] for run in runs]))
+    if not points.size:
+        return np.empty(0), np.empty((len(runs), 0))
+    numbers = points[0, :, 0].astype(int)
+    return np.mean([one[numbers] for one in progress], axis=0), points[:, :, 1]
+
+
 def _band(
     axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str, marker: str | None = None
 ) -> np.ndarray:
     """Mean and standard error over seeds; values [S, points]."""
     mean: np.ndarray = values.mean(axis=0)
-    axes.plot(x, mean, color=colour, label=label, marker=marker, markersize=4)
+    kept = thinned(len(x))
+    axes.plot(x[kept], mean[kept], color=colour, label=label, marker=marker, markersize=4)
     if len(values) > 1:
         error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-        axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        low, high = (mean - error)[kept], (mean + error)[kept]
+        axes.fill_between(x[kept], low, high, color=colour, alpha=0.2, linewidth=0)
     return mean
 
 
-def _progress(run: ComparedRun, over: Over) -> np.ndarray:
+def _size(runs: Runs) -> tuple[float, float]:
+    """Inches; higher where the legend has many lines."""
+    return 6.4, 3.4 + 0.22 * max(0, math.ceil(len(runs) / 3) - 1)
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes where it would hide the curves."""
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 4:
+        axes.figure.legend(loc="outside lower center", ncols=3)
+    else:
+        axes.legend()
+
+
+def _progress(run: ComparedRun, steps: Sequence[dict[str, Any]], over: Over) -> np.ndarray:
     """Tokens or seconds before each step and after the last, [steps + 1]."""
     name, start = ("supervised_tokens", 0.0) if over == "tokens" else ("seconds", run.history.facts["basis_seconds"])
-    return np.concatenate([[start], start + np.cumsum([step[name] for step in steps_of(run.history)])])
+    return np.concatenate([[start], start + np.cumsum([step[name] for step in steps])])
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:
@@ -175,7 +216,7 @@ def _last_modules(history: Artifact) -> dict[str, dict[str, Any]]:
     return {line["module"]: line for line in lines if line["step"] == lines[-1]["step"]}
 
 
-def _map(values: dict[str, float], meaning: str) -> str:
+def _map(values: dict[str, float], kind: str, scale: tuple[float, float]) -> str:
     """By layer and projection; what has no number in its path stands in a column of its own."""
     places = {module: _place(module) for module in values}
     rows = sorted({row for _, row in places.values()})
@@ -185,13 +226,18 @@ def _map(values: dict[str, float], meaning: str) -> str:
         grid[rows.index(row), columns.index(column)] = values[module]
 
     def draw(axes: Axes) -> None:
-        mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="viridis", edgecolors="none")
+        low, high = scale
+        # A picture of one pixel for each module stays small however many there are.
+        image = axes.imshow(
+            np.ma.masked_invalid(grid), cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower",
+            interpolation="none", extent=(0, len(columns), 0, len(rows)),
+        )  # fmt: skip
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
         shown = range(0, len(columns), max(1, len(columns) // 10))
         axes.set_xticks([index + 0.5 for index in shown], [str(columns[index]) for index in shown])
         axes.set(xlabel="layer")
         axes.grid(visible=False)
-        axes.figure.colorbar(mesh, ax=axes, label=meaning if len(meaning) < 30 else "")
+        axes.figure.colorbar(image, ax=axes, label=kind)
 
     return svg(draw, (6.4, 2.6))
 

@@ -13,6 +13,7 @@ import numpy as np
 from tasks.artifacts import Artifact
 from tasks.compared_runs import BaseFigures, ComparedRun, kept_loss
 from tasks.comparison import Measure, Runs, answer_measures
+from tasks.comparison_lm_eval import lm_eval_measures
 from tasks.model_files import opened
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
 
@@ -63,7 +64,7 @@ def measures(runs: Runs, base: BaseFigures) -> list[Measure]:
     """
     found = [
         *_losses(runs, base),
-        *_lm_eval(runs, base),
+        *lm_eval_measures(runs, base.scores),
         *_quality(runs, base),
         *_forgetting(runs, base),
         *_second(runs, base),
@@ -82,9 +83,8 @@ def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
         }
         name = f"validation loss, nats per supervised token ({len(counts)} rows)"
         found.append(Measure(name, "lower", values, 4, counts, np.array([before["nll"]])))
-        perplexity = {method: np.exp(each.sum(axis=1) / counts.sum()) for method, each in values.items()}
-        of_base = np.exp(np.array([sum(before["nll"]) / counts.sum()]))
-        found.append(Measure("perplexity of those rows (error over seeds)", None, perplexity, 4, base=of_base))
+        name = "perplexity of those rows (differences as ratios)"
+        found.append(Measure(name, None, values, 4, counts, np.array([before["nll"]]), exponential=True))
         gap = {method: each.sum(axis=1) / counts.sum() - training[method] for method, each in values.items()}
         found.append(Measure("generalisation gap: validation less training loss", None, gap))
         lowest = {
@@ -93,27 +93,6 @@ def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
         }
         found.append(Measure("step of the lowest validation loss", None, lowest, 1))
     return _grouped(found, "loss")
-
-
-def _lm_eval(runs: Runs, base: BaseFigures) -> list[Measure]:
-    found = []
-    for task, metrics in _scores(base.scores)["lm_eval"].items():
-        for metric, before in metrics.items():
-            name = f"{task}: {metric} ({before['n']} documents)"
-            higher = before["higher_is_better"]
-            better: Any = None if higher is None else "higher" if higher else "lower"
-            documents = _rows(base.scores)["lm_eval"].get(task, {}).get(metric)
-            if documents is None:
-                values = {
-                    m: [_scores(run.scores)["lm_eval"][task][metric]["value"] for run in r] for m, r in runs.items()
-                }
-                if all(value is not None for each in values.values() for value in each):
-                    arrays = {method: np.array(each) for method, each in values.items()}
-                    found.append(Measure(name, better, arrays, base=np.array([before["value"]])))
-                continue
-            matrices = {m: np.array([_rows(run.scores)["lm_eval"][task][metric] for run in r]) for m, r in runs.items()}
-            found.append(Measure(name, better, matrices, 4, np.ones(len(documents)), np.array([documents])))
-    return _grouped(found, "test")
 
 
 def _quality(runs: Runs, base: BaseFigures) -> list[Measure]:
@@ -187,7 +166,7 @@ def _costs(runs: Runs) -> list[Measure]:
         m: np.array([np.mean([step["grad_norm"] for step in steps_of(run.history)[-LAST:]]) for run in r])
         for m, r in runs.items()
     }
-    kind = next(iter(runs.values()))[0].history.facts["peak_memory_kind"]
+    kinds = dict.fromkeys(run.history.facts["peak_memory_kind"] for each in runs.values() for run in each)
     effective = {m: np.array([float(adapter_weights(run.adapter)) for run in r]) for m, r in runs.items()}
     size = {m: np.array([run.gguf.size / 1e6 for run in r]) for m, r in runs.items()}
     found = [
@@ -196,7 +175,7 @@ def _costs(runs: Runs) -> list[Measure]:
         Measure("seconds of finding the first basis", None, facts("basis_seconds"), 1),
         Measure("tokens per second", "higher", rate("tokens"), 1),
         Measure("supervised tokens per second", "higher", rate("supervised_tokens"), 1),
-        Measure(f"peak memory, GB ({kind})", "lower", facts("peak_memory_bytes", 1e-9), 2),
+        Measure(f"peak memory, GB ({' or '.join(kinds)})", "lower", facts("peak_memory_bytes", 1e-9), 2),
         Measure(f"gradient norm before clipping, mean of the last {LAST} steps", None, norms),
         Measure("trainable parameters", None, facts("trainable_parameters"), 0),
         Measure("effective parameters (weights of the saved adapter)", None, effective, 0),
@@ -233,10 +212,6 @@ def _grouped(found: list[Measure], group: str) -> list[Measure]:
     for one in found:
         one.group = group
     return found
-
-
-def _scores(scores: Artifact) -> Any:
-    return _json(scores.path / "scores.json")
 
 
 def _rows(scores: Artifact) -> Any:

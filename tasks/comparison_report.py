@@ -52,22 +52,27 @@ def write_comparison(
         The artifact `comparison`: `report.html`, `report.json`, `report.md`, and `tensorboard/METHOD/seed-SEED/`.
     """
     from tasks import comparison_figures as pictures
-    from tasks.comparison import Runs, wins
+    from tasks.comparison import Runs, shared_confidence, wins
     from tasks.comparison_measures import measures
-    from tasks.comparison_table import GROUPS, fault_summary, published_rows, table, verdict
-    from tasks.rendering import flat_settings, jinja, provenance
+    from tasks.comparison_provenance import batch_notes, by_machine, origins
+    from tasks.comparison_rates import chosen_rate, edge_sentence, trial_rows
+    from tasks.comparison_study import fault_summary, published_rows
+    from tasks.comparison_table import GROUPS, comparable, reading, table
+    from tasks.comparison_verdict import verdict
+    from tasks.rendering import flat_settings, jinja
     from tasks.study import SETUP
 
     methods = [method for method in comparison.methods if any(run.method == method for run in runs)]
     by_method: Runs = {method: [run for run in runs if run.method == method] for method in methods}
     confidence = comparison.confidence
-    found = measures(by_method, base)
+    machines = by_machine(runs)
+    found = comparable(measures(by_method, base), same_machine=len(machines) == 1)
     rows = table(found, methods, confidence)
     first = by_method[methods[0]]
     own = {method: settings_of(method, settings) for method in methods}
     for method in methods if trials else ():
-        best = min((trial for trial in trials if trial.method == method), key=lambda trial: trial.loss)
-        own[method] = at_rate(own[method], best.learning_rate)
+        own[method] = at_rate(own[method], chosen_rate(trials, method))
+    tried = trial_rows(trials, methods)
     answers = {"base": read_answers(base.answers)} | {m: read_answers(r[0].answers) for m, r in by_method.items()}
     data: dict[str, Any] = {
         "title": f"{' against '.join(reversed(methods))} on {settings.model.name}",
@@ -78,7 +83,12 @@ def write_comparison(
         "not_run": not_run,
         "table": rows,
         "published": published_rows(rows),
-        "wins": [row | {"net": row["net"].__dict__} for row in wins(by_method, confidence)],
+        "wins": [
+            row
+            | {name: row[name].__dict__ for name in ("win", "tie", "loss", "net")}
+            | {"reading": reading(row["net"], "higher")}
+            for row in wins(by_method, confidence)
+        ],
         "fault": fault_summary(faults, by_method),
         "samples": [
             {
@@ -88,27 +98,15 @@ def write_comparison(
             }
             for index in range(min(SAMPLES, len(answers["base"])))
         ],
-        "trials": [
-            trial.model_dump(include={"method", "learning_rate", "failure"})
-            | {"loss": trial.loss if trial.history else None}
-            for trial in trials
-        ],
+        "trials": tried,
+        "edge": edge_sentence(tried),
+        "notes": batch_notes(runs, own),
+        "machines": machines,
         "settings_that_differ": settings_that_differ(own),
         "settings": own[methods[0]].model_dump(mode="json"),
         "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         "runs": [run.history.facts | {"method": run.method, "seed": run.seed} for run in runs],
-        "provenance": provenance(
-            first[0].history.facts["device"],
-            [
-                ("model", model),
-                ("dataset", dataset),
-                *(
-                    (f"{run.method}, seed {run.seed}: {one.kind}", one)
-                    for run in runs
-                    for one in (run.adapter, run.gguf)
-                ),
-            ],
-        ),
+        "provenance": origins(runs, [("model", model), ("dataset", dataset)]),
     }
     measured = all(run.history.facts["validation"] for run in runs)
     view = {
@@ -123,6 +121,8 @@ def write_comparison(
         "fault_curve": pictures.fault_curves(faults[0], first[0]) if faults else None,
         "groups": [(group, [row for row in rows if row["group"] == group]) for group in GROUPS.values()],
         "study_setup": SETUP,
+        "shared": shared_confidence(confidence, len(methods) - 1),
+        "takes_turns": comparison.cluster is None,
         "sources": {"data": settings.data.source, "steps": settings.training.max_steps},
     }
     with store.draft("comparison") as draft:
@@ -139,7 +139,7 @@ def write_comparison(
             shutil.copytree(events, draft.path / "tensorboard" / FAULT / f"seed-{fault.seed}")
         for trial in trials:
             if trial.history:
-                name = f"{trial.method.replace(':', '-')}/rate-{trial.learning_rate:g}"
+                name = f"{trial.method.replace(':', '-')}/rate-{trial.learning_rate}"
                 shutil.copytree(trial.history.path / "tensorboard", draft.path / "tensorboard" / name)
         draft.facts = {"verdict": data["verdict"]["text"]}
     return draft.done()

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from tasks.export_settings import without_secret
 from tasks.section import NO_MATTER, Count, PositiveInt, Section
-from tasks.settings import FinetuneSettings
+from tasks.settings import PEFT_OPTIMIZERS, FinetuneSettings
 
 ComparedMethod = Literal[
     "baseline",
@@ -76,6 +76,13 @@ class CompareSettings(Section):
             raise ValueError(f"{FAULT} is no method to measure others against: name another first")
         return methods
 
+    @field_validator("learning_rates", mode="after")
+    @classmethod
+    def _once_each(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(rates)) < len(rates):
+            raise ValueError("a rate is named twice")
+        return rates
+
     def training_seeds(self, seed: int) -> tuple[int, ...]:
         """The seeds of the trainings of each method.
 
@@ -88,6 +95,9 @@ class CompareSettings(Section):
 def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneSettings:
     """The settings with which a method is trained, and nothing is registered.
 
+    A method's name says how it optimises, whatever the shared settings say: `baseline` and `grit` take AdamW, with
+    8-bit state where that is set, and all but `baseline-unsloth` train with Transformers.
+
     Args:
         method: which.
         settings: shared by all methods.
@@ -98,20 +108,19 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
     if method == FAULT:
         raise ValueError(f"{FAULT} is no method")
     name, _, variant = method.partition(":")
-    changes: dict[str, dict[str, Any]] = {
-        "baseline": {},
-        "baseline-unsloth": {"training": {"backend": "unsloth"}},
-        "grit": {"grit": {"variant": variant}} if variant else {},
-    }
-    change = changes.get(name, {"training": {"optimizer": name}})
     values = settings.model_dump()
+    if variant:
+        values["grit"]["variant"] = variant
+    if name in PEFT_OPTIMIZERS:
+        values["training"]["optimizer"] = name
+    elif settings.training.optimizer in PEFT_OPTIMIZERS:
+        values["training"]["optimizer"] = "adamw_torch"
+    values["training"]["backend"] = "unsloth" if name == "baseline-unsloth" else "transformers"
     values["method"] = "grit" if name == "grit" else "baseline"
     values["ollama"]["target"] = "none"
     values["training"]["eval_steps"] = settings.training.eval_steps or max(
         1, settings.training.max_steps // EVALUATIONS
     )
-    for section, fields in change.items():
-        values[section] |= fields
     return FinetuneSettings.model_validate(values)
 
 

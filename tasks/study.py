@@ -19,6 +19,10 @@ class Published(NamedTuple):
     measured: str
     ours: str | None
     """Name, or its beginning, of the measure of ours that comes nearest."""
+    per: float = 1.0
+    """Ours is divided by this for the study's unit."""
+    unit: str = ""
+    """The study's, where ours has another."""
 
 
 PUBLISHED = (
@@ -29,7 +33,15 @@ PUBLISHED = (
         "the baseline's per supervised token; GRIT's averaged over padding to 2048 tokens",
         "final training loss",
     ),
-    Published("training time", "16.1 min", "91 min", "GRIT's rows were all 2048 tokens long", "seconds of all steps"),
+    Published(
+        "training time",
+        "16.1 min",
+        "91 min",
+        "GRIT's rows were all 2048 tokens long",
+        "seconds of all steps",
+        per=60,
+        unit="min",
+    ),
     Published(
         "seconds a step",
         "4.8",
@@ -37,7 +49,13 @@ PUBLISHED = (
         "other kernels, another optimizer and other row lengths",
         "median seconds of a step",
     ),
-    Published("GPU memory", "6.6 GB", "7.4 GB (+12 %)", "other kernels, optimizer and row lengths", "peak memory"),
+    Published(
+        "GPU memory",
+        "6.6 GB",
+        "7.4 GB (+12 %)",
+        "what the GPU held; other kernels, optimizer and row lengths",
+        "peak memory",
+    ),
     Published("final gradient norm", "0.3046", "0.136", "of losses with different denominators", "gradient norm"),
     Published("first logged loss", "7.5 (stated)", "7.4957", "the same data elsewhere starts near 1.5", None),
     Published("“convergence”", "200 steps", "10 steps", "the padding was learned in 7 steps", None),

@@ -36,7 +36,7 @@ def reproduce_fault(
         dataset: tokenised rows; its `max_length` is what they are padded to.
         base: dtype and quantisation of the base.
         lora: the adapter.
-        training: the optimisation; batches are packed by nothing, and the optimizer is AdamW.
+        training: the optimisation; batches are packed by nothing, the optimizer is AdamW, the backend Transformers.
         seed: rules the initial adapter and the data order.
         store: where the artifact goes.
 
@@ -50,7 +50,9 @@ def reproduce_fault(
     checkpoints = (
         store.root / "checkpoints" / reproduce_fault.key(model, dataset, base, lora, training, seed, store=store)
     )
-    plain = training.model_copy(update={"optimizer": "adamw_torch", "batching": "length_grouped"})
+    plain = training.model_copy(
+        update={"optimizer": "adamw_torch", "batching": "length_grouped", "backend": "transformers"}
+    )
     never = GritSettings(variant="published", basis="initial", ng_warmup_steps=training.max_steps)
     with store.draft("history") as history:
         job = Job(

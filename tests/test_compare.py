@@ -6,17 +6,16 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from flows.compare import compare, parse_comparison, plan_of, run
 from flows.comparison_stages import stages
 from flows.finetune import stages as finetune_stages
-from grit.config import Variant
 from tasks import training_run
 from tasks.artifacts import Artifact
-from tasks.comparison_settings import ComparedMethod, CompareSettings, settings_of, settings_that_differ
+from tasks.comparison_settings import CompareSettings
 from tasks.errors import TrainingError, UserError
 from tasks.planning import planning
 from tasks.presets import load_settings
@@ -92,8 +91,7 @@ def test_a_further_seed_or_method_runs_only_what_is_new(
     assert to_run(seeds=3) == [*one, *one, "judge_answers", "write_comparison"]
     assert to_run(methods=(*METHODS, "lora_fa")) == [*one, "judge_answers", *one, "judge_answers", "write_comparison"]
     assert to_run(methods=("baseline", "grit")) == ["write_comparison"]
-    fewer = ["prepare_dataset", *["measure_second_data"] * 5, "write_comparison"]
-    assert to_run(second_rows=1) == fewer
+    assert to_run(second_rows=1) == [*["measure_second_data"] * 5, "write_comparison"]
     assert to_run(second_data=None) == ["write_comparison"]
     answering = (
         ["answer_prompts"] * 2 + ["answer_prompts", "judge_answers"] + ["answer_prompts"] * 2 + ["judge_answers"]
@@ -249,6 +247,7 @@ def test_the_command_line() -> None:
         (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
         (["--method", "grit"], "Use --methods baseline,grit."),
         (["--seed_s", "2"], "Did you mean --seeds?"),
+        (["--learning_rates", "1e-3,0.001"], "learning_rates: a rate is named twice"),
         (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
     ],
@@ -267,31 +266,3 @@ def test_the_plan_counts_stages(make_preset: Preset, capsys: pytest.CaptureFixtu
     assert re.search(r"train +│ 0 +│ 4", printed)
     assert "Time: training at most" in printed
     assert not (workplace / "unused").exists()
-
-
-def test_each_variant_and_optimizer_is_a_method() -> None:
-    methods: tuple[ComparedMethod, ...] = get_args(ComparedMethod)
-    assert {f"grit:{variant}" for variant in get_args(Variant)} < set(methods)
-    demo = load_settings("demo", {"ollama.target": "store"})
-    for method in methods[:-1]:
-        own = settings_of(method, demo)
-        assert own.ollama.target == "none"
-        assert own.data == demo.data and own.lora == demo.lora and own.seed == demo.seed
-        kind, _, variant = method.partition(":")
-        assert own.method == ("grit" if kind == "grit" else "baseline")
-        assert not variant or own.grit.variant == variant
-        if kind in ("lora_plus", "lora_fa", "riemannian"):
-            assert own.training.optimizer == kind
-    assert settings_of("baseline-unsloth", demo).training.backend == "unsloth"
-    assert settings_of("baseline", load_settings("demo", {"training.eval_steps": None})).training.eval_steps == 8
-    with pytest.raises(ValueError, match="no method"):
-        settings_of("study-fault", demo)
-
-
-def test_settings_that_differ_are_those_and_no_others() -> None:
-    demo = load_settings("demo", {})
-    rows = dict(settings_that_differ({m: settings_of(m, demo) for m in ("baseline", "lora_fa")}))
-    assert rows == {"training.optimizer": {"baseline": "adamw_torch", "lora_fa": "lora_fa"}}
-    both = dict(settings_that_differ({m: settings_of(m, demo) for m in ("baseline", "grit")}))
-    assert both["grit.variant"] == {"baseline": "—", "grit": "kfac"}
-    assert "data.source" not in both

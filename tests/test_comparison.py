@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 
 from tasks.artifacts import reference
 from tasks.compared_runs import ComparedRun
-from tasks.comparison import Measure
+from tasks.comparison import Measure, won
 from tasks.comparison_measures import reached, steps_to_kept
-from tasks.comparison_table import published_rows, table, verdict
+from tasks.comparison_study import published_rows
+from tasks.comparison_table import comparable, table
+from tasks.comparison_verdict import verdict
 from tasks.quality import is_json, matrix, measure, repetition
 
 METHODS = ("baseline", "grit", "lora_fa")
@@ -81,13 +85,46 @@ def test_what_is_lost_elsewhere_takes_the_verdicts_colour() -> None:
     assert verdict([main, main], METHODS[:2], 0.95)["tone"] == "better"
 
 
+@pytest.mark.parametrize(
+    ("shifts", "tone"),
+    [((-0.2, 0.2), "better"), ((0.0, 0.2), "worse"), ((0.2, 0.2), "worse"), ((-0.2, 0.0), "better"), ((0.0, 0.0), "")],
+)
+def test_a_worse_method_does_not_hide_a_better_one(shifts: tuple[float, float], tone: str) -> None:
+    main = losses({"baseline": 0.0, "grit": shifts[0], "lora_fa": shifts[1]})
+    assert verdict([main], METHODS, 0.95)["tone"] == tone
+
+
+def test_a_better_method_that_is_worse_elsewhere_is_not_good_news_but_another_may_be() -> None:
+    main = losses({"baseline": 0.0, "grit": -0.2, "lora_fa": -0.2})
+    elsewhere = losses({"baseline": 0.0, "grit": 0.2, "lora_fa": 0.0})
+    assert verdict([main, elsewhere], METHODS, 0.95)["tone"] == "better"
+    elsewhere = losses({"baseline": 0.0, "grit": 0.2, "lora_fa": 0.2})
+    assert verdict([main, elsewhere], METHODS, 0.95)["tone"] == ""
+
+
+def test_the_verdict_names_the_bootstrap_where_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = losses({"baseline": 0.0, "grit": -0.2})
+    assert "bootstrap" not in verdict([measure], METHODS[:2], 0.95)["text"]
+    monkeypatch.setattr("tasks.statistics._bootstrap", lambda *_: (-0.4, 0.1))
+    text = verdict([measure], METHODS[:2], 0.95)["text"]
+    assert "but the bootstrap's -0.4000 to +0.1000: within error" in text
+
+
+def test_many_differences_of_one_seed_are_not_called_small() -> None:
+    measure = losses({"baseline": 0.0, "grit": -0.2})
+    measure.values = {method: values[:1] for method, values in measure.values.items()}
+    text = verdict([measure] * 6, METHODS[:2], 0.95)["text"]
+    assert text.endswith("All 5 differences elsewhere are of one seed.")
+
+
 def test_the_second_sentence_stays_short() -> None:
     shifts = {"baseline": 0.0, "grit": 0.0, "lora_fa": 0.0}
     main, better, same = losses(shifts), losses({**shifts, "grit": -0.2}), losses(shifts)
     better.name = "other loss"
     text = verdict([main, better, same, same], METHODS, 0.95)["text"].split(". ", 1)[1]
     assert text.startswith("Other loss: grit -0.2") and text.endswith(
-        "5 other differences in held-out measures lie within their error."
+        "; 5 other differences in held-out measures lie within their error; "
+        "of 6 tested at 0.975 each, 0.15 would exceed their error by chance."
     )
     text = verdict([main, same, same, same], METHODS, 0.95)["text"].split(". ", 1)[1]
     assert text == "All 6 differences elsewhere lie within their error."
@@ -106,6 +143,50 @@ def test_steps_to_a_loss_are_read_between_validations(tmp_path: Path) -> None:
     assert len(steps_to_kept(history)) == 20, "the training loss is that of the adapter that was kept"
 
 
+def test_perplexities_are_paired_by_row_as_their_losses_are() -> None:
+    loss = losses({"baseline": 0.0, "grit": -0.2})
+    perplexity = dataclasses.replace(loss, name="perplexity", better=None, exponential=True)
+    (row,) = table([perplexity], METHODS[:2], 0.95)
+    mean, change = loss.estimate("grit", 0.95), loss.difference("grit", "baseline", 0.95)
+    cell = row["cells"]["grit"]
+    assert cell["estimate"]["value"] == pytest.approx(np.exp(mean.value))
+    assert cell["estimate"]["stderr"] == pytest.approx(np.exp(mean.value) * mean.stderr)
+    assert cell["to_reference"]["value"] == pytest.approx(np.exp(-0.2), rel=0.01), "a ratio"
+    assert cell["to_reference"]["interval"] == pytest.approx(np.exp(change.interval))
+    assert cell["to_reference"]["reading"] == "different"
+    assert cell["notes"][0].startswith("×0.8") and row["paired_by"] == "seed and row"
+    assert row["base"] == f"{np.exp(loss.base.sum() / 500):,.4f}"
+    assert "perplexity" not in verdict([loss, perplexity], METHODS[:2], 0.95)["text"], "it says the same as the loss"
+
+
+def test_a_difference_names_its_intervals() -> None:
+    (row,) = table([losses({"baseline": 0.0, "grit": -0.2})], METHODS[:2], 0.95)
+    first, student, bootstrap, to_base = row["cells"]["grit"]["notes"]
+    assert re.fullmatch(r"-0\.\d+ ± 0\.\d+ to baseline", first) and to_base.endswith(" to base")
+    assert student.startswith("t -0.") and bootstrap.startswith("bootstrap -0.")
+
+
+def test_wins_ties_and_losses_are_shares_with_intervals() -> None:
+    sign = np.random.default_rng(1).choice([-1, 0, 1], size=(3, 40), p=[0.1, 0.3, 0.6])
+    found = won(sign, 0.95)
+    assert found["win"].value == pytest.approx((sign > 0).mean())
+    assert found["win"].value + found["tie"].value + found["loss"].value == pytest.approx(1)
+    assert found["net"].exceeds_error
+    for name in ("win", "tie", "loss"):
+        low, high = found[name].interval
+        assert 0 <= low < found[name].value < high <= 1
+    assert won(sign[:, :3], 0.95)["loss"].interval[0] == 0, "a share is not below nothing"
+    assert not won(sign[:1], 0.95)["net"].repeated
+
+
+def test_costs_of_different_machines_are_not_compared() -> None:
+    cost = Measure("seconds", "lower", {"baseline": np.array([9.0, 9.1]), "grit": np.array([1.0, 1.2])}, group="cost")
+    assert [one.best(0.95) for one in comparable([cost], same_machine=True)] == ["grit"]
+    assert [one.best(0.95) for one in comparable([cost], same_machine=False)] == [None]
+    loss = losses({"baseline": 0.0, "grit": -0.2})
+    assert [one.best(0.95) for one in comparable([loss], same_machine=False)] == ["grit"]
+
+
 def test_the_verdict_needs_two_methods_and_held_out_rows() -> None:
     assert "nothing to compare" in verdict([losses({"grit": 0.0})], ("grit",), 0.95)["text"]
     assert "Nothing was held out" in verdict([], METHODS, 0.95)["text"]
@@ -116,7 +197,17 @@ def test_published_figures_stand_beside_the_nearest_of_ours() -> None:
     rows = {row["name"]: row for row in published_rows([ours])}
     assert rows["final training loss"]["cells"] == {"grit": "0.5"}
     assert "padding" in rows["final training loss"]["measured"]
-    assert rows["first logged loss"]["cells"] == {}
+    assert rows["final training loss"]["ours"] == ours["name"]
+    assert rows["first logged loss"]["cells"] == {} and rows["first logged loss"]["ours"] is None
+
+
+def test_what_the_study_published_in_minutes_stands_beside_minutes_of_ours() -> None:
+    seconds = Measure("seconds of all steps", "lower", {"grit": np.array([60.0, 120])}, 1, group="cost")
+    memory = Measure("peak memory, GB (resident set)", "lower", {"grit": np.array([2.5, 2.5])}, 2, group="cost")
+    rows = {row["name"]: row for row in published_rows(table([seconds, memory], ("grit",), 0.95))}
+    assert rows["training time"]["ours"] == "seconds of all steps, in min"
+    assert rows["training time"]["cells"] == {"grit": "1.50 ± 0.50 min"}
+    assert rows["GPU memory"]["ours"] == "peak memory, GB (resident set)", "it is another memory"
 
 
 def test_answers_are_measured() -> None:

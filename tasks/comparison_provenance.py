@@ -1,0 +1,98 @@
+"""Where a comparison's figures come from: date, commit, the machine of each training, versions, digests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Artifact
+from tasks.compared_runs import ComparedRun
+from tasks.rendering import provenance
+from tasks.settings import REPOSITORY, FinetuneSettings
+
+GIT_SECONDS = 10
+
+
+def origins(runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]]) -> list[tuple[str, str]]:
+    """Names and values of the provenance.
+
+    Args:
+        runs: all trainings.
+        shared: artifacts that all of them start from, by name.
+    """
+    made = [(f"{run.method}, seed {run.seed}: {one.kind}", one) for run in runs for one in (run.adapter, run.gguf)]
+    here = provenance(runs[0].history.facts["device"], [*shared, *made])
+    machines = by_machine(runs)
+    return [
+        ("written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("commit", commit(REPOSITORY) or "no git checkout"),
+        *(
+            (f"machine of {'all trainings' if len(machines) == 1 else '; '.join(trained)}", machine)
+            for machine, trained in machines.items()
+        ),
+        *here[1:],  # the first is the machine that writes this
+    ]
+
+
+def by_machine(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
+    """Which runs were trained on which machine: names of runs, by what is known of the machine.
+
+    Two machines of the same kind count as one.
+    """
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(_machine(run.history.facts.get("machine")), []).append(f"{run.method}, seed {run.seed}")
+    return found
+
+
+def _machine(facts: dict[str, Any] | None) -> str:
+    if not facts:
+        return "not known"
+    memory = f"{facts['memory_bytes'] / 2**30:.0f} GiB of memory" if facts.get("memory_bytes") else None
+    parts = (facts.get("processor"), f"{facts.get('cores')} cores", memory, facts.get("device"), facts.get("system"))
+    return ", ".join(str(part) for part in parts if part)
+
+
+def batch_notes(runs: Sequence[ComparedRun], methods: Mapping[Any, FinetuneSettings]) -> list[str]:
+    """A sentence for each training that ran out of memory and went on with smaller micro-batches.
+
+    Args:
+        runs: all trainings.
+        methods: the settings of each method.
+    """
+    found = []
+    for run in runs:
+        training, facts = methods[run.method].training, run.history.facts
+        asked = training.per_device_batch_size, training.gradient_accumulation_steps
+        used = facts.get("per_device_batch_size", asked[0]), facts.get("gradient_accumulation_steps", asked[1])
+        if used != asked:
+            found.append(
+                f"{run.method}, seed {run.seed}: memory ran out, so it trained on {used[0]} × {used[1]} rows a step in "
+                f"place of {asked[0]} × {asked[1]}: the same batch, but other times and another peak of memory."
+            )
+    return found
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit that is checked out, and whether tracked files differ from it; none where git does not tell.
+
+    Args:
+        checkout: a directory.
+    """
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    try:
+        said = [
+            subprocess.run(
+                [git, "-C", str(checkout), *words], capture_output=True, text=True, check=True, timeout=GIT_SECONDS
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{said[0]}{' with uncommitted changes' if said[1] else ''}"

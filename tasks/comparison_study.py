@@ -1,0 +1,78 @@
+"""The study that this project starts from beside a comparison: its published figures, and its faults reproduced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.compared_runs import FaultRun
+from tasks.comparison import Runs
+from tasks.comparison_measures import final_training_loss, steps_of
+from tasks.comparison_table import number
+from tasks.statistics import Estimate
+from tasks.study import PUBLISHED, Published
+
+
+def published_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The study's figures, each with the row of ours that comes nearest.
+
+    Args:
+        rows: of our table.
+
+    Returns:
+        What is published, with `ours`, the row's name, and `cells`, what each method has there in the study's unit.
+    """
+    found = []
+    for published in PUBLISHED:
+        ours = next((row for row in rows if published.ours and row["name"].startswith(published.ours)), None)
+        cells = {method: _converted(cell, published) for method, cell in ours["cells"].items()} if ours else {}
+        name = f"{ours['name']}{f', in {published.unit}' if published.unit else ''}" if ours else None
+        found.append(published._asdict() | {"ours": name, "cells": cells})
+    return found
+
+
+def _converted(cell: dict[str, Any], published: Published) -> str:
+    """A cell's text in the study's unit."""
+    if not published.unit or "estimate" not in cell:
+        return str(cell["text"])
+    value, stderr = cell["estimate"]["value"], cell["estimate"]["stderr"]
+    ours = Estimate(value / published.per, stderr and stderr / published.per, None)
+    return f"{number(ours, 2)} {published.unit}"
+
+
+def fault_summary(faults: Sequence[FaultRun], runs: Runs) -> dict[str, Any] | None:
+    """What the reproduced faults make of the same kind of run; none where they were not asked for.
+
+    Args:
+        faults: by seed.
+        runs: by method, of the same seeds; the first method is what the fault is set against.
+    """
+    if not faults:
+        return None
+    first = next(iter(runs))
+    fault, plain = faults[0].history, runs[first][0].history
+    faulty = [line | {"loss": line["faulty_loss"]} for line in _weighted_alike(steps_of(fault))]
+    values = {
+        "reference": first,
+        "seed": faults[0].seed,
+        "faulty_loss": final_training_loss(faulty),
+        "honest_loss": final_training_loss(steps_of(fault)),
+        "reference_loss": final_training_loss(steps_of(plain)),
+        "seconds": fault.facts["median_seconds_per_step"],
+        "reference_seconds": plain.facts["median_seconds_per_step"],
+    }
+    return values | {
+        "claimed": values["reference_loss"] / values["faulty_loss"],
+        "true": values["reference_loss"] / values["honest_loss"],
+        "slower": values["seconds"] / values["reference_seconds"],
+        "others": {
+            method: each[0].history.facts["median_seconds_per_step"] / values["reference_seconds"]
+            for method, each in runs.items()
+            if method != first
+        },
+    }
+
+
+def _weighted_alike(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each step has the same number of positions, padding included."""
+    return [step | {"supervised_tokens": 1} for step in steps]

@@ -1,0 +1,110 @@
+"""A comparison's report in a real browser: quiet, complete, readable in light and dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks import statistics
+from tasks.compared_runs import RateTrial
+from tests.chromium import Page, find_chromium, opened
+from tests.made_up_comparison import MadeUp
+
+METHODS = ("baseline", "grit", "grit:graft")
+TEXT, LINE = 4.5, 3.0
+"""Contrast that WCAG 2.2 asks of text, and of the lines of a picture."""
+COLOURS = """
+(() => {
+  const ground = getComputedStyle(document.body).backgroundColor;
+  const of = (what, name) => [...document.querySelectorAll(what)].map(one => getComputedStyle(one)[name]);
+  const axes = [...document.querySelectorAll("svg [id*='patch_'] path")].map(one => getComputedStyle(one).stroke);
+  return {ground, text: of("h1, h2, p, td, th, figcaption, .label, .soft", "color"), svg: of("svg text", "fill"),
+          axes: axes.filter(one => one != "none")};
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = MadeUp(tmp_path_factory.mktemp("made-up"))
+    trials = tuple(
+        RateTrial(method=method, learning_rate=rate, history=made.history(rate, 1))
+        for method in METHODS
+        for rate in (1e-3, 2e-3)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 50)
+        return made.report(made.runs(METHODS, 2), trials, fault=True).path / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    browser = find_chromium()
+    if browser is None:
+        pytest.skip("there is no Chromium on this machine")
+    with opened(browser, tmp_path_factory.mktemp("profile")) as page:
+        page.show(1100)
+        page.open(report)
+        yield page
+
+
+def test_nothing_is_said_on_the_console_and_nothing_is_loaded(page: Page, report: Path) -> None:
+    seen = [event["method"] for event in page.events]
+    assert not {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"} & set(seen)
+    asked = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
+    assert report.as_uri() in asked
+    assert [url for url in asked if url != report.as_uri() and not url.startswith("data:")] == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 1100])
+def test_it_fits_its_width_and_every_picture_has_a_size(page: Page, width: int) -> None:
+    page.show(width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect()).map(b => [b.width, b.height])"
+    )
+    assert len(sizes) == 4 + 1 + 3 * 2, "curves, the fault, and three maps of each GRIT"
+    assert all(wide > 250 and high > 100 for wide, high in sizes)
+    # Text of ten units in a picture of 461 stays readable: on a phone the picture scrolls in its frame instead.
+    assert min(wide for wide, _ in sizes) >= 400
+    cells = page.evaluate(
+        "[...document.querySelectorAll('.pair > *')].map(e => e.getBoundingClientRect()).map(b => b.right)"
+    )
+    assert max(cells) <= width
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_and_axes_stand_out_in_light_and_dark(page: Page, dark: bool) -> None:
+    page.show(1100, dark=dark)
+    found = page.evaluate(COLOURS)
+    assert (_luminance(found["ground"]) < 0.1) == dark
+    assert found["svg"] and found["axes"]
+    for kind, least in (("text", TEXT), ("svg", TEXT), ("axes", LINE)):
+        assert min(_contrast(colour, found["ground"]) for colour in set(found[kind])) >= least, kind
+
+
+def test_light_and_dark_look_different_and_paper_is_light(page: Page) -> None:
+    page.show(390)
+    light = page.screenshot()
+    page.show(390, dark=True)
+    assert light != page.screenshot()
+    page.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert _luminance(page.evaluate("getComputedStyle(document.body).color")) < 0.1, "dark ink"
+    page.call("Emulation.setEmulatedMedia", media="")
+    pdf = page.pdf()
+    assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: str, other: str) -> float:
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
