@@ -40,9 +40,8 @@ class Stages:
         self.not_run: dict[str, str] = {}
         base = self.made.base
         patch.setattr(comparison_stages, "prepared", lambda *_: (self.made.model, self.made.dataset, base.scores))
-        patch.setattr(
-            comparison_stages, "_measured", lambda *_: {"answers": base.answers, "forgetting": base.forgetting}
-        )
+        self.measured = {"answers": base.answers, "forgetting": base.forgetting}
+        patch.setattr(comparison_stages, "_measured", lambda *_: self.measured)
         for name in ("trained", "branch", "reproduce_fault", "write_comparison"):
             patch.setattr(comparison_stages, name, getattr(self, f"_{name}"))
 
