@@ -7,13 +7,24 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grit import GRITConfig, GRITManager
 
 MakeModel = Callable[..., PeftModel]
 QUICK = GRITConfig(kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Of 97 words, so that models, trainings and checkpoints stay small. The tests give token numbers themselves."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = [*special.values(), *(f"word{number}" for number in range(3, 97))]
+    level = WordLevel({word: number for number, word in enumerate(words)}, special["unk_token"])
+    return PreTrainedTokenizerFast(tokenizer_object=WordTokenizer(level), **special)
 
 
 @pytest.fixture

@@ -252,16 +252,16 @@ def test_a_trained_adapter_is_refused(make_model: MakeModel, batch: dict[str, Te
 
 
 def test_an_adapter_that_has_been_trained_goes_on_with_the_initial_basis(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
     settings = arguments(tmp_path, per_device_train_batch_size=8, learning_rate=5e-3)
 
     def trainer(config: GRITConfig) -> tuple[PeftModel, GritTrainer]:
-        model = network(len(smollm2_tokenizer), init_lora_weights="pissa")
+        model = network(len(word_tokenizer), init_lora_weights="pissa")
         assert all(bool(module.lora_b.weight.any()) for module in lora_modules(model))
         return model, GritTrainer(
             model=model, grit_manager=GRITManager(model, config), train_dataset=rows,
-            processing_class=smollm2_tokenizer, args=settings,
+            processing_class=word_tokenizer, args=settings,
         )  # fmt: skip
 
     with pytest.raises(ValueError, match=r'use GRITConfig\(basis="initial"\)'):
@@ -277,15 +277,15 @@ def test_an_adapter_that_has_been_trained_goes_on_with_the_initial_basis(
 
 @pytest.mark.parametrize("basis", ["gradient", "whitened_gradient"])
 def test_the_trainer_finds_the_basis_and_draws_the_same_rows(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, basis: str
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, basis: str
 ) -> None:
     orders, starts = [], []
     for chosen in ("initial", basis):
-        model = network(len(smollm2_tokenizer))
+        model = network(len(word_tokenizer))
         manager = GRITManager(model, GRITConfig(variant="adamw", basis=chosen, basis_steps=1))
         trainer = GritTrainer(
             model=model, grit_manager=manager, args=arguments(tmp_path, max_steps=3, learning_rate=1e-9),
-            train_dataset=rows, processing_class=smollm2_tokenizer,
+            train_dataset=rows, processing_class=word_tokenizer,
         )  # fmt: skip
         seen: list[list[int]] = []
         model.register_forward_pre_hook(

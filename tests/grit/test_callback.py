@@ -73,14 +73,14 @@ def trained(
 
 @pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
 def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
-    smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str
+    word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str
 ) -> None:
     """Rows of different length, so that each step has another number of supervised tokens."""
     config = GRITConfig(variant=variant, **QUICK)
     ids = [[10 + i, 20 + i, 30 + i, 40 + i, *[50 + i] * (i % 4)] for i in range(8)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
     ours, sft, plain = (
-        trained(kind, smollm2_tokenizer, rows, tmp_path, config) for kind in ("GritTrainer", "SFTTrainer", "Trainer")
+        trained(kind, word_tokenizer, rows, tmp_path, config) for kind in ("GritTrainer", "SFTTrainer", "Trainer")
     )
     for name, value in ours.items():
         scale = 1e-3 * float(value.abs().max())
@@ -89,16 +89,16 @@ def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
 
 
 def test_what_the_loss_is_divided_by_is_found_or_asked_for(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
     class Own(SFTTrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             logits = model(input_ids=inputs["input_ids"]).logits
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
 
-    model = network(len(smollm2_tokenizer))
+    model = network(len(word_tokenizer))
     trainer = Own(
-        model=model, args=arguments(tmp_path), train_dataset=rows, processing_class=smollm2_tokenizer,
+        model=model, args=arguments(tmp_path), train_dataset=rows, processing_class=word_tokenizer,
         callbacks=[GritCallback(GRITManager(model, GRITConfig(basis="initial")))],
     )  # fmt: skip
     with pytest.raises(ValueError, match="neither num_items_in_batch nor labels"):
@@ -110,33 +110,34 @@ def test_what_the_loss_is_divided_by_is_found_or_asked_for(
 
 
 def test_without_norm_matching_the_callback_refuses_clipping(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
     """Transformers clips g before a callback can make P g of it."""
     unmatched = GRITConfig(power=1.0, norm_match=False, **QUICK)
     with pytest.raises(ValueError, match="use GritTrainer or max_grad_norm=0"):
-        trained("SFTTrainer", smollm2_tokenizer, rows, tmp_path, unmatched)
-    ours = trained("GritTrainer", smollm2_tokenizer, rows, tmp_path, unmatched, max_grad_norm=float("inf"))
-    sft = trained("SFTTrainer", smollm2_tokenizer, rows, tmp_path, unmatched, max_grad_norm=0.0)
+        trained("SFTTrainer", word_tokenizer, rows, tmp_path, unmatched)
+    ours = trained("GritTrainer", word_tokenizer, rows, tmp_path, unmatched, max_grad_norm=float("inf"))
+    sft = trained("SFTTrainer", word_tokenizer, rows, tmp_path, unmatched, max_grad_norm=0.0)
     for name, value in ours.items():
         torch.testing.assert_close(sft[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
     for variant in ("graft", "eigen_adam"):
-        trained("SFTTrainer", smollm2_tokenizer, rows, tmp_path, GRITConfig(variant, norm_match=False, **QUICK))
+        trained("SFTTrainer", word_tokenizer, rows, tmp_path, GRITConfig(variant, norm_match=False, **QUICK))
 
 
 def test_the_measuring_variant_changes_no_bit_of_the_training(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
-    model = network(len(smollm2_tokenizer))
+    model = network(len(word_tokenizer))
     trainer = SFTTrainer(
         model=model, args=arguments(tmp_path, max_steps=5, gradient_accumulation_steps=2), train_dataset=rows,
-        processing_class=smollm2_tokenizer,
+        processing_class=word_tokenizer,
     )  # fmt: skip
     trainer.train()
     config = GRITConfig(variant="adamw", **QUICK)
-    measured = trained("GritTrainer", smollm2_tokenizer, rows, tmp_path, config)
-    for name, weight in weights(model).items():
-        assert torch.equal(measured[name], weight)
+    for kind in ("GritTrainer", "SFTTrainer"):
+        measured = trained(kind, word_tokenizer, rows, tmp_path, config)
+        for name, weight in weights(model).items():
+            assert torch.equal(measured[name], weight)
 
 
 KILLED = """
@@ -184,9 +185,9 @@ def resumable(
     [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")],
 )
 def test_killed_and_resumed_it_ends_with_the_same_bits(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, kind: str, variant: str
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, kind: str, variant: str
 ) -> None:
-    smollm2_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    word_tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows.save_to_disk(tmp_path / "rows")
     command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed"]
     command += [kind, variant]
@@ -195,9 +196,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
 
-    whole, one = resumable(smollm2_tokenizer, rows, tmp_path / "whole", kind, variant)
+    whole, one = resumable(word_tokenizer, rows, tmp_path / "whole", kind, variant)
     whole.train()
-    resumed, other = resumable(smollm2_tokenizer, rows, tmp_path / "killed", kind, variant)
+    resumed, other = resumable(word_tokenizer, rows, tmp_path / "killed", kind, variant)
     resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
     expected = weights(whole.model)
     for name, weight in weights(resumed.model).items():
@@ -207,20 +208,18 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
 
 
 def test_a_callback_does_not_take_the_state_of_another_run(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
     """The checkpoint is in another directory than the trainer writes to, where a run of the same steps has been."""
     for name, rate in (("ours", 1e-2), ("other", 2e-2)):
-        trainer, manager = resumable(
-            smollm2_tokenizer, rows, tmp_path / name, "GritCallback", "kfac", learning_rate=rate
-        )
+        trainer, manager = resumable(word_tokenizer, rows, tmp_path / name, "GritCallback", "kfac", learning_rate=rate)
         trainer.train()
         if name == "ours":
             expected = manager.state_dict()
     checkpoint = str(tmp_path / "ours" / "checkpoint-3")
 
     def resumed(**changes: Any) -> tuple[SFTTrainer, GRITManager]:
-        return resumable(smollm2_tokenizer, rows, tmp_path / "other", "GritCallback", "kfac", **changes)
+        return resumable(word_tokenizer, rows, tmp_path / "other", "GritCallback", "kfac", **changes)
 
     trainer, _ = resumed()
     with pytest.raises(ValueError, match=r"set GritCallback.resumed_from to the checkpoint that train\(\) was given"):
@@ -235,29 +234,29 @@ def test_a_callback_does_not_take_the_state_of_another_run(
 
 
 def test_a_checkpoint_without_grits_state_is_refused(
-    smollm2_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
-    trainer, _ = resumable(smollm2_tokenizer, rows, tmp_path, "GritTrainer", "kfac")
+    trainer, _ = resumable(word_tokenizer, rows, tmp_path, "GritTrainer", "kfac")
     trainer.train()
     state = tmp_path / "checkpoint-3" / STATE_FILE
     assert load_file(state)["steps"] == 3
     state.unlink()
     with pytest.raises(FileNotFoundError, match="the checkpoint was made without GRIT"):
-        resumable(smollm2_tokenizer, rows, tmp_path, "GritTrainer", "kfac")[0].train(
+        resumable(word_tokenizer, rows, tmp_path, "GritTrainer", "kfac")[0].train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-3")
         )
 
 
 @pytest.mark.parametrize("kind", ["GritTrainer", "GritCallback"])
 def test_each_steps_figures_are_in_the_log_and_in_tensorboard(
-    smollm2_tokenizer: PreTrainedTokenizerFast,
+    word_tokenizer: PreTrainedTokenizerFast,
     rows: Dataset,
     tmp_path: Path,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    trainer, manager = resumable(smollm2_tokenizer, rows, tmp_path, kind, "kfac", [TensorBoardCallback()])
+    trainer, manager = resumable(word_tokenizer, rows, tmp_path, kind, "kfac", [TensorBoardCallback()])
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 8

@@ -35,13 +35,13 @@ def launch(processes: int, directory: Path, rows_per_process: int, variant: str)
 
 @pytest.mark.parametrize("variant", ["kfac", "graft"])
 def test_two_processes_give_the_result_of_one(
-    smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str
+    word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str
 ) -> None:
     """Rows of different length, so that each process sees another number of tokens. float32, three steps: 1e-4."""
     ids = [[10 + i, 20 + i, 30 + i, 40 + i, *[50 + i] * (i % 3)] for i in range(12)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
     rows.save_to_disk(tmp_path)
-    smollm2_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    word_tokenizer.save_pretrained(tmp_path / "tokenizer")
     one, two = launch(1, tmp_path, 4, variant), launch(2, tmp_path, 2, variant)
     assert float(one["grit.0.samples"][0]) == float(two["grit.0.samples"][0]) > 3 * 4 * 4
     for name, tensor in one.items():
