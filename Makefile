@@ -76,14 +76,29 @@ lint: $(SETUP) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# ALPACA=FILE measures convergence on a second data set too, a JSON list of rows with `instruction`, `input` and `output`.
+# If it is named alpaca_en_800.json, the trainings in the tracked results count as done.
+ALPACA :=
+BENCH := .artifacts/benchmarks
+ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis'
+
 .PHONY: bench
-bench: $(SETUP) ## measure what Prefect and caching add, what kills cost, what merging and GRIT cost, who converges fastest (3 hours)
+bench: $(SETUP) $(BENCH)/extraction.jsonl $(if $(ALPACA),$(BENCH)/alpaca.jsonl) ## measure what Prefect, caching, kills, merging and GRIT cost, and who converges fastest (3 hours; ALPACA=FILE for a second data set)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.crash --set training.max_steps=8
 	$(BIN)/python -m benchmarks.merge
 	$(BIN)/python -m benchmarks.grit_overhead
-	$(BIN)/python -m benchmarks.grit_convergence --results benchmarks/results/extraction.jsonl
-	$(BIN)/python -m benchmarks.convergence_report benchmarks/results/extraction.jsonl --picture .artifacts/convergence.png
+	@if nvidia-smi -L >/dev/null 2>&1; then $(BIN)/python -m benchmarks.grit_overhead --shape llama3-8b --quantization nf4 --gradient-checkpointing; fi
+	$(BIN)/python -m benchmarks.step_ratios --out $(BENCH)/step_ratios.json
+	$(BIN)/python -m benchmarks.grit_convergence --results $(BENCH)/extraction.jsonl
+	$(BIN)/python -m benchmarks.convergence_report $(BENCH)/extraction.jsonl --step-ratios $(BENCH)/step_ratios.json --picture $(BENCH)/extraction.png
+	$(if $(ALPACA),$(BIN)/python -m benchmarks.grit_convergence $(ON_ALPACA) --results $(BENCH)/alpaca.jsonl)
+	$(if $(ALPACA),$(BIN)/python -m benchmarks.convergence_report $(BENCH)/alpaca.jsonl --step-ratios $(BENCH)/step_ratios.json --picture $(BENCH)/alpaca.png)
+
+# New trainings are added to a copy: the tracked results change only when somebody copies it back.
+$(BENCH)/%.jsonl: | benchmarks/results/%.jsonl
+	@mkdir -p $(@D)
+	cp benchmarks/results/$*.jsonl $@
 
 .PHONY: clean-artifacts
 clean-artifacts: $(SETUP) ## remove outputs that the newest models do not need, after asking

@@ -85,8 +85,9 @@ def run(
     """Train those jobs that the results file does not hold, some of them side by side."""
     done = {(one["method"], one["rate"], one["seed"]) for one in read(results) if matches(one, setup)}
     missing = [job for job in jobs if job not in done]
-    if missing:
-        results.parent.mkdir(parents=True, exist_ok=True)
+    if not missing:
+        return
+    results.parent.mkdir(parents=True, exist_ok=True)
     for result in tqdm(_trained(missing, workload, setup, processes), total=len(missing), unit="training"):
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")

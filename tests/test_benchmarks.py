@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
+from benchmarks import contenders, convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted
 
@@ -43,9 +45,10 @@ def test_overhead_is_measured_in_turns_and_by_parts(
     assert re.search(r"peak memory AdamW \d.* GRIT \d.* ratio \d", printed)
 
 
-def test_overhead_refuses_a_quantization_of_the_packaged_model() -> None:
+@pytest.mark.parametrize("options", ["--quantization nf4", "--gradient-checkpointing", "--shape tiny --dtype float32"])
+def test_overhead_refuses_options_that_would_be_ignored(options: str) -> None:
     with pytest.raises(SystemExit):
-        grit_overhead.parse(["--quantization", "nf4"])
+        grit_overhead.parse(options.split())
 
 
 def test_the_large_shape_is_llama_3_8b() -> None:
@@ -122,6 +125,7 @@ def tiny_workload(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Workload, "__post_init__", read)
     monkeypatch.setattr(Workload, "base", base)
+    monkeypatch.setattr(contenders, "BASIS_BATCHES", 1)
     monkeypatch.setattr(timing, "WARM_UP", 1)
 
 
@@ -217,3 +221,17 @@ def test_time_is_free_of_the_load_that_a_training_ran_under() -> None:
         assert cells["kfac"][time] == "0.7500"
     cells = rows_of(convergence_report.seed_table([adamw, other], {"AdamW": 1.0}))
     assert cells["kfac"][time] == "not measured"
+
+
+def test_make_bench_adds_to_a_copy_of_the_tracked_results(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    make = [str(shutil.which("make")), "--silent", "-C", str(root), f"BENCH={tmp_path}"]
+    before, copy = (root / "benchmarks/results/alpaca.jsonl").read_bytes(), tmp_path / "alpaca.jsonl"
+    subprocess.run([*make, str(copy)], check=True)
+    assert copy.read_bytes() == before
+    copy.write_bytes(before + b"{}\n")
+    subprocess.run([*make, str(copy)], check=True)
+    assert copy.read_bytes() == before + b"{}\n"
+    planned = subprocess.check_output([*make, "--dry-run", "bench", "ALPACA=rows.json"], text=True)
+    assert "--data 'rows.json'" in planned
+    assert "--results benchmarks/" not in planned
