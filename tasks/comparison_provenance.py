@@ -34,6 +34,7 @@ def origins(runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]])
             (f"machine of {'all trainings' if len(machines) == 1 else '; '.join(trained)}", machine)
             for machine, trained in machines.items()
         ),
+        ("system", "; ".join(sorted({_system(run) for run in runs}))),
         *here[1:],  # the first is the machine that writes this
     ]
 
@@ -41,7 +42,7 @@ def origins(runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]])
 def by_machine(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     """Which runs were trained on which machine: names of runs, by what is known of the machine.
 
-    Two machines of the same kind count as one.
+    Two machines of the same kind count as one, and so does one with a new system.
     """
     found: dict[str, list[str]] = {}
     for run in runs:
@@ -53,8 +54,12 @@ def _machine(facts: dict[str, Any] | None) -> str:
     if not facts:
         return "not known"
     memory = f"{facts['memory_bytes'] / 2**30:.0f} GiB of memory" if facts.get("memory_bytes") else None
-    parts = (facts.get("processor"), f"{facts.get('cores')} cores", memory, facts.get("device"), facts.get("system"))
+    parts = (facts.get("processor"), f"{facts.get('cores')} cores", memory, facts.get("device"))
     return ", ".join(str(part) for part in parts if part)
+
+
+def _system(run: ComparedRun) -> str:
+    return str((run.history.facts.get("machine") or {}).get("system", "not known"))
 
 
 def batch_notes(runs: Sequence[ComparedRun], methods: Mapping[Any, FinetuneSettings]) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from tasks import statistics
 from tasks.compared_runs import RateTrial
+from tasks.comparison_figures import COLOURS as COLOURS_OF_METHODS
 from tests.chromium import Page, find_chromium, opened
 from tests.made_up_comparison import MadeUp
 
@@ -84,6 +85,15 @@ def test_text_and_axes_stand_out_in_light_and_dark(page: Page, dark: bool) -> No
     assert found["svg"] and found["axes"]
     for kind, least in (("text", TEXT), ("svg", TEXT), ("axes", LINE)):
         assert min(_contrast(colour, found["ground"]) for colour in set(found[kind])) >= least, kind
+
+
+def test_every_methods_colour_stands_out_in_light_and_dark(page: Page) -> None:
+    for dark in (False, True):
+        page.show(1100, dark=dark)
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        for colour in COLOURS_OF_METHODS:
+            rgb = ", ".join(str(part) for part in bytes.fromhex(colour[1:]))
+            assert _contrast(f"rgb({rgb})", ground) >= LINE, colour
 
 
 def test_light_and_dark_look_different_and_paper_is_light(page: Page) -> None:
