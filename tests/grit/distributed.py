@@ -1,17 +1,20 @@
 """Run by `accelerate launch` from test_distributed: trains a little and saves what the first process holds.
 
-Arguments: directory of the rows, output file, rows per process and step, variant.
+Arguments: directory of the rows, output file, rows per process and pass, passes per step, variant.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch import Tensor, distributed
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+from trl import SFTConfig
 
 from grit import GRITConfig, GRITManager, GritTrainer
 from tests.grit.test_trainer import arguments, network
@@ -19,23 +22,43 @@ from tests.grit.test_trainer import arguments, network
 
 def main() -> None:
     """Train three steps on a fixed order of rows."""
-    rows, output, count, variant = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(rows) / "tokenizer")
+    directory, output, variant = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5]
+    sizes = {"per_device_train_batch_size": int(sys.argv[3]), "gradient_accumulation_steps": int(sys.argv[4])}
+    trainer = trained(directory, variant, arguments(output.parent, max_steps=3, **sizes))
+    manager = trainer.grit_manager
+    tensors = {f"grit.{name}": value for name, value in manager.state_dict().items()}
+    tensors |= weights(trainer)
+    tensors["grad_norm"] = torch.tensor(manager.last_diagnostics["grad_norm"])
+    if distributed.is_initialized():
+        # Each process divides its loss by its own count of tokens; the replicas must agree all the same.
+        local = arguments(output.parent, max_steps=3, average_tokens_across_devices=False, **sizes)
+        own = torch.cat([weight.flatten() for weight in weights(trained(directory, variant, local)).values()])
+        every = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(every, own)
+        tensors["replicas"] = torch.stack(every)
+    if trainer.is_world_process_zero():
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
+
+
+def trained(directory: Path, variant: Any, settings: SFTConfig) -> GritTrainer:
+    """A trainer that has trained on a fixed order of rows."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "tokenizer")
     model = network(len(tokenizer))
-    settings = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1}
-    manager = GRITManager(model, GRITConfig(variant=variant, basis="gradient", basis_steps=1, **settings))
+    config = GRITConfig(variant, basis_steps=1, kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
     trainer = GritTrainer(
-        model=model, grit_manager=manager, train_dataset=Dataset.load_from_disk(rows), processing_class=tokenizer,
+        model=model, grit_manager=GRITManager(model, config), args=settings, processing_class=tokenizer,
+        train_dataset=Dataset.load_from_disk(directory),
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        args=arguments(output.parent, max_steps=3, per_device_train_batch_size=count),
     )  # fmt: skip
     torch.manual_seed(0)
     trainer.train()
-    if trainer.is_world_process_zero():
-        tensors = {f"grit.{name}": value for name, value in manager.state_dict().items()}
-        tensors |= {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        tensors["grad_norm"] = torch.tensor(manager.last_diagnostics["grad_norm"])
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
+    return trainer
+
+
+def weights(trainer: GritTrainer) -> dict[str, Tensor]:
+    """The adapter's weights by name, in the model as it was before any wrapper."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 if __name__ == "__main__":
