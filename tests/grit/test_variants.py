@@ -71,26 +71,44 @@ def test_gradients_are_multiplied_by_the_right_factor(
 
 @given(
     rank=st.integers(2, 9),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    variant=st.sampled_from(["kfac", "riemannian", "published"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    variant=st.sampled_from(["kfac", "riemannian", "published", "eigen_adam", "graft"]),
     targets=st.sampled_from([["q_proj"], ["v_proj", "down_proj"], ["k_proj", "o_proj", "up_proj"]]),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape_rank_and_dtype(
     make_model: MakeModel, batch: dict[str, Tensor], rank: int, dtype: torch.dtype, variant: str, targets: list[str]
 ) -> None:
-    """Each gradient keeps its dtype, shape and norm, and does not turn against itself."""
-    model = make_model(r=rank, target_modules=targets)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    raw = raw_gradients(model, batch)
-    gradients_and_manager(model, batch, config(variant))
+    """Each gradient keeps its dtype, shape and norm, and does not turn against itself; `graft` keeps Adam's length."""
+    starts: list[dict[str, Tensor]] = []
+    updates: list[dict[str, Tensor]] = []
+    for ours in (False, True):
+        model = make_model(r=rank, target_modules=targets)
+        weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for weight in weights.values():
+            weight.data = weight.data.to(dtype)
+        starts.append({name: weight.detach().clone() for name, weight in weights.items()})
+        # eps: Adam's own would be 0 in float16
+        optimizer = torch.optim.AdamW(list(weights.values()), lr=LR, weight_decay=0.0, eps=1e-4)
+        if ours:
+            manager = GRITManager(model, config(variant))
+            manager.loss_denominator = 10
+            manager.attach(optimizer)
+            optimizer.register_step_pre_hook(lambda *_, manager=manager: manager.step())
+        backward(model, batch, 10)
+        raw = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+        optimizer.step()
+        updates.append({name: weight.detach().float() - starts[-1][name].float() for name, weight in weights.items()})
     for name, gradient in raw.items():
-        new = model.get_parameter(name).grad
-        assert new is not None and new.dtype == gradient.dtype == dtype and new.shape == gradient.shape
-        torch.testing.assert_close(new.norm(), gradient.norm(), rtol=2e-2, atol=1e-6)
-        assert float((new * gradient).sum()) > 0
+        new = weights[name].grad
+        assert new is not None and new.dtype == weights[name].dtype == dtype and new.shape == gradient.shape
+        torch.testing.assert_close(new.float().norm(), gradient.float().norm(), rtol=2e-2, atol=1e-6)
+        assert bool(torch.isfinite(updates[1][name]).all()) and bool(updates[1][name].any())
+        if variant == "graft":
+            assert torch.equal(new, gradient)
+            torch.testing.assert_close(updates[1][name].norm(), updates[0][name].norm(), rtol=5e-2, atol=0)
+        elif variant != "eigen_adam":  # whose gradient is in another basis
+            assert float((new.float() * gradient.float()).sum()) > 0
 
 
 def test_eigen_adam_is_adam_on_the_rotated_gradient(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
