@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import tasks.memory
 from benchmarks import contenders, convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted
@@ -108,6 +109,13 @@ def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
     timing.timed(lambda: None, "part", {"part": 0.0})()
     assert len(waited) == 2
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting the garbage of a whole test run takes longer than what is measured here."""
+    for module in (grit_convergence, tasks.memory):
+        monkeypatch.setattr(module, "gc", SimpleNamespace(collect=lambda: None))
 
 
 @pytest.fixture
