@@ -46,5 +46,9 @@ def edge_sentence(rows: Sequence[dict[str, Any]]) -> str | None:
     Args:
         rows: of `trial_rows`.
     """
-    said = [f"{row['method']} took the {row['edge']} rate tried, {row['learning_rate']}" for row in rows if row["edge"]]
+    at: dict[str, list[str]] = {}
+    for row in rows:
+        if row["edge"]:
+            at.setdefault(f"the {row['edge']} rate tried, {row['learning_rate']}", []).append(row["method"])
+    said = [f"{', '.join(methods)} took {edge}" for edge, methods in at.items()]
     return f"{'; '.join(said)}: a better one may lie beyond the grid." if said else None
