@@ -29,6 +29,7 @@ from benchmarks.contenders import ABLATIONS, METHODS, make
 from benchmarks.machine import machine
 from benchmarks.timing import clock
 from benchmarks.workload import EXTRACTION, Workload, optimizer_step
+from tasks.errors import TrainingError
 
 ALL = METHODS | ABLATIONS
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -128,7 +129,10 @@ def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str
         if not math.isfinite(losses[-1]):
             break
         if step in validated:
-            validation[step] = workload.validate(contender.network, setup["validation_rows"])
+            try:
+                validation[step] = workload.validate(contender.network, setup["validation_rows"])
+            except TrainingError:  # diverged: a finding, and no reason to end the others
+                break
     return result | {"losses": losses, "validation": validation, "seconds": seconds}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import tasks.memory
 from benchmarks import contenders, convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted
+from tasks.errors import TrainingError
 
 
 def in_this_process(command: list[str]) -> str:
@@ -179,6 +181,18 @@ def test_convergence_in_float32_is_a_setup_of_its_own(tmp_path: Path) -> None:
     assert (half["dtype"], full["dtype"]) == ("bfloat16", "float32")
     assert half["losses"] != full["losses"]
     assert half["losses"] == pytest.approx(full["losses"], rel=0.01)
+
+
+@pytest.mark.usefixtures("tiny_workload")
+def test_a_training_that_diverges_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*_: Any) -> float:
+        raise TrainingError("the loss is not a number", where="validation rows", fix="")
+
+    monkeypatch.setattr(Workload, "validate", diverged)
+    results = tmp_path / "results.jsonl"
+    options = ["--steps", "2", "--processes", "1", "--rates", "0.01", "--seeds", "--methods", "AdamW"]
+    grit_convergence.main([*options, "--results", str(results)])
+    assert [grit_convergence.final_loss(one) for one in grit_convergence.read(results)] == [math.inf]
 
 
 def training(
