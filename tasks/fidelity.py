@@ -105,9 +105,9 @@ def check_fidelity(
         wrong = [*mismatches(llama, tokenizer, list(torture(tokenizer))), *prompt_mismatches(llama, tokenizer, prompts)]
         vocabulary = llama.n_vocab()
         found = []
-        for row, base in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
+        for row, nats in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
             logits = _logits(network, row.ids), _llama_logits(llama, row.ids, vocabulary)
-            found.append(compare_row(logits[0][row.before], logits[1][row.before], row.targets, base))
+            found.append(compare_row(logits[0][row.before], logits[1][row.before], row.targets, nats))
         measured = summary(found, wrong, file_type=str(llama.metadata.get("general.file_type", "none")))
         measured = measured._replace(end_token=end_token_agrees(llama, tokenizer))
     finally:
