@@ -263,8 +263,8 @@ EIGHT_BITS = QUICK.model_copy(update={"optimizer": "adamw_8bit"})
         (None, {"training": EIGHT_BITS, "grit": GritSettings(variant="graft")}, "GRIT's graft acts on Adam's moments"),
         (
             None,
-            {"grit": GritSettings(kfac_min_samples=10**9, kfac_update_freq=1)},
-            "grit: after 2 steps no factor is ready",
+            {"grit": GritSettings(kfac_min_samples=1, kfac_update_freq=1, kfac_damping=1e9)},
+            "grit: after 2 steps the preconditioner is a multiple of the identity",
         ),
         (None, {"training": UNSLOTH, "grit": GritSettings()}, "training.backend: Unsloth's fused kernels bypass the"),
         (False, {"training": UNSLOTH}, "training.backend: Unsloth needs a CUDA GPU"),

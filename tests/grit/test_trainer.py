@@ -166,7 +166,7 @@ def test_what_hides_gradients_or_tokens_is_refused_by_name(
             model=model, grit_manager=GRITManager(model), args=settings, train_dataset=rows,
             processing_class=word_tokenizer,
         )  # fmt: skip
-    optimizer, settings.fsdp = torch.optim.AdamW(model.parameters()), setting == "fsdp"
+    optimizer, settings.fsdp = torch.optim.AdamW(model.parameters()), "full_shard" if setting == "fsdp" else None
     with pytest.raises(ValueError, match=f"GRIT does not handle {named[setting]}"):
         GritCallback(GRITManager(model)).on_train_begin(settings, None, None, optimizer=optimizer, model=model)
 
