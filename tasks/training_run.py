@@ -36,6 +36,15 @@ from tasks.training_step import SupervisedStep
 from tasks.validation_loss import validation_loss
 
 
+class OneDevice(SFTConfig):
+    """Settings of a training on the first GPU alone: more that are visible would multiply the batch."""
+
+    @property
+    def n_gpu(self) -> int:
+        """One at most."""
+        return min(1, super().n_gpu)
+
+
 class BaselineTrainer(SupervisedStep, SFTTrainer):
     """TRL's trainer."""
 
@@ -156,7 +165,7 @@ def make_trainer(
     """Build the trainer of either method; with a manager it is GRIT's."""
     dataset, base, training, seed = job.dataset, job.base, job.training, job.seed
     packed = training.batching == "packed"
-    arguments = SFTConfig(
+    arguments = OneDevice(
         output_dir=str(checkpoints.unfinished),
         per_device_train_batch_size=training.per_device_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,

@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from tasks.artifacts import Store
 from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.gpus import visible_gpus
+from tasks.gpus import first_gpu
 from tasks.logs import run_logger
 
 NAME = "LLAMA3_GRIT_SLOT"
@@ -54,28 +54,26 @@ def locked(store: Store, name: str, why: str) -> Iterator[None]:
 
 @contextmanager
 def device(store: Store) -> Iterator[None]:
-    """Hold the GPUs that this process sees, or its machine: by locks of the store, for a deployed run by a slot too.
+    """Hold the GPU that this process uses, or its machine: by a lock of the store, for a deployed run by a slot too.
 
     Raises:
         UserError: the server has no such limit.
         TemporaryError: the server does not answer for ten minutes.
     """
-    with ExitStack() as held:
-        for name in devices():
-            held.enter_context(locked(store, f"device-{name}", "trains or scores on this machine"))
-        held.enter_context(_slot() if deployment.id else nullcontext())
+    slot = _slot() if deployment.id else nullcontext()
+    with locked(store, f"device-{device_name()}", "trains or scores on this machine"), slot:
         yield
 
 
-def devices() -> list[str]:
-    """What a training here has to itself, in the order that everyone takes it in.
+def device_name() -> str:
+    """What a training here has to itself: the GPU, by its own name; without one the machine.
 
-    Machines may share a store, and a cluster's workers one environment: what `LLAMA3_GRIT_SLOT` names counts for this
-    host alone, and without it the GPUs' own names do; a machine without GPU is one device.
+    Machines may share a store, and a cluster's workers one environment, so what `LLAMA3_GRIT_SLOT` names counts for
+    this host alone.
     """
     host, slot = socket.gethostname(), os.environ.get(NAME)
-    names = [f"{host}-{slot}"] if slot else visible_gpus() or [f"{host}-cpu"]
-    return sorted(re.sub(r"[^\w.-]", "-", name) for name in set(names))
+    name = f"{host}-{slot}" if slot else first_gpu() or f"{host}-cpu"
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 @contextmanager
