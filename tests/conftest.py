@@ -32,7 +32,7 @@ from tasks.ollama_server import Answer, OllamaServer
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 892
+FEWEST_TESTS = 1048
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 
