@@ -68,7 +68,7 @@ down: ## stop them; runs keep their checkpoints, and the next `make serve` goes 
 
 .PHONY: test
 test: lint ## lint, then run all tests
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 40 --durations-min 3
 
 .PHONY: lint
 lint: $(SETUP) ## check style and types
