@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,3 +21,8 @@ def test_it_imports_nothing_of_this_project_but_itself() -> None:
             for name in names:
                 root = name.partition(".")[0]
                 assert root in allowed | sys.stdlib_module_names, f"{file.name} imports {name}"
+
+
+def test_reading_the_configuration_loads_no_heavy_library() -> None:
+    code = "import sys, grit.config; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
