@@ -157,7 +157,7 @@ def make_preset(workplace: Path, tiny_model: Artifact) -> Callable[..., str]:
     def make(**sections: Any) -> str:
         preset = {
             "store": str(workplace / "store"),
-            "model": {"name": str(tiny_model.path), "quantization": "none"},
+            "model": {"name": str(tiny_model.path), "quantization": "none", "dtype": "float32"},
             "data": {"source": str(data), "max_length": 64, "validation_fraction": 0.2, "test_fraction": 0.1},
             "chat": {"format": "tokenizer"},
             "training": {"max_steps": 3, "warmup_steps": 1, "learning_rate": 1e-2, "gradient_checkpointing": False},

@@ -34,6 +34,7 @@ from tasks.settings import ModelSettings
 from tasks.token_ids import TORTURE, torture
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
+HELD = ModelSettings(dtype="float32")
 LOOSE = FidelitySettings(rows=8, max_kl=0.05, min_top1=0.8, max_perplexity_ratio=1.05, warn_perplexity_ratio=1.04)
 """A random model of width 64 holds no likeliest token firmly, so Q8_0 does it more harm than a trained one."""
 
@@ -91,9 +92,7 @@ def checks(merged: Artifact, tiny_model: Artifact, dataset: Artifact, store: Sto
     """The checks of a GGUF, by name."""
 
     def check(gguf: Artifact, gguf_type: GgufType = "q8_0") -> dict[str, Check]:
-        made = check_fidelity.function(
-            gguf, merged, tiny_model, dataset, LOOSE, gguf_type, ModelSettings(), store=store
-        )
+        made = check_fidelity.function(gguf, merged, tiny_model, dataset, LOOSE, gguf_type, HELD, store=store)
         found = {check["name"]: Check(**check) for check in made.facts["checks"]}
         assert made.facts["passed"] == all(check.reading != "failed" for check in found.values())
         assert json.loads((made.path / "fidelity.json").read_text()) == made.facts
@@ -180,9 +179,7 @@ def test_half_an_adapter_is_caught_where_other_limits_are_wide(
         tensors(directory, lambda held: held.update({name: (held[name] + base[name]) / 2 for name in base}))
 
     wide = FidelitySettings(rows=8, max_kl=100, min_top1=0.001, max_perplexity_ratio=1e6, warn_perplexity_ratio=1e5)
-    made = check_fidelity.function(
-        export(half), merged, tiny_model, dataset, wide, "q8_0", ModelSettings(), store=store
-    )
+    made = check_fidelity.function(export(half), merged, tiny_model, dataset, wide, "q8_0", HELD, store=store)
     assert [check["name"] for check in made.facts["checks"] if check["reading"] == "failed"] == [
         "difference to the base kept"
     ]

@@ -92,7 +92,7 @@ AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "check_vocabulary", "score bas
         ("training.per_device_batch_size", 1, AFTER_TRAINING),
         ("lora.r", 8, AFTER_TRAINING),
         ("grit.power", 1.0, AFTER_TRAINING),
-        ("model.dtype", "float32", AFTER_TRAINING | {"score base"}),
+        ("model.dtype", "bfloat16", AFTER_TRAINING | {"score base"}),
         ("data.max_length", 32, AFTER_DATA),
         ("data.max_rows", 30, AFTER_DATA),
         ("chat.system", "Be brief.", AFTER_DATA),

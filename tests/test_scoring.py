@@ -21,6 +21,7 @@ from tasks.scoring import load_model, score
 from tasks.settings import ModelSettings, ScoringSettings
 from tests.own_tasks import CHOICES, GENERATION_TASK
 
+HELD = ModelSettings(dtype="float32")
 CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Accra", "Rome")
 LEARNED = 5
 SYSTEM = "Answer with JSON."
@@ -89,7 +90,7 @@ def learned(
 
 @pytest.fixture(scope="module")
 def network(learned: Artifact) -> Any:
-    return AutoModelForCausalLM.from_pretrained(learned.path, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(learned.path, dtype=torch.float32)
 
 
 def test_a_model_is_measured_in_the_type_of_the_settings(learned: Artifact, dataset: Artifact) -> None:
@@ -138,7 +139,7 @@ def test_all_scores_equal_those_computed_by_hand(
     settings = ScoringSettings(
         tasks=("city", "city_choice"), include_path=tasks, batch_size=3, samples=8, max_new_tokens=12
     )
-    made = score.function(learned, dataset, settings, ModelSettings(), "tuned", 7, store=Store(tmp_path / "store"))
+    made = score.function(learned, dataset, settings, HELD, "tuned", 7, store=Store(tmp_path / "store"))
     scores, details = read(made), read(made, "rows.json")
 
     answers = [answer_alone(network, tokenizer, row["messages"][:-1], 12) for row in CONVERSATIONS]
@@ -174,9 +175,9 @@ def test_all_scores_equal_those_computed_by_hand(
     supervised = sum(label != -100 for row in rows for label in row["labels"])
     assert scores["validation"]["supervised_tokens"] == supervised
     assert scores["validation"]["rows"] == len(rows)
-    assert scores["validation"]["loss"] == pytest.approx(sum(nll) / supervised, rel=0.02)  # bfloat16
+    assert scores["validation"]["loss"] == pytest.approx(sum(nll) / supervised, rel=1e-4)
     assert scores["validation"]["perplexity"] == pytest.approx(math.exp(scores["validation"]["loss"]))
-    assert details["validation"]["nll"] == pytest.approx(nll, rel=0.05, abs=0.05)
+    assert details["validation"]["nll"] == pytest.approx(nll, rel=1e-4, abs=1e-4)
 
     assert scores["model"] == "tuned"
     assert scores["lm_eval_versions"] == {"city": 1.5, "city_choice": 2}
@@ -192,9 +193,7 @@ def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tas
     for seed, store in ((7, "one"), (7, "two")):
         random.seed(store)
         torch.manual_seed(len(made))
-        made.append(
-            score.function(learned, dataset, settings, ModelSettings(), "base", seed, store=Store(tmp_path / store))
-        )
+        made.append(score.function(learned, dataset, settings, HELD, "base", seed, store=Store(tmp_path / store)))
     assert made[0].digest == made[1].digest
     scores = read(made[0])
     assert scores["lm_eval"]["city"]["exact_match"]["n"] == 3
@@ -207,7 +206,7 @@ def test_without_tasks_and_without_held_out_rows(learned: Artifact, dataset: Art
     shutil.copytree(dataset.path / "tokenizer", bare / "tokenizer")
     empty = dataset.model_copy(update={"path": bare})
     settings = ScoringSettings(tasks=())
-    made = score.function(learned, empty, settings, ModelSettings(), "base", 0, store=Store(tmp_path / "store"))
+    made = score.function(learned, empty, settings, HELD, "base", 0, store=Store(tmp_path / "store"))
     scores = read(made)
     assert (scores["validation"], scores["lm_eval"], scores["samples"]) == (None, {}, [])
     assert set(made.facts) == {"seconds"}
@@ -224,7 +223,7 @@ def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
         learned,
         dataset.model_copy(update={"path": other}),
         settings,
-        ModelSettings(),
+        HELD,
         "base",
         0,
         store=Store(tmp_path / "store"),
@@ -236,7 +235,7 @@ def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: 
     settings = ScoringSettings(tasks=("city",), include_path=tasks)
 
     def key() -> str:
-        return score.key(learned, dataset, settings, ModelSettings(), "base", 0, store=Store(Path("store")))
+        return score.key(learned, dataset, settings, HELD, "base", 0, store=Store(Path("store")))
 
     before = key()
     assert key() == before
@@ -251,7 +250,7 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
     learned: Artifact, dataset: Artifact, store: Store
 ) -> None:
     settings = ScoringSettings(tasks=(), max_new_tokens=24)
-    made = answer_prompts.function(learned, dataset, settings, 6, ModelSettings(), store=store)
+    made = answer_prompts.function(learned, dataset, settings, 6, HELD, store=store)
     lines = [json.loads(line) for line in (made.path / "answers.jsonl").read_text().splitlines()]
     assert [line["expected"] for line in lines] == [row["completion"] for row in CONVERSATIONS[:6]]
     for line in lines[:LEARNED]:
@@ -260,7 +259,7 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
             "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
         }  # fmt: skip
     cut = answer_prompts.function(
-        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, ModelSettings(), store=store
+        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, HELD, store=store
     )
     for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
         assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
@@ -272,10 +271,10 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     long = dataset.model_copy(update={"facts": dataset.facts | {"max_length": 12}})
     text = "One two three four.\n\nFive\nsix seven.\n\n\nWord\n\n" + "eight " * 50
     (tmp_path / "text.txt").write_text(text)
-    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), ModelSettings())
+    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), HELD)
     made = measure_forgetting.function(*arguments, store=store)
     found = json.loads((made.path / "rows.json").read_text())
-    network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.bfloat16)
+    network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.float32)
     ids = [tokenizer.encode(one, add_special_tokens=False) for one in ("One two three four.", "Five six seven.")]
     long_one = tokenizer.encode("eight " * 49 + "eight", add_special_tokens=False)
     pieces = [*ids, *(long_one[start : start + 12] for start in range(0, len(long_one), 12))]
@@ -284,7 +283,7 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     for piece, tokens, nll in zip(pieces, found["supervised_tokens"], found["nll"], strict=True):
         with torch.no_grad():
             loss = network(input_ids=torch.tensor([piece]), labels=torch.tensor([piece])).loss
-        assert nll / tokens == pytest.approx(float(loss), rel=2e-3)
+        assert nll / tokens == pytest.approx(float(loss), rel=1e-5)
     key = measure_forgetting.key(*arguments, store=store)
     (tmp_path / "text.txt").write_text(text + " nine")
     assert measure_forgetting.key(*arguments, store=store) != key
