@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from tasks.artifacts import Artifact
 from tasks.compared_runs import ComparedRun, FaultRun
 from tasks.comparison import Runs
-from tasks.comparison_measures import steps_of
 from tasks.figures import PLAIN, svg
+from tasks.history import steps_of
 
 COLOURS = (
     "#3b82c4",

@@ -14,29 +14,9 @@ from tasks.artifacts import Artifact
 from tasks.compared_runs import BaseFigures, ComparedRun, kept_loss
 from tasks.comparison import Measure, Runs, answer_measures
 from tasks.comparison_lm_eval import lm_eval_measures
+from tasks.history import LAST, final_training_loss, last_steps, steps_of, steps_to_kept
 from tasks.model_files import opened
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
-
-LAST = 10
-"""Optimizer steps over which the final training loss is taken."""
-
-
-def steps_of(history: Artifact) -> list[dict[str, Any]]:
-    """The lines of a training's history."""
-    return [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def steps_to_kept(history: Artifact) -> list[dict[str, Any]]:
-    """The lines of a training's history up to the step whose adapter was kept."""
-    steps, kept = steps_of(history), history.facts["kept"]
-    return steps[: kept[0]] if kept else steps
-
-
-def final_training_loss(steps: list[dict[str, Any]]) -> float:
-    """Nats per supervised token over the last steps, each measured before its update."""
-    last = steps[-LAST:]
-    total = math.fsum(step["loss"] * step["supervised_tokens"] for step in last)
-    return total / sum(step["supervised_tokens"] for step in last)
 
 
 def reached(run: ComparedRun, target: float) -> tuple[float, float] | None:
@@ -163,7 +143,7 @@ def _costs(runs: Runs) -> list[Measure]:
         }
 
     norms = {
-        m: np.array([np.mean([step["grad_norm"] for step in steps_of(run.history)[-LAST:]]) for run in r])
+        m: np.array([np.mean([step["grad_norm"] for step in last_steps(steps_of(run.history))]) for run in r])
         for m, r in runs.items()
     }
     kinds = dict.fromkeys(run.history.facts["peak_memory_kind"] for each in runs.values() for run in each)
@@ -176,7 +156,7 @@ def _costs(runs: Runs) -> list[Measure]:
         Measure("tokens per second", "higher", rate("tokens"), 1),
         Measure("supervised tokens per second", "higher", rate("supervised_tokens"), 1),
         Measure(f"peak memory, GB ({' or '.join(kinds)})", "lower", facts("peak_memory_bytes", 1e-9), 2),
-        Measure(f"gradient norm before clipping, mean of the last {LAST} steps", None, norms),
+        Measure(f"gradient norm before clipping, mean of the last steps ({LAST} at most)", None, norms),
         Measure("trainable parameters", None, facts("trainable_parameters"), 0),
         Measure("effective parameters (weights of the saved adapter)", None, effective, 0),
         Measure("GGUF, MB", None, size, 2),

@@ -7,8 +7,8 @@ from typing import Any
 
 from tasks.compared_runs import FaultRun
 from tasks.comparison import Runs
-from tasks.comparison_measures import final_training_loss, steps_of
 from tasks.comparison_table import number
+from tasks.history import final_training_loss, steps_of
 from tasks.statistics import Estimate
 from tasks.study import PUBLISHED, Published
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from prefect import get_run_logger
-from prefect.exceptions import MissingContextError
-
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
     """The running task's or flow's logger; a plain one where a stage is called as a plain function."""
+    from prefect import get_run_logger  # takes seconds, which a training's process has no need for
+    from prefect.exceptions import MissingContextError
+
     try:
         return get_run_logger()
     except MissingContextError:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from prefect.runtime import deployment
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from tasks.errors import FULL, TemporaryError, UserError
@@ -104,6 +103,8 @@ class Remote:
         return f"{self.root.rstrip('/')}/{name}"
 
     def _try(self, action: Callable[[], R]) -> R:
+        from prefect.runtime import deployment  # as in `tasks.logs`
+
         try:
             return Retrying(
                 retry=retry_if_exception(_may_pass),

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tasks.energy import EnergyMeter, GpuEnergyMeter, Meter, gpu_in_use
 from tasks.errors import TrainingError
+from tasks.history import final_training_loss, last_steps
 
 RECORD = "record.json"
 
@@ -155,11 +156,10 @@ class StepRecorder(TrainerCallback):
 
     def summary(self) -> dict[str, Any]:
         """Figures of the whole training, over the steps recorded."""
-        last = self.steps[-10:]
         return {
             "steps": len(self.steps),
-            "final_loss": statistics.fmean(step["loss"] for step in last),
-            "final_loss_steps": len(last),
+            "final_loss": final_training_loss(self.steps),
+            "final_loss_steps": len(last_steps(self.steps)),
             "median_seconds_per_step": statistics.median(step["seconds"] for step in self.steps),
             "total_seconds": round(sum(step["seconds"] for step in self.steps), 3),
             "tokens": sum(step["tokens"] for step in self.steps),

@@ -29,6 +29,7 @@ from tasks.conversion import find_converter, run_converter
 from tasks.export_settings import ExportSettings, OllamaSettings
 from tasks.model import packaged_tokenizer
 from tasks.ollama_server import Answer, OllamaServer
+from tasks.training_job import Job
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
@@ -190,6 +191,21 @@ def prefect_server() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Training without its child process, which takes seconds to begin and which test_training_process is about."""
+
+    def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
+        from tasks.training_run import Training
+
+        return Training(job, show).run() or {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("training", "study_fault"):
+            patch.setattr(f"tasks.{module}.train_in_child", train)
         yield
 
 

@@ -13,7 +13,6 @@ import pytest
 from flows.compare import compare, parse_comparison, plan_of, run
 from flows.comparison_stages import stages
 from flows.finetune import stages as finetune_stages
-from tasks import training_run
 from tasks.artifacts import Artifact
 from tasks.comparison_settings import CompareSettings
 from tasks.errors import TrainingError, UserError
@@ -28,11 +27,8 @@ SHARED: dict[str, Any] = {"training": {"max_steps": 4, "warmup_steps": 1, "learn
 
 
 @pytest.fixture(scope="module")
-def in_this_process() -> Iterator[None]:
-    """Without the child process, which test_training_process is about."""
+def without_cuda(in_this_process: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training", "study_fault"):
-            patch.setattr(f"tasks.{module}.train_in_child", lambda job, show: training_run.Training(job, show).run())
         patch.setattr("torch.cuda.is_available", lambda: False)
         yield
 
@@ -48,7 +44,7 @@ def wanted(workplace: Path) -> Iterator[CompareSettings]:
 
 
 @pytest.fixture(scope="module")
-def compared(make_preset: Preset, wanted: CompareSettings, prefect_server: None, in_this_process: None) -> Artifact:
+def compared(make_preset: Preset, wanted: CompareSettings, prefect_server: None, without_cuda: None) -> Artifact:
     report = compare(make_preset(), wanted, SHARED)
     assert isinstance(report, Artifact)
     return report
@@ -78,7 +74,7 @@ def test_a_fault_and_what_cannot_run_are_told_and_not_compared(data: dict[str, A
 
 
 def test_a_further_seed_or_method_runs_only_what_is_new(
-    compared: Artifact, wanted: CompareSettings, make_preset: Preset, in_this_process: None
+    compared: Artifact, wanted: CompareSettings, make_preset: Preset, without_cuda: None
 ) -> None:
     settings = load_settings(make_preset(), SHARED)
 
@@ -101,7 +97,7 @@ def test_a_further_seed_or_method_runs_only_what_is_new(
 
 
 def test_finetune_finds_what_the_comparison_has_made(
-    compared: Artifact, make_preset: Preset, in_this_process: None
+    compared: Artifact, make_preset: Preset, without_cuda: None
 ) -> None:
     with planning() as plan:
         finetune_stages(load_settings(make_preset(), SHARED | {"method": "grit"}))
@@ -165,7 +161,7 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
     compared: Artifact,
     make_preset: Preset,
     prefect_server: None,
-    in_this_process: None,
+    without_cuda: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def diverge(*_: Any) -> None:
@@ -181,7 +177,7 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
 
 
 def test_what_is_no_fault_of_the_method_stops_the_comparison(
-    compared: Artifact, make_preset: Preset, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+    compared: Artifact, make_preset: Preset, without_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise UserError("no space is left", where="store", fix="Free some.")
@@ -192,7 +188,7 @@ def test_what_is_no_fault_of_the_method_stops_the_comparison(
 
 
 def test_a_judge_that_fails_at_the_end_and_a_fault_that_diverges_cost_no_report(
-    compared: Artifact, make_preset: Preset, in_this_process: None, wanted: CompareSettings, monkeypatch: Any
+    compared: Artifact, make_preset: Preset, without_cuda: None, wanted: CompareSettings, monkeypatch: Any
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise TrainingError("it failed", where="here", fix="Mend it.")
@@ -209,7 +205,7 @@ def test_a_judge_that_fails_at_the_end_and_a_fault_that_diverges_cost_no_report(
 
 
 def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
-    compared: Artifact, make_preset: Preset, in_this_process: None
+    compared: Artifact, make_preset: Preset, without_cuda: None
 ) -> None:
     """One of the two is too high, and each method has trained at the other before."""
     wanted = CompareSettings(methods=("baseline", "grit"), seeds=2, answers=3, learning_rates=(1e-2, 1e20))
@@ -253,7 +249,7 @@ def test_the_command_line() -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str], make_preset: Preset, in_this_process: None
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], make_preset: Preset, without_cuda: None
 ) -> None:
     assert run(["--preset", make_preset(), "--plan", *words]) == 2
     assert said in capsys.readouterr().err

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tasks.artifacts import reference
 from tasks.compared_runs import ComparedRun
 from tasks.comparison import Measure, won
-from tasks.comparison_measures import reached, steps_to_kept
+from tasks.comparison_measures import reached
 from tasks.comparison_study import published_rows
 from tasks.comparison_table import comparable, table
 from tasks.comparison_verdict import verdict
+from tasks.history import steps_to_kept
 from tasks.quality import is_json, matrix, measure, repetition
 
 METHODS = ("baseline", "grit", "lora_fa")

@@ -16,12 +16,12 @@ from tasks import statistics
 from tasks.compared_runs import RateTrial
 from tasks.comparison import wins
 from tasks.comparison_lm_eval import lm_eval_measures
-from tasks.comparison_measures import steps_of
 from tasks.comparison_provenance import batch_notes, by_machine, commit
 from tasks.comparison_rates import edge_sentence, trial_rows
 from tasks.comparison_settings import ComparedMethod, settings_of
 from tasks.comparison_table import table
 from tasks.comparison_verdict import verdict
+from tasks.history import steps_of
 from tasks.presets import load_settings
 from tests.made_up_comparison import MACHINE, PROMPTS, MadeUp
 

@@ -23,6 +23,7 @@ from tasks.planning import Plan, planning
 from tasks.presets import load_settings
 
 Preset = Callable[..., str]
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def delete(path: Path) -> None:

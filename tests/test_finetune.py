@@ -28,6 +28,7 @@ from tasks.registration import next_command
 from tasks.settings import REPOSITORY
 
 Preset = Callable[..., str]
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_a_store_can_be_moved_and_its_records_name_no_place(tmp_path: Path) -> N
     assert runs(Store(moved)) == []
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("prefect_server", "in_this_process")
 def test_a_second_machine_finds_the_whole_run(make_preset: Callable[..., str], workplace: Path) -> None:
     preset, uri = make_preset(), f"file://{workplace}/shared"
 
