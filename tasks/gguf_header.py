@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
+from tasks.errors import UserError
+
+FILE_TYPES = {"1": "F16", "7": "Q8_0", "15": "Q4_K_M", "17": "Q5_K_M", "18": "Q6_K", "32": "BF16"}
 
 
 def gguf_config(gguf: Path) -> dict[str, Any]:
     """The config blob of a GGUF: format, family, size and quantisation.
 
     Args:
-        gguf: the model file.
+        gguf: the model file; it is known that llama.cpp can load it.
+
+    Raises:
+        UserError: llama.cpp cannot load it.
     """
-    reader = GGUFReader(gguf)
-    architecture = str(reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
-    field = reader.get_field("general.file_type")
-    file_types = {1: "F16", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
+    import llama_cpp
+
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else it tells all that it reads
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True  # of the tensors it then reads the sizes alone
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), parameters)
+    if model is None:
+        fix = "Run again, and it is made anew if it is damaged."
+        raise UserError("llama.cpp cannot load the GGUF", where=gguf, fix=fix)
+    try:
+        said = {name: _metadata(model, f"general.{name}") for name in ("architecture", "file_type")}
+        count = int(llama_cpp.llama_model_n_params(model))
+    finally:
+        llama_cpp.llama_model_free(model)
     return {
         "model_format": "gguf",
-        "model_family": architecture,
-        "model_families": [architecture],
-        "model_type": human_parameters(sum(int(tensor.n_elements) for tensor in reader.tensors)),
-        "file_type": file_types.get(int(field.contents()), "unknown") if field else "unknown",
+        "model_family": said["architecture"],
+        "model_families": [said["architecture"]],
+        "model_type": human_parameters(count),
+        "file_type": FILE_TYPES.get(said["file_type"], "unknown"),
         "architecture": "amd64",
         "os": "linux",
     }
+
+
+def _metadata(model: Any, key: str) -> str:
+    """A value of the header as text; empty where there is none."""
+    import llama_cpp
+
+    text = ctypes.create_string_buffer(256)
+    llama_cpp.llama_model_meta_val_str(model, key.encode(), text, len(text))
+    return text.value.decode()
 
 
 def human_parameters(count: int) -> str:

@@ -74,6 +74,7 @@ def test_validations_are_left_out(nvml: NvmlStandIn, tmp_path: Path, monkeypatch
     recorder.on_train_begin(arguments, state, control)
     for step in (1, 2):
         recorder.on_step_begin(arguments, state, control)
+        recorder.trainer.step_supervised_tokens = 1
         spend(2)
         recorder.on_step_end(arguments, state, control)
         state.global_step = step

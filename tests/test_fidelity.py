@@ -71,18 +71,22 @@ def merged(tiny_model: Artifact, dataset: Artifact, module_store: Store) -> Arti
 
 @pytest.fixture(scope="module")
 def export(merged: Artifact, dataset: Artifact, module_store: Store) -> Callable[..., Artifact]:
-    """Export a model; `change` spoils a copy of its directory before."""
+    """Export a model, one that is whole once; `change` spoils a copy of its directory before."""
+    whole: dict[str, Artifact] = {}
 
     def make(change: Callable[[Path], None] | None = None, gguf_type: GgufType = "q8_0") -> Artifact:
-        model = merged
-        if change is not None:
-            with module_store.draft("merged") as draft:
-                shutil.copytree(merged.path, draft.path, dirs_exist_ok=True)
-                change(draft.path)
-            model = draft.done()
-        return convert.function(
-            model, dataset, ExportSettings(gguf_type=gguf_type), "apache-2.0", DESCRIPTION, store=module_store
-        )
+        def converted(model: Artifact) -> Artifact:
+            asked = ExportSettings(gguf_type=gguf_type)
+            return convert.function(model, dataset, asked, "apache-2.0", DESCRIPTION, store=module_store)
+
+        if change is None:
+            if gguf_type not in whole:
+                whole[gguf_type] = converted(merged)
+            return whole[gguf_type]
+        with module_store.draft("merged") as draft:
+            shutil.copytree(merged.path, draft.path, dirs_exist_ok=True)
+            change(draft.path)
+        return converted(draft.done())
 
     return make
 

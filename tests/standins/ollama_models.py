@@ -89,7 +89,7 @@ class ModelDirectory:
         """A model as `show` shows it; texts that are empty are left out."""
         manifest = json.loads(path.read_bytes())
         blobs = {layer["mediaType"].removeprefix(MEDIA): self.blob(layer["digest"]) for layer in manifest["layers"]}
-        reader = GGUFReader(blobs.pop("model"))
+        header = header_of(blobs.pop("model"))
         texts = {kind: blob.read_text(encoding="utf-8") for kind, blob in blobs.items()}
         lines = []
         for key, value in json.loads(texts.pop("params", "{}")).items():
@@ -97,12 +97,13 @@ class ModelDirectory:
                 lines.append(f"{key:<30} {json.dumps(one)}")
         if lines:
             texts["parameters"] = "\n".join(lines)
-        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
         hidden = ("general.name", "tokenizer.chat_template")
-        info = {key: None if isinstance(value, list) else value for key, value in fields.items() if key not in hidden}
+        info = {
+            key: None if isinstance(value, list) else value for key, value in header.fields.items() if key not in hidden
+        }
         listed = self.listed(path, manifest)
         more = {key: listed[key] for key in ("details", "modified_at")}
-        return {**texts, **more, "model_info": info | {"general.parameter_count": parameters_in(reader)}}
+        return {**texts, **more, "model_info": info | {"general.parameter_count": header.parameters}}
 
 
 def blobs_of(manifest: dict[str, Any]) -> set[str]:
@@ -117,8 +118,24 @@ def shown_name(path: Path) -> str:
     return "/".join(parts)
 
 
-def parameters_in(reader: GGUFReader) -> int:
-    return sum(int(tensor.n_elements) for tensor in reader.tensors)
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF says of itself, and the number of its weights."""
+
+    fields: dict[str, Any]
+    parameters: int
+
+
+HEADERS: dict[str, Header] = {}
+
+
+def header_of(blob: Path) -> Header:
+    """Read a blob's header, which takes seconds, once: a blob is named by its content."""
+    if blob.name not in HEADERS:
+        reader = GGUFReader(blob)
+        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        HEADERS[blob.name] = Header(fields, sum(int(tensor.n_elements) for tensor in reader.tensors))
+    return HEADERS[blob.name]
 
 
 def decimal_units(count: int) -> str:
@@ -129,15 +146,14 @@ def decimal_units(count: int) -> str:
 
 
 def config_of(blob: Path) -> dict[str, Any]:
-    reader = GGUFReader(blob)
-    family = reader.fields["general.architecture"].contents()
-    file_type = reader.get_field("general.file_type")
+    header = header_of(blob)
+    family = header.fields["general.architecture"]
     return {
         "model_format": "gguf",
         "model_family": family,
         "model_families": [family],
-        "model_type": decimal_units(parameters_in(reader)),
-        "file_type": FILE_TYPES.get(file_type.contents(), "unknown") if file_type else "unknown",
+        "model_type": decimal_units(header.parameters),
+        "file_type": FILE_TYPES.get(header.fields.get("general.file_type", -1), "unknown"),
         "architecture": "amd64",
         "os": "linux",
     }
