@@ -35,10 +35,11 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         assert served.computed() == []
         for machine in ("one", "another"):
             assert len(list((tmp_path / machine / "store/gguf").glob("*/model.gguf"))) == 1
-        small = json.dumps({"methods": ["baseline", "grit"], "seeds": 1, "answers": 1})
+        small = json.dumps({"methods": ["grit"], "seeds": 1, "answers": 1})
         compared = [*command[:2], "compare/demo", *command[3:], "-p", f"comparison={small}", "--watch"]
         served.prefect(*compared)
-        assert {"train", "write_comparison"} <= set(served.computed("compare"))
+        computed = set(served.computed("compare"))
+        assert "write_comparison" in computed and "train" not in computed, "it finds what the other flow has trained"
         assert len(list((tmp_path / "another/store/comparison").glob("*/report.html"))) == 1
         with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
             served.start("compare/demo", preset=make_preset(), comparison={"methods": ["grit", "magic"]})
