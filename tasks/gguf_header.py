@@ -18,7 +18,7 @@ def gguf_config(gguf: Path) -> dict[str, Any]:
     """The config blob of a GGUF: format, family, size and quantisation.
 
     Args:
-        gguf: the model file; it is known that llama.cpp can load it.
+        gguf: the model file.
 
     Raises:
         UserError: llama.cpp cannot load it.
@@ -30,7 +30,7 @@ def gguf_config(gguf: Path) -> dict[str, Any]:
     parameters.vocab_only = True  # of the tensors it then reads the sizes alone
     model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), parameters)
     if model is None:
-        fix = "Run again, and it is made anew if it is damaged."
+        fix = "Run again, and it is made anew; if that does not help, check the disk and the base model's files."
         raise UserError("llama.cpp cannot load the GGUF", where=gguf, fix=fix)
     try:
         said = {name: _metadata(model, f"general.{name}") for name in ("architecture", "file_type")}

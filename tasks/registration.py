@@ -51,7 +51,7 @@ def model_files_sha256(
     return " ".join(file_sha256(path) for path in sorted(MODELFILES.iterdir()))
 
 
-@stage(retries=2, libraries=("gguf", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
+@stage(retries=2, libraries=("llama-cpp-python", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
 def register(
     gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None, *, store: Store
 ) -> Artifact:

@@ -169,7 +169,7 @@ def _samples(base: list[dict[str, str]], tuned: list[dict[str, str]]) -> list[di
 
 
 def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    yield f"final training loss (mean of the last {history['final_loss_steps']} steps)", figure(history["final_loss"])
+    yield f"final training loss (per token, last steps: {history['final_loss_steps']})", figure(history["final_loss"])
     if history["kept"]:
         step, loss = history["kept"]
         yield "adapter that was kept", f"of step {step}, with the lowest validation loss ({figure(loss)})"

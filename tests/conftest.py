@@ -33,7 +33,7 @@ from tasks.training_job import Job
 from tests import go_template
 from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 1051
+FEWEST_TESTS = 1056
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 
@@ -201,7 +201,9 @@ def in_this_process() -> Iterator[None]:
     def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
         from tasks.training_run import Training
 
-        return Training(job, show).run() or {}
+        facts = Training(job, show).run()
+        assert facts is not None, "nothing stops it here"
+        return facts
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("training", "study_fault"):

@@ -25,7 +25,8 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         for impossible in ({"training": {"max_steps": 0}}, {"training": {"max_step": 5}}, {"lora": 3}):
             with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
                 served.start("finetune/grit", preset=make_preset(), overrides=impossible)
-        here = json.dumps({"store": "~/store", "store_uri": f"file://{workplace}/shared"})
+        curves = {"eval_steps": 1}  # which a comparison would else choose for itself
+        here = json.dumps({"store": "~/store", "store_uri": f"file://{workplace}/shared", "training": curves})
         command = ["deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "-p", f"overrides={here}"]
         served.move_worker(tmp_path / "one")
         served.prefect(*command, "--watch")
