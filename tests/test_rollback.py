@@ -224,6 +224,7 @@ def test_killed_while_it_judges_and_prunes_the_next_run_goes_on(on_disk: Pipelin
 WRITER = """
 import sys
 from pathlib import Path
+import llama_cpp  # for which the first model else waits while it should be killed
 from tasks.modelfile import OllamaModel
 from tasks.ollama_names import ModelName
 from tasks.ollama_server import Answer, OllamaServer
