@@ -46,7 +46,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "300"}
     with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL) as head:
         for _ in range(120):
             with socket.socket() as probe:
