@@ -42,7 +42,7 @@ def answer_prompts(
     rows = conversations(dataset, number)
     answers = generate(network, tokenizer, dataset, rows, settings)
     del network
-    clear_device_cache(garbage_collection=True)
+    clear_device_cache()
     with store.draft("answers") as draft, (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for row, (text, stopped) in zip(rows, answers, strict=True):
             line = {"prompt": row["prompt"], "expected": row["completion"], "answer": text, "stopped": stopped}

@@ -246,7 +246,7 @@ def _base_nll(model: Artifact, dataset: Artifact, rows: list[ReadRow], base: Mod
         logs = _log_softmax(_logits(network, row.ids)[row.before])
         found.append(-logs[np.arange(len(row.targets)), row.targets])
     del network
-    clear_device_cache(garbage_collection=True)
+    clear_device_cache()
     return found
 
 

@@ -67,7 +67,7 @@ def measure_forgetting(
     rows = [{"input_ids": ids, "labels": ids} for ids in pieces]
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where=text or OWN_TEXT.name)
     del network
-    clear_device_cache(garbage_collection=True)
+    clear_device_cache()
     return write_losses("forgetting", loss, store, cut_paragraphs=cut)
 
 

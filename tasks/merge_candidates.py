@@ -96,5 +96,5 @@ def _measure(directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: N
     rows = read_rows(dataset.path / "validation.parquet")
     loss = validation_loss(network, rows, nf4.batch_size, tokenizer.pad_token_id, where=directory)
     del network
-    clear_device_cache(garbage_collection=True)  # the next model needs the GPU's memory
+    clear_device_cache()  # the next model needs the GPU's memory
     return loss

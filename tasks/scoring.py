@@ -92,7 +92,7 @@ def score(
     with clock.measure("samples"):
         scores["samples"] = sample_answers(network, tokenizer, dataset, settings)
     del network
-    clear_device_cache(garbage_collection=True)  # the training's process needs the GPU's memory
+    clear_device_cache()  # the training's process needs the GPU's memory
     scores["libraries"] = {name: version(name) for name in LIBRARIES}
     with store.draft("scores") as draft:
         _write_json(draft.path / "scores.json", scores)

@@ -82,7 +82,7 @@ def measure_second_data(
     network, tokenizer = load_model(model, second, base.dtype, base.trust_remote_code)
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where="second_data")
     del network
-    clear_device_cache(garbage_collection=True)
+    clear_device_cache()
     return write_losses("second_data", loss, store, left_out=left_out)
 
 

@@ -193,6 +193,15 @@ def test_the_verdict_needs_two_methods_and_held_out_rows() -> None:
     assert "Nothing was held out" in verdict([], METHODS, 0.95)["text"]
 
 
+def test_answers_count_in_the_verdict_where_nothing_else_was_held_out() -> None:
+    main, answers = (losses({"baseline": 0.0, "grit": shift}) for shift in (-0.2, 0.2))
+    answers.group, answers.name = "answers", "repetition"
+    said = verdict([main, answers], METHODS[:2], 0.95)
+    assert said["tone"] == "" and "Repetition: grit +0.2" in said["text"] and "(worse)" in said["text"]
+    assert "epetition" not in verdict([main, main, answers], METHODS[:2], 0.95)["text"]
+    assert verdict([main], METHODS[:2], 0.95)["text"].endswith("Nothing else was held out.")
+
+
 def test_published_figures_stand_beside_the_nearest_of_ours() -> None:
     ours = {"name": "final training loss, nats per supervised token", "cells": {"grit": {"text": "0.5"}}}
     rows = {row["name"]: row for row in published_rows([ours])}

@@ -35,7 +35,7 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         assert served.computed() == []
         for machine in ("one", "another"):
             assert len(list((tmp_path / machine / "store/gguf").glob("*/model.gguf"))) == 1
-        small = json.dumps({"methods": ["baseline", "grit"], "seeds": 1, "answers": 1})
+        small = json.dumps({"methods": ["grit"], "seeds": 1, "answers": 1})
         compared = [*command[:2], "compare/demo", *command[3:], "-p", f"comparison={small}", "--watch"]
         served.prefect(*compared)
         assert {"train", "write_comparison"} <= set(served.computed("compare"))
