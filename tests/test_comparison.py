@@ -197,9 +197,17 @@ def test_answers_count_in_the_verdict_where_nothing_else_was_held_out() -> None:
     main, answers = (losses({"baseline": 0.0, "grit": shift}) for shift in (-0.2, 0.2))
     answers.group, answers.name = "answers", "repetition"
     said = verdict([main, answers], METHODS[:2], 0.95)
-    assert said["tone"] == "" and "Repetition: grit +0.2" in said["text"] and "(worse)" in said["text"]
+    assert said["tone"] == "" and "Repetition: grit +0.199" in said["text"] and "(worse)" in said["text"]
     assert "epetition" not in verdict([main, main, answers], METHODS[:2], 0.95)["text"]
     assert verdict([main], METHODS[:2], 0.95)["text"].endswith("Nothing else was held out.")
+
+
+@pytest.mark.parametrize("group", ["second", "forgetting"])
+def test_what_is_lost_on_other_text_is_in_the_verdict(group: str) -> None:
+    main, other = (losses({"baseline": 0.0, "grit": shift}) for shift in (-0.2, 0.2))
+    other.group, other.name = group, "loss on other text"
+    said = verdict([main, other], METHODS[:2], 0.95)
+    assert said["tone"] == "" and "Loss on other text: grit +0.199" in said["text"]
 
 
 def test_published_figures_stand_beside_the_nearest_of_ours() -> None:
