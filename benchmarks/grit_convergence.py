@@ -28,7 +28,7 @@ from transformers import get_scheduler
 from benchmarks.contenders import ABLATIONS, METHODS, make
 from benchmarks.machine import machine
 from benchmarks.timing import clock
-from benchmarks.workload import EXTRACTION, Workload, optimizer_step
+from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step
 from tasks.errors import TrainingError
 
 ALL = METHODS | ABLATIONS
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=160)
     parser.add_argument("--validation-rows", type=int, default=24)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model's weights")
+    parser.add_argument("--dtype", choices=DTYPES, default=default_dtype(), help=DTYPE_HELP)
     parser.add_argument("--validations", type=int, default=3, help="in each training, evenly spaced, one at its end")
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
     parser.add_argument(

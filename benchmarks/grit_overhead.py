@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.random_llama import SHAPES, RandomWorkload
 from benchmarks.timing import Seconds, alternate, timed
-from benchmarks.workload import EXTRACTION, Workload, optimizer_step
+from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step
 from grit import GRITConfig, GRITManager
 from tasks.memory import peak_memory
 
@@ -60,9 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--data", default=EXTRACTION, help="generated:extraction, or a file of instructions")
     what.add_argument("--shape", choices=SHAPES, help="random weights of this shape, and random tokens")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights; with --data"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
     parser.add_argument("--quantization", choices=("none", "nf4"), default="none", help="with --shape")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="with --shape")
     parser.add_argument("--rows-per-step", type=int, help="8, or 2 with --shape")
@@ -74,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.shape and (arguments.quantization != "none" or arguments.gradient_checkpointing):
         parser.error("--quantization and --gradient-checkpointing need --shape")
-    if arguments.shape and arguments.dtype != "bfloat16":
+    if arguments.shape and arguments.dtype:
         parser.error("--shape has its weights in bfloat16 or NF4: leave --dtype out")
     return arguments
 
@@ -86,7 +84,9 @@ def workload_of(arguments: argparse.Namespace) -> Workload | RandomWorkload:
         return RandomWorkload(
             arguments.shape, arguments.quantization, rows or 2, length or 2048, parts, arguments.gradient_checkpointing
         )
-    return Workload(arguments.data, arguments.store, rows or 8, length or 224, parts, arguments.dtype)
+    return Workload(
+        arguments.data, arguments.store, rows or 8, length or 224, parts, arguments.dtype or default_dtype()
+    )
 
 
 class Trainer:

@@ -21,7 +21,7 @@ from benchmarks.contenders import METHODS, Method, make
 from benchmarks.grit_convergence import ALL
 from benchmarks.machine import machine
 from benchmarks.timing import alternate
-from benchmarks.workload import EXTRACTION, Workload, optimizer_step
+from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=ALL, metavar="METHOD")
     parser.add_argument("--rows-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=160)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model's weights")
+    parser.add_argument("--dtype", choices=DTYPES, default=default_dtype(), help=DTYPE_HELP)
     parser.add_argument("--threads", type=int, default=1, help="as many as each training of grit_convergence has")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))

@@ -16,6 +16,7 @@ from grit import GRITManager
 from tasks.artifacts import Artifact, Store
 from tasks.dataset import prepare_dataset
 from tasks.model import fetch_model
+from tasks.precision import native_dtype
 from tasks.settings import ChatSettings, DataSettings, ModelSettings
 from tasks.source import fetch_data
 from tasks.training_step import supervised_loss
@@ -25,6 +26,13 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 RANK = 16
 EXTRACTION = "generated:extraction"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = ("bfloat16", "float32")
+DTYPE_HELP = "of the model's weights; where nothing is said, what this machine computes in at full speed"
+
+
+def default_dtype() -> str:
+    """Of those, what this machine computes in at full speed."""
+    return "bfloat16" if native_dtype() == "bfloat16" else "float32"
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Workload:
     rows_per_step: int = 8
     max_length: int = 224
     micro_batches: int = 1
-    dtype: str = "bfloat16"
+    dtype: str = field(default_factory=default_dtype)
     model: Artifact = field(init=False)
     train: list[Row] = field(init=False)
     validation: list[Row] = field(init=False)

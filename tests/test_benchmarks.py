@@ -18,7 +18,7 @@ import torch
 import tasks.memory
 from benchmarks import contenders, convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
-from benchmarks.workload import Workload, adapted
+from benchmarks.workload import Workload, adapted, default_dtype
 from tasks.errors import TrainingError
 
 
@@ -154,7 +154,7 @@ def test_convergence_trains_what_is_missing_and_is_reported(tmp_path: Path, caps
     ]
     assert all(one["data"] == "rows.json" and one["validation"].keys() == {"1", "2"} for one in lines)
     assert all({"processor", "threads", "versions"} <= one["machine"].keys() for one in lines)
-    assert lines[0]["dtype"] == "bfloat16"
+    assert lines[0]["dtype"] == default_dtype()
 
     grit_convergence.main([*options, "--validations", "2"])
     assert len(results.read_text().splitlines()) == len(lines)
