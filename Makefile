@@ -80,7 +80,8 @@ lint: $(SETUP) ## check style and types
 	$(BIN)/mypy
 
 # ALPACA=FILE measures convergence on a second data set too, a JSON list of rows with `instruction`, `input` and `output`.
-# If it is named alpaca_en_800.json, the trainings in the tracked results count as done.
+# The trainings in the tracked results count as done where the machine computes in bfloat16, as they did; and on a second
+# data set if the file is named alpaca_en_800.json.
 ALPACA :=
 BENCH := .artifacts/benchmarks
 ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis'
