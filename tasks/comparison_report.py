@@ -104,6 +104,7 @@ def write_comparison(
         "machines": machines,
         "settings_that_differ": settings_that_differ(own),
         "settings": own[methods[0]].model_dump(mode="json"),
+        "comparison": comparison.model_dump(mode="json", exclude={"cluster"}),  # it changes no figure
         "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         "runs": [run.history.facts | {"method": run.method, "seed": run.seed} for run in runs],
         "provenance": origins(runs, [("model", model), ("dataset", dataset)]),
@@ -112,6 +113,7 @@ def write_comparison(
     view = {
         **data,
         "flat_settings": list(flat_settings(own[methods[0]])),
+        "compared": [(name, value) for name, value in flat_settings(comparison) if name in data["comparison"]],
         "curves": {
             over: [pictures.loss_curves(by_method, over)]
             + ([pictures.validation_curves(by_method, over)] if measured else [])

@@ -67,7 +67,8 @@ def _elsewhere(rest: Sequence[Measure], others: Sequence[str], reference: str, c
             word = reading(difference, measure.better)
             exceeds = word in ("better", "worse", "different")
             beyond += exceeds
-            if exceeds or tested <= FEW:
+            unknown = difference.repeated and not difference.stderr and difference.value != 0
+            if exceeds or unknown or tested <= FEW:
                 of_measure.append(f"{method} {_said(difference, confidence)} ({word})")
             else:
                 silent += 1

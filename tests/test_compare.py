@@ -126,6 +126,7 @@ def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str,
     assert f"preferred by the judge {MODEL}, in both orders" in [row["measure"] for row in data["wins"]]
     for published in ("11.6×", "0.0899", "averaged over padding"):
         assert published in text
+    assert data["comparison"]["second_data"] in text and "cluster" not in data["comparison"]
     assert "grit.variant" in text and "grit.variant" in [key for key, _ in data["settings_that_differ"]]
     ids = re.findall(r' id="([^"]+)"', html)
     assert ids and len(set(ids)) == len(ids), "pictures in one page share their names otherwise"

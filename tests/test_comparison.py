@@ -193,6 +193,15 @@ def test_the_verdict_needs_two_methods_and_held_out_rows() -> None:
     assert "Nothing was held out" in verdict([], METHODS, 0.95)["text"]
 
 
+def test_a_difference_whose_error_is_unknown_is_not_called_small() -> None:
+    main = losses({"baseline": 0.0, "grit": -0.2})
+    values = {"baseline": np.zeros((3, 50)), "grit": np.ones((3, 50))}
+    certain = Measure("valid JSON", "higher", values, counts=np.ones(50), base=np.zeros((1, 50)), group="test")
+    text = verdict([main, certain, *[losses({"baseline": 0.0, "grit": 0.0})] * 5], METHODS[:2], 0.95)["text"]
+    assert "Valid JSON: grit +1.0000" in text and "(equal for all seeds, error unknown)" in text
+    assert "5 other differences in held-out measures lie within their error" in text
+
+
 def test_answers_count_in_the_verdict_where_nothing_else_was_held_out() -> None:
     main, answers = (losses({"baseline": 0.0, "grit": shift}) for shift in (-0.2, 0.2))
     answers.group, answers.name = "answers", "repetition"
