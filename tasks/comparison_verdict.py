@@ -15,8 +15,8 @@ FEW = 4
 def verdict(found: Sequence[Measure], methods: Sequence[str], confidence: float) -> dict[str, str]:
     """Two sentences: about the held-out loss, or what comes nearest to it, and about all other held-out measures.
 
-    These are the lm-eval scores, or else those of the report's answers; the second data set; and the text that shows
-    forgetting.
+    These are the lm-eval scores and the second data set, or without both the scores of the report's answers; and the
+    text that shows forgetting.
 
     Its tone is good where a method is better in the first and in nothing else worse, and bad where some are worse and
     none is better.
@@ -33,9 +33,10 @@ def verdict(found: Sequence[Measure], methods: Sequence[str], confidence: float)
     held_out = [measure for measure in whole if measure.group in ("loss", "test") and measure.counts is not None]
     if not held_out:
         return {"tone": "", "text": "Nothing was held out, so nothing can be said of which method is better."}
-    main, *tested = held_out
-    rest = tested or [measure for measure in whole if measure.group == "answers"]
-    rest += [measure for measure in whole if measure.group in ("second", "forgetting")]
+    main, *rest = held_out
+    rest += [measure for measure in whole if measure.group == "second"]
+    rest = rest or [measure for measure in whole if measure.group == "answers"]
+    rest += [measure for measure in whole if measure.group == "forgetting"]
     shared = shared_confidence(confidence, len(others))  # several chances to find something
     differences = {method: main.difference(method, reference, shared) for method in others}
     sentence = f"{main.name[0].upper()}{main.name[1:]}: " + "; ".join(
