@@ -47,7 +47,7 @@ demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the mo
 .PHONY: compare-demo
 compare-demo: $(SETUP) ## train the demo by AdamW and by GRIT with three seeds each, and write a report
 	$(BIN)/python -m flows.compare --preset demo --methods baseline,grit --seeds 3 \
-	  --training.max_steps 16 --training.eval_steps 8 --scoring.tasks '[]' --scoring.samples 0
+	  --training.max_steps 16 --training.eval_tokens 2000 --scoring.tasks '[]' --scoring.samples 0
 
 .PHONY: chat
 chat: $(SETUP) ## talk to the demo's model, no Ollama needed

@@ -22,7 +22,7 @@ from tasks.answers import answer_prompts
 from tasks.artifacts import Artifact, Store
 from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.comparison_report import write_comparison
-from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of
+from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of, validated_by_tokens
 from tasks.dataset import prepare_dataset
 from tasks.errors import TemporaryError, TrainingError, UserError
 from tasks.forgetting import measure_forgetting, read_text
@@ -59,6 +59,10 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     text = str(comparison.forgetting_text) if comparison.forgetting_text else None
     read_text(text)
     model, dataset, base_scores = prepared(first)
+    if not isinstance(dataset, Pending):
+        settings = validated_by_tokens(settings, _card(dataset))
+        methods = {method: settings_of(method, settings) for method in methods}
+        first = methods[comparison.methods[0]]
     second = _second_data(first, comparison, model)
     inputs = [model, dataset, *([second] if second else [])]
     measurement = Measurement(dataset, second, comparison.second_rows, text, settings.scoring, comparison.answers)
@@ -188,9 +192,14 @@ def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) ->
     }
 
 
+def _card(dataset: Artifact) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
+    return card
+
+
 def _check_rows(comparison: CompareSettings, dataset: Artifact, base: BaseFigures) -> None:
     """Refuse, before anything is trained, what needs held-out rows where there are none."""
-    card = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
+    card = _card(dataset)
     if comparison.learning_rates and not card["rows"]["validation"]:
         fix = "Hold rows out: data.validation_fraction."
         raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)

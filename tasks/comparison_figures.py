@@ -58,7 +58,7 @@ def validation_curves(runs: Runs, over: Over) -> str:
 
     def draw(axes: Axes) -> None:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            x, losses = _validations(each, [_progress(run, steps_of(run.history), over) for run in each])
+            x, losses = validation_points(each, [progress_of(run, steps_of(run.history), over) for run in each])
             mean = _band(axes, x, losses, colour, method, marker="o" if len(x) <= MARKED else None)
             lowest = int(mean.argmin())
             axes.plot(x[lowest], mean[lowest], "*", color=colour, markersize=13)
@@ -81,10 +81,10 @@ def loss_curves(runs: Runs, over: Over) -> str:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
             steps = [steps_of(run.history) for run in each]
             losses = np.array(_equally_long([_smoothed([step["loss"] for step in one]) for one in steps]))
-            progress = [_progress(run, one, over) for run, one in zip(each, steps, strict=True)]
+            progress = [progress_of(run, one, over) for run, one in zip(each, steps, strict=True)]
             x = np.mean(_equally_long([one[1:].tolist() for one in progress]), axis=0)
             _band(axes, x, losses, colour, method)
-            x, losses = _validations(each, progress)
+            x, losses = validation_points(each, progress)
             if validated := bool(losses.size):
                 kept = thinned(len(x))
                 marker = "o" if len(x) <= MARKED else None
@@ -100,6 +100,36 @@ def loss_curves(runs: Runs, over: Over) -> str:
 def thinned(points: int) -> np.ndarray:
     """Which of so many points are drawn: `POINTS` at most, evenly spread, the first and the last among them."""
     return np.linspace(0, points - 1, min(points, POINTS)).round().astype(int)
+
+
+def validation_points(runs: Sequence[ComparedRun], progress: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the validations of a method stand in its curve. Seeds may have been validated after different steps.
+
+    Args:
+        runs: of each of S seeds.
+        progress: what `progress_of` gives for each of them.
+
+    Returns:
+        Tokens or seconds, mean over seeds, [points], and validation losses, [S, points].
+    """
+    points = np.array(_equally_long([run.history.facts["validation"] for run in runs]))
+    if not points.size:
+        return np.empty(0), np.empty((len(runs), 0))
+    steps = points[:, :, 0].astype(int)
+    x = np.mean([one[numbers] for one, numbers in zip(progress, steps, strict=True)], axis=0)
+    return x, points[:, :, 1]
+
+
+def progress_of(run: ComparedRun, steps: Sequence[dict[str, Any]], over: Over) -> np.ndarray:
+    """Tokens or seconds before each step and after the last, [steps + 1].
+
+    Args:
+        run: a training.
+        steps: the lines of its history.
+        over: which of the two; seconds include GRIT's first basis.
+    """
+    name, start = ("supervised_tokens", 0.0) if over == "tokens" else ("seconds", run.history.facts["basis_seconds"])
+    return np.concatenate([[start], start + np.cumsum([step[name] for step in steps])])
 
 
 def module_maps(runs: Runs) -> list[tuple[str, str, str]]:
@@ -159,15 +189,6 @@ def _equally_long(each: Sequence[list[Any]]) -> list[list[Any]]:
     return [one[:shortest] for one in each]
 
 
-def _validations(runs: Sequence[ComparedRun], progress: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens or seconds of the validations, mean over seeds, [points], and their losses, [S, points]."""
-    points = np.array(_equally_long([run.history.facts["validation"] for run in runs]))
-    if not points.size:
-        return np.empty(0), np.empty((len(runs), 0))
-    numbers = points[0, :, 0].astype(int)
-    return np.mean([one[numbers] for one in progress], axis=0), points[:, :, 1]
-
-
 def _band(
     axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str, marker: str | None = None
 ) -> np.ndarray:
@@ -194,12 +215,6 @@ def _legend(axes: Axes) -> None:
         axes.figure.legend(loc="outside lower center", ncols=3)
     else:
         axes.legend()
-
-
-def _progress(run: ComparedRun, steps: Sequence[dict[str, Any]], over: Over) -> np.ndarray:
-    """Tokens or seconds before each step and after the last, [steps + 1]."""
-    name, start = ("supervised_tokens", 0.0) if over == "tokens" else ("seconds", run.history.facts["basis_seconds"])
-    return np.concatenate([[start], start + np.cumsum([step[name] for step in steps])])
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

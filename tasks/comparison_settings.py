@@ -118,10 +118,24 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
     values["training"]["backend"] = "unsloth" if name == "baseline-unsloth" else "transformers"
     values["method"] = "grit" if name == "grit" else "baseline"
     values["ollama"]["target"] = "none"
-    values["training"]["eval_steps"] = settings.training.eval_steps or max(
-        1, settings.training.max_steps // EVALUATIONS
-    )
     return FinetuneSettings.model_validate(values)
+
+
+def validated_by_tokens(settings: FinetuneSettings, card: Mapping[str, Any]) -> FinetuneSettings:
+    """The same settings; those that ask for no validation during training get `EVALUATIONS` of them.
+
+    They come at fixed counts of supervised tokens, which are the same for all methods and seeds.
+
+    Args:
+        settings: shared by all methods.
+        card: the data set's.
+    """
+    training = settings.training
+    if training.eval_tokens or training.eval_steps:
+        return settings
+    tokens = training.max_steps * training.tokens_per_step(card) * card["supervised_share"]
+    every = {"eval_tokens": max(1, round(tokens / EVALUATIONS))}
+    return settings.model_copy(update={"training": training.model_copy(update=every)})
 
 
 def at_rate(settings: FinetuneSettings, learning_rate: float) -> FinetuneSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -132,25 +133,30 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
 def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
     training, found, waiting = settings.training, dict(plan.found), _waiting(plan)
     trainings = waiting.count("train")
-    rows, length, bound = None, float(settings.data.max_length), "at most"
+    longest = settings.data.max_length
+    rows, bound = None, "at most"
+    card: dict[str, Any] = {"max_length": longest, "tokens": {"train": longest}, "rows": {"train": 1}}
     dataset: Any = found.get("prepare_dataset")
     if dataset is not None:
         card = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
-        rows, length, bound = card["rows"]["validation"], card["tokens"]["train"] / card["rows"]["train"], "about"
+        rows, bound = card["rows"]["validation"], "about"
+    length, in_step = card["tokens"]["train"] / card["rows"]["train"], training.tokens_per_step(card)
     rate = 0.5 * _matmul_rate(settings.model.dtype)
     parts = []
     if trainings:
         # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
         passes = 6 if training.gradient_checkpointing else 4
-        batch = training.per_device_batch_size * training.gradient_accumulation_steps
-        tokens = trainings * training.max_steps * batch * length
+        tokens = trainings * training.max_steps * in_step
         counted = f" (each row as {length:.0f} tokens, until they are read)" if rows is None else ""
         parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}{counted}")
     if rows is not None:
         measured = waiting.count("score")
         if (nf4 := nf4_merge(settings)) and nf4.into == "best":
             measured += 2 * waiting.count("merge")
-        measured += trainings * (1 + training.max_steps // (training.eval_steps or training.max_steps))
+        every = training.eval_steps or training.max_steps
+        if training.eval_tokens:
+            every = math.ceil(training.eval_tokens / (in_step * card["supervised_share"]))
+        measured += trainings * (1 + math.ceil(training.max_steps / every))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
     others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]
     said = ", ".join(parts) or "not known"

@@ -23,7 +23,7 @@ _OPENINGS = {
 """By whether something is better, and whether something is worse."""
 
 
-@stage(libraries=("matplotlib", "jinja2"), templates=("report.html.j2", "report.md.j2", "style.css.j2"))
+@stage(libraries=("matplotlib", "jinja2", "scipy"), templates=("report.html.j2", "report.md.j2", "style.css.j2"))
 def write_report(
     settings: FinetuneSettings,
     model: Artifact,

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from tasks.artifacts import Artifact
 from tasks.uncertainty import ratio_stderr
+
+CONFIDENCE = 0.95
+"""Of the interval by Student's t that a difference must leave out 0 with, or else lies within its error: of four rows
+it has three standard errors to each side, of many two."""
 
 
 def score_differences(base: Artifact, tuned: Artifact) -> list[dict[str, Any]]:
@@ -39,6 +45,7 @@ def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
         (before["loss"], before["stderr"]),
         (after["loss"], after["stderr"]),
         ratio_stderr(differences, rows[0]["supervised_tokens"]),
+        after["rows"],
         higher_is_better=False,
     )
     return row | {"perplexity": {"base": before["perplexity"], "tuned": after["perplexity"]}}
@@ -61,6 +68,7 @@ def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[s
                 (before["value"], before["stderr"]),
                 (after["value"], after["stderr"]),
                 error,
+                before["n"],
                 higher_is_better=before["higher_is_better"],
             )
 
@@ -70,6 +78,7 @@ def _compared(
     base: tuple[float | None, float | None],
     tuned: tuple[float | None, float | None],
     error: float | None,
+    number: int,
     *,
     higher_is_better: bool | None,
 ) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def _compared(
         reading = "not a number"
     elif error is None:
         reading = "error unknown"
-    elif abs(difference) <= 2 * error:
+    elif abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * error:
         reading = "within error"
     elif higher_is_better is None:
         reading = "different"  # the task does not say which way is better

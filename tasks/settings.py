@@ -6,8 +6,9 @@ with the same nesting as `FinetuneSettings`; overrides replace single values in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -147,17 +148,30 @@ class TrainingSettings(Section):
     """Rows of like length padded together, or rows packed end to end with no attention across them."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, more time."""
+    eval_tokens: PositiveInt | None = None
+    """Validation loss during training each time that so many more supervised tokens were trained on, after the step
+    that reaches them: at the same tokens whatever seed and batch size. None: only before and after."""
     eval_steps: PositiveInt | None = None
-    """Validation loss during training every so many steps; none: only before and after."""
+    """The same every so many steps; one of the two at most."""
     keep_best: bool = False
-    """Keep the adapter of the lowest validation loss in place of the last one; needs `eval_steps`."""
+    """Keep the adapter of the lowest validation loss in place of the last one; needs validations during training."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after this many validations in a row without a new lowest loss; needs `eval_steps`. None: train to the
-    end."""
+    """Stop after this many validations in a row without a new lowest loss; needs validations during training. None:
+    train to the end."""
     save_steps: PositiveInt | None = Field(None, json_schema_extra=NO_MATTER)
     """A checkpoint every so many steps, to go on from after a crash; none: only by time."""
     save_minutes: Annotated[float, Field(gt=0)] = Field(10.0, json_schema_extra=NO_MATTER)
     """A checkpoint every so many minutes."""
+
+    def tokens_per_step(self, card: Mapping[str, Any]) -> float:
+        """Real tokens of one optimizer step, on average; of packed rows what they hold when full.
+
+        Args:
+            card: the data set's.
+        """
+        packed = self.batching == "packed"
+        row = card["max_length"] if packed else card["tokens"]["train"] / card["rows"]["train"]
+        return float(self.per_device_batch_size * self.gradient_accumulation_steps * row)
 
     @model_validator(mode="after")
     def _warm_up_within_steps(self) -> TrainingSettings:
@@ -167,9 +181,12 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _validated_while_training(self) -> TrainingSettings:
-        if (self.keep_best or self.early_stopping_patience) and self.eval_steps is None:
+        if self.eval_tokens and self.eval_steps:
+            raise ValueError("eval_tokens and eval_steps exclude each other: set one of them to null")
+        if (self.keep_best or self.early_stopping_patience) and not (self.eval_tokens or self.eval_steps):
             raise ValueError(
-                "keep_best and early_stopping_patience need eval_steps: there would be nothing to choose by"
+                "keep_best and early_stopping_patience need eval_tokens or eval_steps: "
+                "there would be nothing to choose by"
             )
         return self
 

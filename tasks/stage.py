@@ -25,9 +25,10 @@ from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from tasks.artifacts import Store, artifacts_in, each_artifact, file_sha256
+from tasks.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
 from tasks.cache_key import identity, own_modules, source_sha256
 from tasks.errors import TemporaryError, UserError, is_temporary, unwritable
+from tasks.logs import run_logger
 from tasks.planning import instead, note
 from tasks.waiting import device, locked
 
@@ -89,6 +90,7 @@ class Stage(Generic[P, R]):
         @functools.wraps(function)
         def portable(*args: P.args, **kwargs: P.kwargs) -> R:
             store = _store(kwargs)
+            run_logger().info("Running.")
             try:
                 return each_artifact(self.function(*args, **kwargs), store.portable)
             except Exception as error:
@@ -110,7 +112,7 @@ class Stage(Generic[P, R]):
         if (function := instead.get()) is not None:
             result: R = function(self, *args, **kwargs)
             return result
-        store, run = _store(kwargs), self.task.with_options(**self._options())
+        store, run = _store(kwargs), self.task.with_options(**self._options(*args))
         key = self.key(*args, **kwargs)
         run = run.with_options(
             persist_result=True,
@@ -129,8 +131,10 @@ class Stage(Generic[P, R]):
         note(self.name, key, result)
         return result
 
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"task_run_name": f"{self.name} {flow_run.name or ''}".strip()}
+    def _options(self, *args: Any) -> dict[str, Any]:
+        tuned = bool(args) and isinstance(args[0], Artifact) and args[0].kind == "merged"
+        words = [self.name, "(tuned)" if tuned else "", flow_run.name or ""]
+        options: dict[str, Any] = {"task_run_name": " ".join(filter(None, words))}
         if deployment.id and self.task.retries:
             options |= {"retries": UNATTENDED_RETRIES, "retry_delay_seconds": exponential_backoff(backoff_factor=10)}
         return options

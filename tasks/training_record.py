@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tasks.energy import EnergyMeter, GpuEnergyMeter, Meter, gpu_in_use
 from tasks.errors import TrainingError
 from tasks.history import final_training_loss, last_steps
+from tasks.settings import TrainingSettings
 
 RECORD = "record.json"
 
@@ -27,7 +28,7 @@ class StepRecorder(TrainerCallback):
     Args:
         directory: where the history is written.
         validate: returns the validation loss in nats per supervised token; none without validation rows.
-        eval_steps: steps between two validations; none for only before the first and after the last step.
+        training: when to validate during training; before the first and after the last step in any case.
         report: called after each step with its number, the number of steps, and its line.
     """
 
@@ -35,10 +36,10 @@ class StepRecorder(TrainerCallback):
         self,
         directory: Path,
         validate: Callable[[], float] | None,
-        eval_steps: int | None,
+        training: TrainingSettings,
         report: Callable[[int, int, dict[str, Any]], None],
     ) -> None:
-        self.directory, self.validate, self.eval_steps = directory, validate, eval_steps
+        self.directory, self.validate, self.training = directory, validate, training
         self.steps: list[dict[str, Any]] = []
         self.validation: list[tuple[int, float]] = []
         self.modules: list[dict[str, Any]] = []
@@ -54,6 +55,8 @@ class StepRecorder(TrainerCallback):
         """Of the processes before this one."""
         self.trainer: Any = None
         self.report = report
+        self._tokens = 0
+        """Supervised tokens of the steps recorded."""
         self._writer = SummaryWriter(str(directory / "tensorboard"))
 
     def on_train_begin(
@@ -67,7 +70,7 @@ class StepRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock of one optimizer step."""
-        self.trainer.diagnose_modules = self._is_measured(state.global_step + 1, state.max_steps)
+        self.trainer.diagnose_modules = lambda: self._is_measured(state.global_step + 1, state.max_steps)
         self.trainer.step_losses = {}
         self.trainer.step_tokens = self.trainer.step_supervised_tokens = 0
         self._started = time.perf_counter()
@@ -172,7 +175,12 @@ class StepRecorder(TrainerCallback):
         return {name: meter.read() for name, meter in self.energy.items()}
 
     def _is_measured(self, step: int, last: int) -> bool:
-        return step == last or bool(self.eval_steps and step % self.eval_steps == 0)
+        """Whether the running step ends with a validation; known once its rows were seen."""
+        if step == last:
+            return True
+        if every := self.training.eval_tokens:
+            return self._tokens // every < (self._tokens + self.trainer.step_supervised_tokens) // every
+        return bool(self.training.eval_steps and step % self.training.eval_steps == 0)
 
     def _keep_modules(self, figures: list[dict[str, Any]]) -> None:
         self.modules += figures
@@ -182,6 +190,7 @@ class StepRecorder(TrainerCallback):
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.steps.append(line)
+        self._tokens += line["supervised_tokens"]
         with (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in [*line.items(), *((f"grit/{name}", value) for name, value in line.get("grit", {}).items())]:

@@ -52,13 +52,13 @@ class BaselineTrainer(SupervisedStep, SFTTrainer):
 class PreconditionedTrainer(SupervisedStep, GritTrainer):
     """The same with GRIT."""
 
-    diagnose_modules = False
-    """Whether this step's figures of each module are wanted."""
+    diagnose_modules: Callable[[], bool]
+    """Whether this step's figures of each module are wanted; asked once its gradients are there."""
     module_figures: list[dict[str, Any]]
     """Of the last step for which they were wanted, see `tasks.grit_modules`."""
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        if not self.diagnose_modules:
+        if not self.diagnose_modules():
             return super()._clip_grad_norm(model)
         raw = gradients(self.grit_manager)
         norm = super()._clip_grad_norm(model)
@@ -107,9 +107,7 @@ class Training:
             def validate() -> float:
                 return validation_loss(network, rows, job.training.per_device_batch_size, tokenizer.pad_token_id).loss
 
-            self.recorder = StepRecorder(
-                job.history, validate if len(rows) else None, job.training.eval_steps, self.report
-            )
+            self.recorder = StepRecorder(job.history, validate if len(rows) else None, job.training, self.report)
             self.best = BestWeights(
                 network, self.recorder.validation, job.training.keep_best, job.training.early_stopping_patience
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.compare import compare, parse_comparison, plan_of, run
@@ -23,7 +24,7 @@ from tests.test_finetune import Page
 
 Preset = Callable[..., str]
 METHODS = ("baseline", "grit", "baseline-unsloth", "study-fault")
-SHARED: dict[str, Any] = {"training": {"max_steps": 4, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 2}}
+SHARED: dict[str, Any] = {"training": {"max_steps": 4, "warmup_steps": 1, "learning_rate": 1e-2, "eval_tokens": 100}}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,20 @@ def test_a_further_seed_or_method_runs_only_what_is_new(
     )
     assert to_run(answers=2) == [*answering, "write_comparison"]
     assert to_run(judge_model=None) == ["write_comparison"]
+
+
+def test_all_trainings_are_validated_after_the_same_tokens(data: dict[str, Any], workplace: Path) -> None:
+    every, histories = SHARED["training"]["eval_tokens"], sorted((workplace / "store/history").iterdir())
+    for history in histories:
+        lines = [json.loads(line) for line in (history / "history.jsonl").read_text().splitlines()]
+        seen = np.cumsum([line["supervised_tokens"] for line in lines])
+        reaching = {int(np.argmax(seen >= tokens)) + 1 for tokens in range(every, seen[-1] + 1, every)}
+        assert [line["step"] for line in lines if "validation_loss" in line] == sorted(reaching | {len(lines)})
+        assert reaching and len(reaching | {len(lines)}) < len(lines), "some steps have one, and some have none"
+        if (history / "modules.jsonl").is_file():
+            modules = [json.loads(line) for line in (history / "modules.jsonl").read_text().splitlines()]
+            assert {line["step"] for line in modules} == reaching | {len(lines)}
+    assert sum((history / "modules.jsonl").is_file() for history in histories) == 2 + 1, "GRIT's, and the fault's"
 
 
 def test_finetune_finds_what_the_comparison_has_made(

@@ -72,6 +72,16 @@ def test_a_choice_within_the_grid_is_at_no_edge(made: MadeUp) -> None:
     assert edge_sentence(trial_rows(trials[1:], ("grit",))) is not None
 
 
+def test_seeds_that_were_validated_after_different_steps_share_a_curve(made: MadeUp) -> None:
+    points = ([[0, 3.0], [5, 2.0], [20, 1.0]], [[0, 3.5], [7, 2.5], [20, 1.5], [20, 1.4]])
+    runs = [made.run("grit", seed, 0.0, validation=each) for seed, each in enumerate(points)]
+    for over, x in (("tokens", [0, 600, 2000]), ("seconds", [2, 11, 32])):
+        progress = [pictures.progress_of(run, steps_of(run.history), over) for run in runs]
+        found, losses = pictures.validation_points(runs, progress)
+        assert found.tolist() == x
+        assert losses.tolist() == [[3, 2, 1], [3.5, 2.5, 1.5]], "as many as all seeds have"
+
+
 class TestLmEval:
     """Scores that are no number, or are not there."""
 

@@ -26,7 +26,6 @@ def test_each_variant_and_optimizer_is_a_method() -> None:
         if kind in ("lora_plus", "lora_fa", "riemannian"):
             assert own.training.optimizer == kind
     assert settings_of("baseline-unsloth", demo).training.backend == "unsloth"
-    assert settings_of("baseline", load_settings("demo", {"training.eval_steps": None})).training.eval_steps == 8
     with pytest.raises(ValueError, match="no method"):
         settings_of("study-fault", demo)
 

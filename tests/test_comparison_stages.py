@@ -35,6 +35,8 @@ class Stages:
         self.failures: dict[str, BaseException] = {}
         """What is raised in place of a `trial`, a `branch` or the `fault`, the first two by `optimizer part`."""
         self.done: list[str] = []
+        self.settings: list[FinetuneSettings] = []
+        """With which something was trained, and written into the report."""
         self.runs: Any = None
         self.faults: Any = None
         self.not_run: dict[str, str] = {}
@@ -45,18 +47,20 @@ class Stages:
         for name in ("trained", "branch", "reproduce_fault", "write_comparison"):
             patch.setattr(comparison_stages, name, getattr(self, f"_{name}"))
 
-    def go(self, *methods: str, **comparison: Any) -> None:
+    def go(self, *methods: str, overrides: dict[str, Any] | None = None, **comparison: Any) -> None:
         """Compare methods with two seeds."""
         wanted = CompareSettings.model_validate({"methods": methods, "seeds": 2} | comparison)
-        comparison_stages.stages(load_settings("demo"), wanted)
+        comparison_stages.stages(load_settings("demo", overrides or {}), wanted)
 
     def _trained(self, settings: FinetuneSettings, model: Artifact, dataset: Artifact, seed: int) -> Training:
         self._do(f"{settings.training.optimizer} trial")
+        self.settings.append(settings)
         run = self.made.run("trial", seed, settings.training.learning_rate)
         return Training(adapter=run.adapter, history=run.history)
 
     def _branch(self, settings: FinetuneSettings, model: Artifact, measurement: Any, seed: int) -> Any:
         self._do(f"{settings.training.optimizer} branch")
+        self.settings.append(settings)
         run = self.made.run(settings.method, seed, 0.0)
         return Tuned(run.adapter, run.history, model, run.scores, run.gguf), self.measured
 
@@ -66,6 +70,7 @@ class Stages:
 
     def _write_comparison(self, *given: Any, store: Any) -> None:
         *_, self.runs, self.faults, self.not_run = given
+        self.settings.append(given[0])
 
     def _do(self, what: str) -> None:
         self.done.append(what)
@@ -76,6 +81,24 @@ class Stages:
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
     return Stages(tmp_path / "made-up", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens"),
+    [
+        ({"training.eval_tokens": None}, 1920),  # a tenth of 80 steps of 8 rows of 100 tokens, three in ten supervised
+        ({"training.eval_tokens": None, "training.batching": "packed", "training.max_steps": 10}, 4915),
+        ({"training.eval_tokens": 7}, 7),
+        ({"training.eval_tokens": None, "training.eval_steps": 9}, None),
+    ],
+)
+def test_all_are_validated_at_the_same_tokens_unless_steps_were_asked_for(
+    stages: Stages, asked: dict[str, Any], tokens: int | None
+) -> None:
+    stages.go("baseline", "grit", overrides=asked, learning_rates=(1e-3, 2e-3))
+    assert len(stages.settings) == 4 + 4 + 1
+    assert {settings.training.eval_tokens for settings in stages.settings} == {tokens}
+    assert {settings.training.eval_steps for settings in stages.settings} == {asked.get("training.eval_steps")}
 
 
 @pytest.mark.parametrize("failure", [KILLED, DIVERGED])

@@ -87,8 +87,12 @@ def test_what_is_damaged_is_made_again_and_nothing_else(
     damaged = next(one for _, result in before.found for one in artifacts_in(result) if one.kind == kind)
     flip_one_bit(damaged.path / max(damaged.files, key=lambda name: (damaged.path / name).stat().st_size))
     assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
-    computed = [r for r in caplog.records if r.name == "prefect.task_runs" and "Finished in state Comp" in r.message]
-    names = {str(record.__dict__["task_run_name"]).split()[0] for record in computed}
+    computed, begun = (
+        {r.__dict__["task_run_name"] for r in caplog.records if r.name == "prefect.task_runs" and said in r.message}
+        for said in ("Finished in state Comp", "Running.")
+    )
+    assert computed == begun, "one sees in the log what is being done"
+    names = {str(name).split()[0] for name in computed}
     assert names == {owner, *({"write_report"} if owner == "train" else ())}, "seconds differ in the report"
     assert to_run(preset) == []
 

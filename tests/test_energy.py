@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tasks import energy
 from tasks.energy import GpuEnergyMeter, gpu_in_use
+from tasks.settings import TrainingSettings
 from tasks.training_record import StepRecorder
 from tests.standins.nvml import Gpu, NvmlStandIn
 
@@ -67,7 +68,7 @@ def test_validations_are_left_out(nvml: NvmlStandIn, tmp_path: Path, monkeypatch
         gpu.millijoules += round(1000 * joules)
         return joules
 
-    recorder = StepRecorder(tmp_path, lambda: spend(100), None, lambda *_: None)
+    recorder = StepRecorder(tmp_path, lambda: spend(100), TrainingSettings(), lambda *_: None)
     state, control = TrainerState(max_steps=2), TrainerControl()
     recorder.trainer = SimpleNamespace(step_losses={}, step_tokens=1, step_supervised_tokens=1)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)

@@ -39,7 +39,7 @@ Preset = Callable[..., str]
             ["--data.validation_fraction", "0", "--training.keep_best", "--training.eval_steps", "1"],
             "training: keep_best",
         ),
-        (["--training.keep_best"], "keep_best and early_stopping_patience need eval_steps"),
+        (["--training.keep_best"], "keep_best and early_stopping_patience need eval_tokens or eval_steps"),
         (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
         (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),
         (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),

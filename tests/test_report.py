@@ -38,7 +38,7 @@ def scores(store: Store, nll: list[float] | None, exact: float | None = None, an
     metrics = {}
     if exact is not None:
         error = math.sqrt(exact * (1 - exact) / 100)
-        metrics = {"extraction": {"exact_match": {"value": exact, "stderr": error, "higher_is_better": True}}}
+        metrics = {"extraction": {"exact_match": {"value": exact, "stderr": error, "n": 100, "higher_is_better": True}}}
     samples = [{"prompt": HOSTILE, "expected": "yes", "answer": answer}]
     written = {"validation": validation, "lm_eval": metrics, "samples": samples}
     return make(store, "scores", {}, scores=written, rows={"validation": rows})
@@ -53,6 +53,16 @@ def test_a_difference_is_read_by_its_paired_error(store: Store) -> None:
     assert readings(store, base, [nll - 5 for nll in base]) == ["better"], "smaller in every row"
     assert readings(store, base, [nll + 5 for nll in base]) == ["worse"], "greater in every row"
     assert readings(store, base, [5.0, 36.0, 14.0, 43.0]) == ["within error"], "better in some and worse in others"
+
+
+@pytest.mark.parametrize(("rows", "reading"), [(4, "within error"), (40, "better")])
+def test_few_rows_need_a_larger_difference(store: Store, rows: int, reading: str) -> None:
+    """Two and a half standard errors less, with any number of rows."""
+    spread = math.sqrt(rows - 1) / 2.5
+    after = [9 + spread * (-1) ** index for index in range(rows)]
+    row = validation_row(scores(store, [10.0] * rows), scores(store, after))
+    assert row["difference"] / row["stderr"] == pytest.approx(-2.5)
+    assert row["reading"] == reading
 
 
 def test_validation_losses_and_their_difference_are_those_of_the_rows(store: Store) -> None:
@@ -76,7 +86,7 @@ def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: floa
 
 
 def test_a_metric_without_an_error_decides_nothing() -> None:
-    metric = {"task": {"score": {"value": 1.0, "stderr": None, "higher_is_better": True}}}
+    metric = {"task": {"score": {"value": 1.0, "stderr": None, "n": 100, "higher_is_better": True}}}
     (row,) = lm_eval_rows(metric, metric)
     assert row["reading"] == "error unknown"
     assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
@@ -84,7 +94,7 @@ def test_a_metric_without_an_error_decides_nothing() -> None:
 
 def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) -> None:
     def metric(value: float | None, better: bool | None) -> dict[str, Any]:
-        return {"task": {"score": {"value": value, "stderr": 0.01, "higher_is_better": better}}}
+        return {"task": {"score": {"value": value, "stderr": 0.01, "n": 100, "higher_is_better": better}}}
 
     rows = [*lm_eval_rows(metric(0.5, True), metric(None, True)), *lm_eval_rows(metric(0.1, None), metric(0.9, None))]
     assert [row["reading"] for row in rows] == ["not a number", "different"]
@@ -94,7 +104,7 @@ def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
     def metric(value: float) -> dict[str, Any]:
-        return {"task": {"ter": {"value": value, "stderr": 0.01, "higher_is_better": False}}}
+        return {"task": {"ter": {"value": value, "stderr": 0.01, "n": 100, "higher_is_better": False}}}
 
     (row,) = lm_eval_rows(metric(0.5), metric(0.3))
     assert row["reading"] == "better"
