@@ -27,7 +27,7 @@ from tasks.planning import planning
 from tasks.preflight import check_registry
 from tasks.presets import load_settings
 from tasks.promotion import outcome
-from tasks.registration import next_command
+from tasks.registration import next_commands, without_commands
 from tasks.settings import FinetuneSettings
 
 
@@ -150,7 +150,8 @@ def run(
         print(f"\nReport: {finished.report.path / 'report.html'}")
         print(f"Model:  {outcome(finished.registration, finished.promotion)}")
         print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *words])}")
-        print(f"Next:   {next_command(finished.registration, finished.promotion, finished.gguf)}")
+        commands = next_commands(finished.registration, finished.promotion)
+        print(f"Next:   {', and in another terminal: '.join(commands) or without_commands(finished.gguf)}")
 
     return exit_status(act)
 

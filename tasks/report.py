@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact, Store
-from tasks.registration import next_command
+from tasks.registration import next_commands, without_commands
 from tasks.rendering import figure, flat_settings, jinja, plusminus, provenance, signed
 from tasks.score_differences import score_differences
 from tasks.settings import FinetuneSettings
@@ -76,7 +76,7 @@ def write_report(
         "fidelity": fidelity.facts,
         "registration": registration.facts,
         "promotion": promotion.facts,
-        "next": next_command(registration, promotion, gguf),
+        "next": next_commands(registration, promotion),
         "settings": settings.model_dump(mode="json"),
         "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in artifacts]),
     }
@@ -84,6 +84,7 @@ def write_report(
 
     view = {
         **data,
+        "without_commands": without_commands(gguf),
         "settings": settings,
         "merge_line": merge_line(merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
         "training": list(_training_table(history.facts, steps)),

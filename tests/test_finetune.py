@@ -24,7 +24,7 @@ from tasks.ollama_names import ModelName
 from tasks.ollama_store import OllamaDirectory
 from tasks.planning import planning
 from tasks.presets import load_settings
-from tasks.registration import next_command
+from tasks.registration import next_commands
 from tasks.settings import REPOSITORY
 
 Preset = Callable[..., str]
@@ -41,7 +41,12 @@ def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
     manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
     assert json.loads(manifest.read_text())["layers"][0]["digest"] == f"sha256:{finetuned.gguf.files['model.gguf']}"
-    assert next_command(finetuned.registration, finetuned.promotion, finetuned.gguf).endswith("ollama run tiny-grit")
+    commands = next_commands(finetuned.registration, finetuned.promotion)
+    assert commands[0].endswith(" ollama serve") and commands[1:] == ["ollama run tiny-grit"]
+    assert (
+        f"Next: `{commands[0]}`, and in another terminal: `{commands[1]}`"
+        in (finetuned.report.path / "report.md").read_text()
+    )
     assert not list((workplace / "store/drafts").iterdir()), "nothing half-written is left"
 
 

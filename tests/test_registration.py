@@ -21,7 +21,7 @@ from tasks.export_settings import OllamaSettings
 from tasks.gguf_header import gguf_config, human_parameters
 from tasks.modelfile import ollama_model, render_modelfile
 from tasks.ollama_names import ModelName, parse_name
-from tasks.registration import is_registered, next_command, register
+from tasks.registration import is_registered, next_commands, register
 from tests.standins.ollama_models import config_of
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
@@ -92,7 +92,7 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
     assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
     assert ["temperature", "0.5"] in parameters
-    assert "ollama run demo-grit" in next_command(made, IN_USE, make_gguf(store))
+    assert next_commands(made, IN_USE)[-1] == "ollama run demo-grit"
     modelfile = (made.path / "Modelfile").read_text()
     (from_,) = [line.removeprefix("FROM ") for line in modelfile.splitlines() if line.startswith("FROM ")]
     assert (made.path / from_).samefile(make_gguf(store).path / "model.gguf"), (
@@ -104,15 +104,10 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
 def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp_path: Path) -> None:
     settings = OllamaSettings(target="none", models=tmp_path / "models")
     made = run(store, settings)
-    assert (
-        next_command(made, IN_USE, make_gguf(store)).startswith("ollama create demo-grit -f ")
-        and (made.path / "Modelfile").is_file()
-    )
+    (command,) = next_commands(made, IN_USE)
+    assert command.startswith("ollama create demo-grit -f ") and (made.path / "Modelfile").is_file()
     other = run(store, settings, ollama_template=None)
-    assert (
-        next_command(other, IN_USE, make_gguf(store)).startswith("the GGUF is ")
-        and not (other.path / "Modelfile").exists()
-    )
+    assert next_commands(other, IN_USE) == [] and not (other.path / "Modelfile").exists()
     assert not (tmp_path / "models").exists()
 
 

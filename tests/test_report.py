@@ -113,9 +113,9 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
 @pytest.mark.parametrize(
     ("nll", "exact", "tone", "opening"),
     [
-        ([1.0, 2.0], 0.9, "better", "The tuned model is better than the base model on held-out data."),
+        ([1.0, 11.0], 0.9, "better", "The tuned model is better than the base model on held-out data."),
         ([50.0, 60.0], 0.1, "worse", "The tuned model is worse than the base model on held-out data."),
-        ([1.0, 2.0], 0.1, "worse", "The tuned model is better in some held-out measures and worse in others."),
+        ([1.0, 11.0], 0.1, "worse", "The tuned model is better in some held-out measures and worse in others."),
         ([10.0, 20.0], 0.5, "", "No difference between tuned and base model exceeds its error."),
     ],
 )
@@ -209,7 +209,7 @@ def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
     data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), promoted)
     assert "of step 1, with the lowest validation loss (1.2500)" in html and "stopped early" in html
     assert ("Not promoted</span>: nothing is in use as <code>it</code>" in html) == (not promoted)
-    assert data["next"] == f"ollama run {'it' if promoted else 'it:1'}"
+    assert data["next"] == [f"ollama run {'it' if promoted else 'it:1'}"]
 
 
 def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
