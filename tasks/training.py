@@ -68,6 +68,9 @@ def train(
         TemporaryError: the training's process was killed or stopped.
     """
     check_machine(base, training, grit)
+    method = f"GRIT, variant {grit.variant}" if grit else f"without GRIT, optimizer {training.optimizer}"
+    said = "%s: seed %d, learning rate %g, %d steps"
+    run_logger().info(said, method, seed, training.learning_rate, training.max_steps)
     checkpoints = store.root / "checkpoints" / train.key(model, dataset, base, lora, training, grit, seed, store=store)
     while True:
         try:
