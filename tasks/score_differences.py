@@ -85,7 +85,7 @@ def _compared(
     difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
     if difference is None:
         reading = "not a number"
-    elif error is None:
+    elif error is None or number < 2:
         reading = "error unknown"
     elif abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * error:
         reading = "within error"

@@ -85,9 +85,13 @@ def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: floa
     assert row["stderr"] == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
 
 
-def test_a_metric_without_an_error_decides_nothing() -> None:
-    metric = {"task": {"score": {"value": 1.0, "stderr": None, "n": 100, "higher_is_better": True}}}
-    (row,) = lm_eval_rows(metric, metric)
+@pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1)])
+def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number: int) -> None:
+    before, after = (
+        {"task": {"score": {"value": value, "stderr": stderr, "n": number, "higher_is_better": True}}}
+        for value in (0.0, 1.0)
+    )
+    (row,) = lm_eval_rows(before, after)
     assert row["reading"] == "error unknown"
     assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
 
