@@ -124,7 +124,7 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
 def validated_by_tokens(settings: FinetuneSettings, card: Mapping[str, Any]) -> FinetuneSettings:
     """The same settings; those that ask for no validation during training get `EVALUATIONS` of them.
 
-    They come at fixed counts of supervised tokens, which are the same for all methods and seeds.
+    They come at fixed counts of supervised tokens, to within one step the same for all methods and seeds.
 
     Args:
         settings: shared by all methods.
