@@ -150,7 +150,7 @@ class TrainingSettings(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     eval_tokens: PositiveInt | None = None
     """Validation loss during training each time that so many more supervised tokens were trained on, after the step
-    that reaches them: at the same tokens whatever seed and batch size. None: only before and after."""
+    that reaches them: to within one step at the same tokens whatever the seed. None: only before and after."""
     eval_steps: PositiveInt | None = None
     """The same every so many steps; one of the two at most."""
     keep_best: bool = False
