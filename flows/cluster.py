@@ -20,6 +20,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import TrainingError, UserError
 from tasks.logs import run_logger
 from tasks.planning import looking, planning
+from tasks.stage import branch_named
 
 K = TypeVar("K", bound=Hashable)
 
@@ -34,8 +35,9 @@ class Branch:
     arguments: tuple[Any, ...]
 
     def run(self) -> Any:
-        """Run it here."""
-        return self.function(*self.arguments)
+        """Run it here; its task runs bear its name."""
+        with branch_named(self.name):
+            return self.function(*self.arguments)
 
 
 def run_on_cluster(

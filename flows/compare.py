@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
@@ -21,9 +20,9 @@ from rich.table import Table
 
 from flows.command_line import exit_status, leave, parse, stopping_at_once
 from flows.comparison_stages import runnable, stages
-from flows.publishing import show_user_errors_as_one_line
+from flows.publishing import show_report, show_user_errors_as_one_line
 from tasks.artifacts import Artifact, Store
-from tasks.comparison_settings import CompareSettings, settings_of
+from tasks.comparison_settings import CompareSettings, settings_of, validated_by_tokens
 from tasks.errors import UserError
 from tasks.estimate import check_disk, disk_needs, estimate
 from tasks.finished import remember_comparison
@@ -69,8 +68,7 @@ def compare(
         report = stages(settings, wanted)
     store = Store(settings.store, settings.store_uri)
     remember_comparison(store, done, report, wanted.methods, settings.model.name)
-    text = (report.path / "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(text, key="comparison", description=f"Full report: {report.path / 'report.html'}")
+    show_report(report, "comparison")
     return report
 
 
@@ -134,6 +132,8 @@ def show_plan(settings: FinetuneSettings, comparison: CompareSettings) -> None:
     for name in dict.fromkeys(name for name, _ in plan.stages):
         table.add_row(name, str(counts[name, "cached"]), str(counts[name, "to run"]))
     console.print(table)
+    if dataset := plan.result_of("prepare_dataset"):
+        settings = validated_by_tokens(settings, dataset.facts)
     for line in estimate(settings_of(comparison.methods[0], settings), plan):
         console.print(line)
 

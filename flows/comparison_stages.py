@@ -12,7 +12,6 @@ With a second data set, `measure_second_data` measures every model on that too.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     read_text(text)
     model, dataset, base_scores = prepared(first)
     if not isinstance(dataset, Pending):
-        settings = validated_by_tokens(settings, _card(dataset))
+        settings = validated_by_tokens(settings, dataset.facts)
         methods = {method: settings_of(method, settings) for method in methods}
         first = methods[comparison.methods[0]]
     second = _second_data(first, comparison, model)
@@ -192,15 +191,9 @@ def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) ->
     }
 
 
-def _card(dataset: Artifact) -> dict[str, Any]:
-    card: dict[str, Any] = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
-    return card
-
-
 def _check_rows(comparison: CompareSettings, dataset: Artifact, base: BaseFigures) -> None:
     """Refuse, before anything is trained, what needs held-out rows where there are none."""
-    card = _card(dataset)
-    if comparison.learning_rates and not card["rows"]["validation"]:
+    if comparison.learning_rates and not dataset.facts["rows"]["validation"]:
         fix = "Hold rows out: data.validation_fraction."
         raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
     if comparison.judge_model and not base.answers.facts["answers"]:

@@ -6,6 +6,7 @@ import logging
 import re
 from typing import Any
 
+import httpx
 from prefect import State
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
@@ -27,10 +28,26 @@ def published(report: Artifact, result: BaseModel, outcome: str = "") -> State[A
         result: what the flow returns.
         outcome: a sentence said before where the report is.
     """
+    where = show_report(report, "report")
+    return Completed(message=f"{outcome} {where}".strip(), data=result)  # notifications show a state's message
+
+
+def show_report(report: Artifact, key: str) -> str:
+    """Put a short report on the flow run's page, and return where the full one is.
+
+    A server that does not answer costs the page, not the run.
+
+    Args:
+        report: with `report.md` and `report.html`.
+        key: of Prefect's artifact.
+    """
     text = (report.path / "report.md").read_text(encoding="utf-8")
     where = f"Full report: {report.path / 'report.html'}"
-    create_markdown_artifact(text, key="report", description=where)
-    return Completed(message=f"{outcome} {where}".strip(), data=result)  # notifications show a state's message
+    try:
+        create_markdown_artifact(text, key=key, description=where)
+    except httpx.HTTPError as error:
+        run_logger().warning("The run's page cannot show the report: %s. %s", error, where)
+    return where
 
 
 def method_and_model() -> str:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from tasks.artifacts import Artifact
 from tasks.compared_runs import ComparedRun, FaultRun
 from tasks.comparison import Runs
-from tasks.figures import PLAIN, svg
+from tasks.figures import PLAIN, smoothed, svg
 from tasks.history import steps_of
 
 COLOURS = (
@@ -34,8 +34,6 @@ COLOURS = (
 """As many as there are methods; each stands out at 3:1 from light and from dark paper."""
 Over = Literal["tokens", "seconds"]
 LABELS = {"tokens": "supervised tokens seen", "seconds": "seconds of training"}
-SMOOTHED = 0.8
-"""Weight of the past in the smoothed training loss."""
 POINTS = 400
 """Of one line, at most: ten thousand steps would make a page of megabytes, and nobody could tell them apart."""
 MARKED = 50
@@ -48,17 +46,18 @@ MAPS = (
 """Name in the history, kind, and meaning of what is shown of each module."""
 
 
-def validation_curves(runs: Runs, over: Over) -> str:
+def validation_curves(runs: Runs, over: Over, every: int | None) -> str:
     """Validation loss of each method, mean over seeds, with a band of one standard error and the lowest point marked.
 
     Args:
         runs: by method.
         over: supervised tokens or seconds.
+        every: supervised tokens from one validation to the next, if they were set (`training.eval_tokens`).
     """
 
     def draw(axes: Axes) -> None:
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            x, losses = validation_points(each, [progress_of(run, steps_of(run.history), over) for run in each])
+            x, losses = validation_points(each, over, every)
             mean = _band(axes, x, losses, colour, method, marker="o" if len(x) <= MARKED else None)
             lowest = int(mean.argmin())
             axes.plot(x[lowest], mean[lowest], "*", color=colour, markersize=13)
@@ -68,23 +67,26 @@ def validation_curves(runs: Runs, over: Over) -> str:
     return svg(draw, _size(runs))
 
 
-def loss_curves(runs: Runs, over: Over) -> str:
+def loss_curves(runs: Runs, over: Over, every: int | None) -> str:
     """Smoothed training loss of each method, with a band of one standard error, and its validation loss, dashed.
+
+    A step's training loss is that of the weights before it, and stands there.
 
     Args:
         runs: by method.
         over: supervised tokens or seconds.
+        every: supervised tokens from one validation to the next, if they were set (`training.eval_tokens`).
     """
 
     def draw(axes: Axes) -> None:
         validated = False
         for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
             steps = [steps_of(run.history) for run in each]
-            losses = np.array(_equally_long([_smoothed([step["loss"] for step in one]) for one in steps]))
+            losses = np.array(_equally_long([smoothed([step["loss"] for step in one]).tolist() for one in steps]))
             progress = [progress_of(run, one, over) for run, one in zip(each, steps, strict=True)]
-            x = np.mean(_equally_long([one[1:].tolist() for one in progress]), axis=0)
+            x = np.mean(_equally_long([one[:-1].tolist() for one in progress]), axis=0)
             _band(axes, x, losses, colour, method)
-            x, losses = validation_points(each, progress)
+            x, losses = validation_points(each, over, every)
             if validated := bool(losses.size):
                 kept = thinned(len(x))
                 marker = "o" if len(x) <= MARKED else None
@@ -102,22 +104,33 @@ def thinned(points: int) -> np.ndarray:
     return np.linspace(0, points - 1, min(points, POINTS)).round().astype(int)
 
 
-def validation_points(runs: Sequence[ComparedRun], progress: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the validations of a method stand in its curve. Seeds may have been validated after different steps.
+def validation_points(runs: Sequence[ComparedRun], over: Over, every: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Where the validations of a method stand in its curve: those that all of its seeds have.
+
+    Seeds reach a multiple of `every` after different steps, or two at once; it is the multiple that pairs them, and the
+    last step of trainings of one length. Where one was stopped early, the curve ends there.
 
     Args:
         runs: of each of S seeds.
-        progress: what `progress_of` gives for each of them.
+        over: supervised tokens or seconds.
+        every: supervised tokens from one validation to the next; without it steps pair the seeds.
 
     Returns:
         Tokens or seconds, mean over seeds, [points], and validation losses, [S, points].
     """
-    points = np.array(_equally_long([run.history.facts["validation"] for run in runs]))
-    if not points.size:
-        return np.empty(0), np.empty((len(runs), 0))
-    steps = points[:, :, 0].astype(int)
-    x = np.mean([one[numbers] for one, numbers in zip(progress, steps, strict=True)], axis=0)
-    return x, points[:, :, 1]
+    steps = [steps_of(run.history) for run in runs]
+    whole = len({len(one) for one in steps}) == 1
+    found: list[dict[float, tuple[float, float]]] = []
+    for run, own in zip(runs, steps, strict=True):
+        x, tokens = progress_of(run, own, over), progress_of(run, own, "tokens")
+        at: dict[float, tuple[float, float]] = {}
+        for step, loss in run.history.facts["validation"]:
+            mark = math.inf if whole and step == len(own) else tokens[step] // every if every else step
+            at.setdefault(mark, (x[step], loss))
+        found.append(at)
+    marks = [mark for mark in found[0] if all(mark in at for at in found)]
+    points = np.array([[at[mark] for mark in marks] for at in found]).reshape(len(runs), len(marks), 2)
+    return points[:, :, 0].mean(axis=0), points[:, :, 1]
 
 
 def progress_of(run: ComparedRun, steps: Sequence[dict[str, Any]], over: Over) -> np.ndarray:
@@ -215,14 +228,6 @@ def _legend(axes: Axes) -> None:
         axes.figure.legend(loc="outside lower center", ncols=3)
     else:
         axes.legend()
-
-
-def _smoothed(losses: Sequence[float]) -> list[float]:
-    smooth, mean = [], losses[0]
-    for loss in losses:
-        mean = SMOOTHED * mean + (1 - SMOOTHED) * loss
-        smooth.append(mean)
-    return smooth
 
 
 def _last_modules(history: Artifact) -> dict[str, dict[str, Any]]:

@@ -82,6 +82,20 @@ def batch_notes(runs: Sequence[ComparedRun], methods: Mapping[Any, FinetuneSetti
     return found
 
 
+def choice_notes(methods: Mapping[Any, FinetuneSettings]) -> list[str]:
+    """A sentence where the rows of the verdict have chosen what it measures.
+
+    Args:
+        methods: the settings of each method.
+    """
+    if not any(settings.training.keep_best for settings in methods.values()):
+        return []
+    return [
+        "Each adapter is that of its training's lowest validation loss (training.keep_best), on the rows of the "
+        "table's validation loss: what is lowest of several is lower than it would be on rows that have chosen nothing."
+    ]
+
+
 def commit(checkout: Path) -> str | None:
     """The commit that is checked out, and whether tracked files differ from it; none where git does not tell.
 

@@ -54,7 +54,7 @@ def write_comparison(
     from tasks import comparison_figures as pictures
     from tasks.comparison import Runs, shared_confidence, wins
     from tasks.comparison_measures import measures
-    from tasks.comparison_provenance import batch_notes, by_machine, origins
+    from tasks.comparison_provenance import batch_notes, by_machine, choice_notes, origins
     from tasks.comparison_rates import chosen_rate, edge_sentence, trial_rows
     from tasks.comparison_study import fault_summary, published_rows
     from tasks.comparison_table import GROUPS, comparable, reading, table
@@ -100,7 +100,7 @@ def write_comparison(
         ],
         "trials": tried,
         "edge": edge_sentence(tried),
-        "notes": batch_notes(runs, own),
+        "notes": batch_notes(runs, own) + choice_notes(own),
         "machines": machines,
         "settings_that_differ": settings_that_differ(own),
         "settings": own[methods[0]].model_dump(mode="json"),
@@ -110,13 +110,14 @@ def write_comparison(
         "provenance": origins(runs, [("model", model), ("dataset", dataset)]),
     }
     measured = all(run.history.facts["validation"] for run in runs)
+    every = settings.training.eval_tokens
     view = {
         **data,
         "flat_settings": list(flat_settings(own[methods[0]])),
         "compared": [(name, value) for name, value in flat_settings(comparison) if name in data["comparison"]],
         "curves": {
-            over: [pictures.loss_curves(by_method, over)]
-            + ([pictures.validation_curves(by_method, over)] if measured else [])
+            over: [pictures.loss_curves(by_method, over, every)]
+            + ([pictures.validation_curves(by_method, over, every)] if measured else [])
             for over in ("tokens", "seconds")
         },
         "maps": pictures.module_maps(by_method),

@@ -128,13 +128,12 @@ def validated_by_tokens(settings: FinetuneSettings, card: Mapping[str, Any]) -> 
 
     Args:
         settings: shared by all methods.
-        card: the data set's.
+        card: the data set's, or its facts.
     """
     training = settings.training
     if training.eval_tokens or training.eval_steps:
         return settings
-    tokens = training.max_steps * training.tokens_per_step(card) * card["supervised_share"]
-    every = {"eval_tokens": max(1, round(tokens / EVALUATIONS))}
+    every = {"eval_tokens": max(1, round(training.supervised_tokens(card) / EVALUATIONS))}
     return settings.model_copy(update={"training": training.model_copy(update=every)})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -51,7 +50,7 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
     Raises:
         UserError: there is no such model.
     """
-    waiting, found = _waiting(plan), dict(plan.found)
+    waiting = _waiting(plan)
     if not waiting and _ollama_models(settings) is None:
         return []
     parameters = _parameters(settings, plan)
@@ -68,7 +67,7 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         # The adapter and Adam's two moments, 4 bytes each.
         needs.append(Need("checkpoints", CHECKPOINTS * 12 * adapter, settings.store, "store"))
     if "merge" in waiting:
-        model: Any = found.get("fetch_model")  # its files, whose dtype a merged model has
+        model = plan.result_of("fetch_model")  # its files, whose dtype a merged model has
         size = (model.size if model else 2 * parameters) * waiting.count("merge")
         needs.append(Need("merged model", size, settings.store, "store"))
         if (nf4 := nf4_merge(settings)) and nf4.into == "best":
@@ -78,7 +77,7 @@ def disk_needs(settings: FinetuneSettings, plan: Plan) -> list[Need] | None:
         if settings.export.gguf_type not in CONVERTED:
             needs.append(Need("GGUF in bfloat16, for a while", 2 * parameters, settings.store, "store"))
     models = _ollama_models(settings)
-    if models is not None and not _registered(models, found.get("convert")):
+    if models is not None and not _registered(models, plan.result_of("convert")):
         setting = "ollama.models" if settings.ollama.target == "store" else "OLLAMA_MODELS"
         needs.append(Need("Ollama's copy", gguf, models, setting))
     return [need for need in needs if need.bytes]
@@ -125,38 +124,39 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
         f"{free / 1e9:.0f} GB are free in {directory}."
         for directory, free, group in _by_file_system(needs)
     ]
-    if {"train", "score"} & set(waiting):
+    if {"train", "reproduce_fault", "score"} & set(waiting):
         lines.append(_time(settings, parameters, plan))
     return lines
 
 
 def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
-    training, found, waiting = settings.training, dict(plan.found), _waiting(plan)
-    trainings = waiting.count("train")
+    training, waiting = settings.training, _waiting(plan)
+    trainings, faults = waiting.count("train"), waiting.count("reproduce_fault")
     longest = settings.data.max_length
     rows, bound = None, "at most"
     card: dict[str, Any] = {"max_length": longest, "tokens": {"train": longest}, "rows": {"train": 1}}
-    dataset: Any = found.get("prepare_dataset")
+    dataset = plan.result_of("prepare_dataset")
     if dataset is not None:
-        card = json.loads((dataset.path / "card.json").read_text(encoding="utf-8"))
+        card = dataset.facts
         rows, bound = card["rows"]["validation"], "about"
     length, in_step = card["tokens"]["train"] / card["rows"]["train"], training.tokens_per_step(card)
     rate = 0.5 * _matmul_rate(settings.model.dtype)
     parts = []
-    if trainings:
+    if trainings or faults:
         # Forward 2, backward through the activations 2, recomputation 2 floating-point operations per weight and token.
         passes = 6 if training.gradient_checkpointing else 4
-        tokens = trainings * training.max_steps * in_step
+        padded = training.per_device_batch_size * training.gradient_accumulation_steps * longest
+        tokens = training.max_steps * (trainings * in_step + faults * padded)
         counted = f" (each row as {length:.0f} tokens, until they are read)" if rows is None else ""
         parts.append(f"training {bound} {_minutes(passes * parameters * tokens / rate)}{counted}")
     if rows is not None:
         measured = waiting.count("score")
         if (nf4 := nf4_merge(settings)) and nf4.into == "best":
             measured += 2 * waiting.count("merge")
-        every = training.eval_steps or training.max_steps
+        intervals = training.max_steps / training.eval_steps if training.eval_steps else 1.0
         if training.eval_tokens:
-            every = math.ceil(training.eval_tokens / (in_step * card["supervised_share"]))
-        measured += trainings * (1 + math.ceil(training.max_steps / every))
+            intervals = min(training.max_steps, training.supervised_tokens(card) / training.eval_tokens)
+        measured += (trainings + faults) * (1 + math.ceil(intervals))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
     others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]
     said = ", ".join(parts) or "not known"
@@ -172,7 +172,7 @@ def _waiting(plan: Plan) -> list[str]:
 
 
 def _parameters(settings: FinetuneSettings, plan: Plan) -> int | None:
-    model: Any = dict(plan.found).get("fetch_model")
+    model = plan.result_of("fetch_model")
     return int(model.facts["parameters"]) if model else parameters_of_source(settings.model)
 
 

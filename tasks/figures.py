@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 TRAINING, VALIDATION, PLAIN = "#3b82c4", "#d9773a", "#7a8794"
-SMOOTHED = 0.8
-"""Weight of the past in the smoothed loss curve."""
+SMOOTHED = 50
+"""A smoothed curve averages over a fiftieth of its steps to either side."""
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font
@@ -35,27 +36,39 @@ _STYLE: Any = {
 
 
 def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[float]]) -> str:
-    """Training loss of each step, smoothed, and the validation loss where it was measured.
+    """Training loss of each step and smoothed, and the validation loss where it was measured.
+
+    A step's training loss is that of the weights before it, and stands there.
 
     Args:
         steps: lines of the history.
         validation: pairs of step and loss.
     """
-    numbers, losses = [step["step"] for step in steps], [step["loss"] for step in steps]
-    smooth, mean = [], losses[0]
-    for loss in losses:
-        mean = SMOOTHED * mean + (1 - SMOOTHED) * loss
-        smooth.append(mean)
+    done, losses = [step["step"] - 1 for step in steps], [step["loss"] for step in steps]
 
     def draw(axes: Axes) -> None:
-        axes.plot(numbers, losses, color=TRAINING, alpha=0.35, linewidth=1, label="training, each step")
-        axes.plot(numbers, smooth, color=TRAINING, linewidth=2, label="training, smoothed")
+        axes.plot(done, losses, color=TRAINING, alpha=0.35, linewidth=1, label="training, each step")
+        axes.plot(done, smoothed(losses), color=TRAINING, linewidth=2, label="training, smoothed")
         if validation:
             axes.plot(*zip(*validation, strict=True), "o--", color=VALIDATION, label="validation")
-        axes.set(xlabel="optimizer step", ylabel="nats per supervised token", ylim=(0, None))
+        axes.set(xlabel="optimizer steps done", ylabel="nats per supervised token", ylim=(0, None))
         axes.legend()
 
     return svg(draw)
+
+
+def smoothed(losses: Sequence[float]) -> np.ndarray:
+    """The mean over each step's neighbours, as many before as after it, so that the curve does not lag; [steps].
+
+    At the ends there are fewer on one side. Of less than `SMOOTHED` steps nothing is smoothed.
+
+    Args:
+        losses: of each step.
+    """
+    reach = len(losses) // SMOOTHED
+    window = np.ones(2 * reach + 1)
+    inner = [np.convolve(values, window)[reach : reach + len(losses)] for values in (losses, np.ones(len(losses)))]
+    return np.asarray(inner[0] / inner[1])
 
 
 def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:

@@ -50,6 +50,11 @@ class Plan:
         self.found.append((visited.name, result))
         return result
 
+    def result_of(self, name: str) -> Any:
+        """What the first stage of this name has made; none if it is still to run."""
+        state = next((state for stage, state in self.stages if stage == name), "to run")
+        return None if state == "to run" else dict(reversed(self.found))[name]
+
 
 instead: ContextVar[Callable[..., Any] | None] = ContextVar("instead", default=None)
 """Called with a stage and its arguments in place of running it."""

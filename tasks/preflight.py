@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from tasks.artifacts import Artifact
@@ -74,7 +75,7 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
 
     Raises:
         UserError: a target that does not exist or is tied to another layer, rows longer than the model's context,
-            no validation rows to choose by, or a chat format that Ollama could not serve.
+            no validations to choose by, or a chat format that Ollama could not serve.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
@@ -91,6 +92,14 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
             "keep_best and early_stopping_patience need validation rows, and none are held out",
             where="training",
             fix="Hold rows out: data.validation_fraction or data.validation_source.",
+        )
+    every, tokens = settings.training.eval_tokens, settings.training.supervised_tokens(dataset.facts)
+    if chooses and every and every >= tokens:
+        raise UserError(
+            f"keep_best and early_stopping_patience would have nothing to choose by: the training sees some "
+            f"{tokens:.0f} supervised tokens, and {every} pass between two validations",
+            where="training.eval_tokens",
+            fix=f"Use {math.ceil(tokens / 10)}, for some ten validations.",
         )
     if settings.data.max_length > (context := int(model.facts["context_length"])):
         raise UserError(

@@ -173,7 +173,10 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
     yield f"final training loss (per token, last steps: {history['final_loss_steps']})", figure(history["final_loss"])
     if history["kept"]:
         step, loss = history["kept"]
-        yield "adapter that was kept", f"of step {step}, with the lowest validation loss ({figure(loss)})"
+        yield (
+            "adapter that was kept",
+            f"of step {step}, with the lowest validation loss ({figure(loss)}) on the rows that the verdict measures",
+        )
     if history["stopped_early"]:
         yield "stopped early", f"after step {history['steps']}: the validation loss fell no more"
     yield "median time of a step", f"{history['median_seconds_per_step']:.2f} s"

@@ -85,8 +85,8 @@ def _compared(
     difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
     if difference is None:
         reading = "not a number"
-    elif error is None or number < 2:
-        reading = "error unknown"
+    elif error is None or number < 2 or (not error and difference):
+        reading = "error unknown"  # where all rows say the same, they do not say how far others would be off
     elif abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * error:
         reading = "within error"
     elif higher_is_better is None:

@@ -167,11 +167,20 @@ class TrainingSettings(Section):
         """Real tokens of one optimizer step, on average; of packed rows what they hold when full.
 
         Args:
-            card: the data set's.
+            card: the data set's, or its facts.
         """
         packed = self.batching == "packed"
         row = card["max_length"] if packed else card["tokens"]["train"] / card["rows"]["train"]
         return float(self.per_device_batch_size * self.gradient_accumulation_steps * row)
+
+    def supervised_tokens(self, card: Mapping[str, Any]) -> float:
+        """Supervised tokens of all optimizer steps, on average.
+
+        Args:
+            card: the data set's, or its facts.
+        """
+        share = card["supervised_tokens"]["train"] / card["tokens"]["train"]
+        return float(self.max_steps * self.tokens_per_step(card) * share)
 
     @model_validator(mode="after")
     def _warm_up_within_steps(self) -> TrainingSettings:
@@ -183,10 +192,11 @@ class TrainingSettings(Section):
     def _validated_while_training(self) -> TrainingSettings:
         if self.eval_tokens and self.eval_steps:
             raise ValueError("eval_tokens and eval_steps exclude each other: set one of them to null")
-        if (self.keep_best or self.early_stopping_patience) and not (self.eval_tokens or self.eval_steps):
+        validates = self.eval_tokens or (self.eval_steps or self.max_steps) < self.max_steps
+        if (self.keep_best or self.early_stopping_patience) and not validates:
             raise ValueError(
-                "keep_best and early_stopping_patience need eval_tokens or eval_steps: "
-                "there would be nothing to choose by"
+                "keep_best and early_stopping_patience need eval_tokens, or eval_steps below max_steps "
+                f"({self.max_steps}): there would be nothing to choose by"
             )
         return self
 

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -38,6 +39,23 @@ UNATTENDED_RETRIES = 6
 """Of a deployed run: 10, 20, 40 … 320 seconds, ten minutes in all, in which a network or a server may come back."""
 SMALL = 256 * 2**20
 """Artifacts up to this many bytes are fetched from the store's URI when they are looked up, since plans read them."""
+
+
+_branch: ContextVar[str] = ContextVar("_branch", default="")
+
+
+@contextmanager
+def branch_named(name: str) -> Iterator[None]:
+    """Within this block the task runs bear the name of a flow's branch in place of the flow run's.
+
+    Args:
+        name: such as "grit, seed 3407".
+    """
+    token = _branch.set(name)
+    try:
+        yield
+    finally:
+        _branch.reset(token)
 
 
 def stage(
@@ -133,7 +151,7 @@ class Stage(Generic[P, R]):
 
     def _options(self, *args: Any) -> dict[str, Any]:
         tuned = bool(args) and isinstance(args[0], Artifact) and args[0].kind == "merged"
-        words = [self.name, "(tuned)" if tuned else "", flow_run.name or ""]
+        words = [self.name, "(tuned)" if tuned else "", _branch.get() or flow_run.name or ""]
         options: dict[str, Any] = {"task_run_name": " ".join(filter(None, words))}
         if deployment.id and self.task.retries:
             options |= {"retries": UNATTENDED_RETRIES, "retry_delay_seconds": exponential_backoff(backoff_factor=10)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Store
@@ -52,7 +54,8 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             run_converter(converter, Path(directory), file, "f16", vocabulary_only=True)
         check_loads(file, vocabulary_only=True)
         tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
-        llama = load_gguf(file, vocab_only=True)
+        with redirect_stderr(io.StringIO()):  # a model without weights has no context, of which llama.cpp would warn
+            llama = load_gguf(file, vocab_only=True)
         try:
             wrong = mismatches(llama, tokenizer, list(torture(tokenizer)))
         finally:

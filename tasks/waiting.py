@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
+import httpx
 from filelock import FileLock, Timeout
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
@@ -81,7 +82,10 @@ def _slot() -> Iterator[None]:
     run_logger().info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
     with ExitStack() as held:
         _take(held)
-        yield
+        try:
+            yield
+        finally:
+            _give_back(held)
 
 
 @retry(
@@ -101,3 +105,11 @@ def _take(held: ExitStack) -> None:
             raise TemporaryError(f"concurrency limit {SLOT}: the Prefect server does not answer") from error
         fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`make serve` does)."
         raise UserError(f"no slot can be taken: {error}", where=f"concurrency limit {SLOT}", fix=fix) from None
+
+
+def _give_back(held: ExitStack) -> None:
+    try:
+        held.close()
+    except httpx.HTTPError as error:  # the training is done, whatever the server does
+        why = "The slot of the limit '%s' cannot be given back and is free in %.0f s at the latest: %s"
+        run_logger().warning(why, SLOT, LEASE_SECONDS, error)

@@ -40,8 +40,8 @@ class MadeUp:
         self.documents: dict[str, Any] = {"arc": {"acc": [0.0, 1.0] * (PROMPTS // 2)}}
         self.model = self.artifact("model", {"config.json": "{}"}, {})
         card = {"rows": {"train": 900, "validation": ROWS, "test": PROMPTS}, "max_length": 2048,
-                "tokens": {"train": 90_000}, "supervised_share": 0.3}  # fmt: skip
-        self.dataset = self.artifact("dataset", {"card.json": json.dumps(card)}, {})
+                "tokens": {"train": 90_000}, "supervised_tokens": {"train": 27_000}}  # fmt: skip
+        self.dataset = self.artifact("dataset", {"card.json": json.dumps(card)}, card)
         self.base = BaseFigures(
             scores=self.scores(0.5), answers=self.answers("base"), forgetting=self.rows("forgetting", 0.1),
             second=self.rows("second_data", 0.3),

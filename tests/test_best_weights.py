@@ -106,6 +106,8 @@ def test_the_rule(
 
 @pytest.mark.parametrize("choice", [{"keep_best": True}, {"early_stopping_patience": 1}])
 def test_without_validations_there_is_nothing_to_choose_by(choice: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="need eval_tokens or eval_steps"):
+    with pytest.raises(ValidationError, match="need eval_tokens, or eval_steps"):
         TrainingSettings(**choice)
-    TrainingSettings(eval_steps=5, **choice)
+    with pytest.raises(ValidationError, match="eval_steps below max_steps \\(20\\)"):
+        TrainingSettings(max_steps=20, eval_steps=20, **choice)
+    TrainingSettings(max_steps=20, eval_steps=19, **choice)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 
 from flows.compare import compare, parse_comparison, plan_of, run
 from flows.comparison_stages import stages
@@ -61,6 +63,15 @@ def test_nothing_is_registered_and_nothing_is_left_half_written(compared: Artifa
     assert not (workplace / "ollama").exists()
     assert not (workplace / "store/registration").exists()
     assert not list((workplace / "store/drafts").iterdir())
+
+
+def test_task_runs_bear_method_and_seed(compared: Artifact) -> None:
+    with get_client(sync_client=True) as client:
+        named = TaskRunFilter(name=TaskRunFilterName(like_="seed 34"))
+        names = [run.name for run in client.read_task_runs(task_run_filter=named)]
+    for stage in ("train", "merge", "score (tuned)", "convert (tuned)"):
+        for method in ("baseline", "grit"):
+            assert {f"{stage} {method}, seed {seed}" for seed in (3407, 3408)} <= set(names)
 
 
 def test_a_fault_and_what_cannot_run_are_told_and_not_compared(data: dict[str, Any], workplace: Path) -> None:

@@ -16,7 +16,7 @@ from tasks import statistics
 from tasks.compared_runs import RateTrial
 from tasks.comparison import wins
 from tasks.comparison_lm_eval import lm_eval_measures
-from tasks.comparison_provenance import batch_notes, by_machine, commit
+from tasks.comparison_provenance import batch_notes, by_machine, choice_notes, commit
 from tasks.comparison_rates import edge_sentence, trial_rows
 from tasks.comparison_settings import ComparedMethod, settings_of
 from tasks.comparison_table import table
@@ -70,16 +70,6 @@ def test_a_choice_within_the_grid_is_at_no_edge(made: MadeUp) -> None:
     assert edge_sentence(rows) is None
     assert edge_sentence(trial_rows(trials[:1], ("grit",))) is None, "one rate is no choice"
     assert edge_sentence(trial_rows(trials[1:], ("grit",))) is not None
-
-
-def test_seeds_that_were_validated_after_different_steps_share_a_curve(made: MadeUp) -> None:
-    points = ([[0, 3.0], [5, 2.0], [20, 1.0]], [[0, 3.5], [7, 2.5], [20, 1.5], [20, 1.4]])
-    runs = [made.run("grit", seed, 0.0, validation=each) for seed, each in enumerate(points)]
-    for over, x in (("tokens", [0, 600, 2000]), ("seconds", [2, 11, 32])):
-        progress = [pictures.progress_of(run, steps_of(run.history), over) for run in runs]
-        found, losses = pictures.validation_points(runs, progress)
-        assert found.tolist() == x
-        assert losses.tolist() == [[3, 2, 1], [3.5, 2.5, 1.5]], "as many as all seeds have"
 
 
 class TestLmEval:
@@ -152,7 +142,7 @@ def test_twelve_methods_of_five_thousand_steps_stay_far_below_three_megabytes(
         method: [run.model_copy(update={"history": history}) for run, history in zip(runs, (one, other), strict=True)]
         for method in get_args(ComparedMethod)[:-1]
     }
-    curves = [draw(by_name, "tokens") for draw in (pictures.loss_curves, pictures.validation_curves)]
+    curves = [draw(by_name, "tokens", None) for draw in (pictures.loss_curves, pictures.validation_curves)]
     maps = [picture for *_, picture in pictures.module_maps({"grit": by_name["grit"]})]
     # The curves come twice, over tokens and over seconds.
     assert 2 * sum(map(len, curves)) + 12 * sum(map(len, maps)) < 2_000_000
@@ -170,7 +160,7 @@ def test_long_answers_are_cut_in_the_page_and_whole_in_its_data(made: MadeUp, mo
 
 def test_the_dashed_line_is_in_the_legend_and_maps_of_a_kind_share_their_colours(made: MadeUp) -> None:
     runs = by_method(made.runs(("baseline", "grit"), 2))
-    assert ">validation</text>" in pictures.loss_curves(runs, "tokens")
+    assert ">validation</text>" in pictures.loss_curves(runs, "tokens", None)
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_map", lambda means, kind, scale: seen.append((kind, scale)))
@@ -238,6 +228,13 @@ class TestMachines:
         assert said.startswith(
             f"grit, seed 3: memory ran out, so it trained on 1 × {rows * passes} rows a step in place of"
         )
+
+    def test_that_the_rows_of_the_verdict_chose_is_told(self) -> None:
+        asked = {"training.keep_best": True, "training.eval_steps": 5, "training.eval_tokens": None}
+        plain, best = (settings_of("grit", load_settings("demo", overrides)) for overrides in ({}, asked))
+        assert choice_notes({"grit": plain}) == []
+        (said,) = choice_notes({"baseline": plain, "grit": best})
+        assert "on the rows of the table's validation loss" in said
 
     def test_methods_take_turns_only_without_a_cluster(self, made: MadeUp, of_one_seed: str) -> None:
         there = made.report(made.runs(METHODS, 1), cluster="tcp://127.0.0.1:1")

@@ -39,7 +39,11 @@ Preset = Callable[..., str]
             ["--data.validation_fraction", "0", "--training.keep_best", "--training.eval_steps", "1"],
             "training: keep_best",
         ),
-        (["--training.keep_best"], "keep_best and early_stopping_patience need eval_tokens or eval_steps"),
+        (["--training.keep_best"], "early_stopping_patience need eval_tokens, or eval_steps below max_steps"),
+        (
+            ["--training.early_stopping_patience", "1", "--training.eval_tokens", "99999"],
+            "supervised tokens, and 99999 pass between two validations. Use ",
+        ),
         (["--training.backend", "unsloth"], "training.backend: Unsloth's fused kernels bypass"),
         (["--export.llama_cpp", "/nowhere"], "/nowhere: no convert_hf_to_gguf.py here"),
         (["--data.source", "missing.jsonl"], "missing.jsonl: no such file"),

@@ -61,6 +61,6 @@ def test_a_run_outlives_its_worker_its_process_and_its_server(
     finally:
         served.make("down")
     names = [state["name"] for state in states]
-    assert names[-1] == "Completed", served.logs()
+    assert names[-1] == "Completed", f"{served.logs()}\n{names}: {states[-1]['message']}"
     assert names.count("Recovered") == 1
     assert "scheduled again, repetition 1 of 3" in served.logs()

@@ -50,9 +50,13 @@ def readings(store: Store, before: list[float], after: list[float]) -> list[str]
 
 def test_a_difference_is_read_by_its_paired_error(store: Store) -> None:
     base = [10.0, 30.0, 20.0, 40.0]
-    assert readings(store, base, [nll - 5 for nll in base]) == ["better"], "smaller in every row"
-    assert readings(store, base, [nll + 5 for nll in base]) == ["worse"], "greater in every row"
+    nearly = [4.9, 5.0, 5.1, 5.0]
+    smaller, greater = ([nll + sign * by for nll, by in zip(base, nearly, strict=True)] for sign in (-1, 1))
+    assert readings(store, base, smaller) == ["better"], "smaller in every row"
+    assert readings(store, base, greater) == ["worse"], "greater in every row"
     assert readings(store, base, [5.0, 36.0, 14.0, 43.0]) == ["within error"], "better in some and worse in others"
+    assert readings(store, base, base) == ["within error"], "equal"
+    assert readings(store, base, [nll - 5 for nll in base]) == ["error unknown"], "by the same in every row"
 
 
 @pytest.mark.parametrize(("rows", "reading"), [(4, "within error"), (40, "better")])
@@ -85,7 +89,7 @@ def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: floa
     assert row["stderr"] == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
 
 
-@pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1)])
+@pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1), (0.1, 1), (0.0, 2)])
 def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number: int) -> None:
     before, after = (
         {"task": {"score": {"value": value, "stderr": stderr, "n": number, "higher_is_better": True}}}
@@ -117,9 +121,9 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
 @pytest.mark.parametrize(
     ("nll", "exact", "tone", "opening"),
     [
-        ([1.0, 11.0], 0.9, "better", "The tuned model is better than the base model on held-out data."),
-        ([50.0, 60.0], 0.1, "worse", "The tuned model is worse than the base model on held-out data."),
-        ([1.0, 11.0], 0.1, "worse", "The tuned model is better in some held-out measures and worse in others."),
+        ([1.0, 11.1], 0.9, "better", "The tuned model is better than the base model on held-out data."),
+        ([50.0, 60.1], 0.1, "worse", "The tuned model is worse than the base model on held-out data."),
+        ([1.0, 11.1], 0.1, "worse", "The tuned model is better in some held-out measures and worse in others."),
         ([10.0, 20.0], 0.5, "", "No difference between tuned and base model exceeds its error."),
     ],
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from tenacity import wait_none
 
 from tasks import gpus, waiting
@@ -187,3 +189,23 @@ def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.Monkey
         client.upsert_global_concurrency_limit_by_name(SLOT, 1)
     with device(Store(tmp_path)):
         assert next(failures, None) is None
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("failure", [None, UserError("the training failed", where="here", fix="Mend it.")])
+def test_a_server_that_is_gone_at_the_end_costs_no_result(
+    failure: UserError | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(SLOT, 9)
+        before = client.read_global_concurrency_limit_by_name(SLOT).active_slots
+        with socket.socket() as nobody, pytest.raises(UserError) if failure else nullcontext():
+            nobody.bind(("127.0.0.1", 0))
+            gone = {PREFECT_API_URL: f"http://127.0.0.1:{nobody.getsockname()[1]}/api"}
+            with ExitStack() as later, device(Store(tmp_path)):
+                later.enter_context(temporary_settings(gone))
+                if failure:
+                    raise failure
+        assert "cannot be given back" in caplog.text
+        assert client.read_global_concurrency_limit_by_name(SLOT).active_slots == before + 1, "until its lease ends"
