@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact
-from tasks.compared_runs import ComparedRun
+from tasks.compared_runs import BaseFigures, ComparedRun
 from tasks.rendering import provenance
 from tasks.settings import REPOSITORY, FinetuneSettings
 
 GIT_SECONDS = 10
 
 
-def origins(runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]]) -> list[tuple[str, str]]:
+def origins(
+    runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]], base: BaseFigures
+) -> list[tuple[str, str]]:
     """Names and values of the provenance.
 
     Args:
         runs: all trainings.
         shared: artifacts that all of them start from, by name.
+        base: what was measured of the base model, for what it was measured on.
     """
+    others = [("second data set", base.second)] if base.second else []
     made = [(f"{run.method}, seed {run.seed}: {one.kind}", one) for run in runs for one in (run.adapter, run.gguf)]
     here = provenance(runs[0].history.facts["device"], [*shared, *made])
     machines = by_machine(runs)
@@ -36,6 +40,10 @@ def origins(runs: Sequence[ComparedRun], shared: Sequence[tuple[str, Artifact]])
         ),
         ("system", "; ".join(sorted({_system(run) for run in runs}))),
         *here[1:],  # the first is the machine that writes this
+        *(
+            (f"{name} SHA-256", measured.facts["of_sha256"])
+            for name, measured in [*others, ("text outside the data", base.forgetting)]
+        ),
     ]
 
 

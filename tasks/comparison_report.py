@@ -107,7 +107,7 @@ def write_comparison(
         "comparison": comparison.model_dump(mode="json", exclude={"cluster"}),  # it changes no figure
         "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         "runs": [run.history.facts | {"method": run.method, "seed": run.seed} for run in runs],
-        "provenance": origins(runs, [("model", model), ("dataset", dataset)]),
+        "provenance": origins(runs, [("model", model), ("dataset", dataset)], base),
     }
     measured = all(run.history.facts["validation"] for run in runs)
     every = settings.training.eval_tokens

@@ -47,7 +47,7 @@ def measure_forgetting(
 
     Returns:
         The artifact `forgetting`: `rows.json` with `nll` (nats) and `supervised_tokens` of each paragraph, or of each
-        piece of a longer one; its facts tell how many paragraphs were cut.
+        piece of a longer one; its facts tell how many paragraphs were cut, and the text's SHA-256.
 
     Raises:
         UserError: the text cannot be read or is empty, or the loss is not a number.
@@ -68,7 +68,7 @@ def measure_forgetting(
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where=text or OWN_TEXT.name)
     del network
     clear_device_cache()
-    return write_losses("forgetting", loss, store, cut_paragraphs=cut)
+    return write_losses("forgetting", loss, store, cut_paragraphs=cut, of_sha256=_watch(text))
 
 
 def read_text(text: str | None) -> str:

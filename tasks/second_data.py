@@ -60,7 +60,7 @@ def measure_second_data(
 
     Returns:
         The artifact `second_data`: `rows.json` with `nll` (nats) and `supervised_tokens` of each row; its facts tell
-        how many rows were left out, since their prompt is trained on.
+        how many rows were left out, since their prompt is trained on, and the digest of the data set.
 
     Raises:
         UserError: no row is left, or the loss is not a number.
@@ -83,7 +83,7 @@ def measure_second_data(
     loss = validation_loss(network, rows, settings.batch_size, tokenizer.pad_token_id, where="second_data")
     del network
     clear_device_cache()
-    return write_losses("second_data", loss, store, left_out=left_out)
+    return write_losses("second_data", loss, store, left_out=left_out, of_sha256=second.digest)
 
 
 def without_trained(rows: list[Row], trained: list[Row]) -> list[Row]:

@@ -58,7 +58,7 @@ class MadeUp:
 
     def rows(self, kind: str, shift: float) -> Artifact:
         """Losses of rows that are the same for all but a shift per token."""
-        return self.artifact(kind, {"rows.json": json.dumps(_losses(shift))}, {})
+        return self.artifact(kind, {"rows.json": json.dumps(_losses(shift))}, {"of_sha256": f"that of {kind}"})
 
     def scores(self, shift: float) -> Artifact:
         """The scores of a model, with what `lm_eval` and `documents` hold now."""

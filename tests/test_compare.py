@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from flows.finetune import stages as finetune_stages
 from tasks.artifacts import Artifact
 from tasks.comparison_settings import CompareSettings
 from tasks.errors import TrainingError, UserError
+from tasks.forgetting import OWN_TEXT
 from tasks.planning import planning
 from tasks.presets import load_settings
 from tests.standins.openai_server import MODEL, openai_stand_in
@@ -72,6 +74,15 @@ def test_task_runs_bear_method_and_seed(compared: Artifact) -> None:
     for stage in ("train", "merge", "score (tuned)", "convert (tuned)"):
         for method in ("baseline", "grit"):
             assert {f"{stage} {method}, seed {seed}" for seed in (3407, 3408)} <= set(names)
+
+
+def test_the_provenance_names_all_data_by_digest(data: dict[str, Any], workplace: Path) -> None:
+    digests = {name: value for name, value in data["provenance"] if name.endswith(" SHA-256")}
+    made = {path.name: path for path in (workplace / "store/dataset").iterdir()}
+    trained_on, second = (made.pop(digests[f"{name} SHA-256"][:16]) for name in ("dataset", "second data set"))
+    held_out = [json.loads((path / "card.json").read_text())["rows"]["validation"] for path in (trained_on, second)]
+    assert held_out == [8, 0] and not made
+    assert digests["text outside the data SHA-256"] == hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
 
 
 def test_a_fault_and_what_cannot_run_are_told_and_not_compared(data: dict[str, Any], workplace: Path) -> None:
