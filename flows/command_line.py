@@ -24,7 +24,7 @@ from rich.table import Table
 from tasks.errors import TemporaryError, UserError
 from tasks.estimate import estimate
 from tasks.planning import planning
-from tasks.preflight import check_registry
+from tasks.preflight import check_registry, check_settings
 from tasks.presets import load_settings
 from tasks.promotion import outcome
 from tasks.registration import next_commands, without_commands
@@ -144,6 +144,7 @@ def run(
         if plan:
             show_plan(settings, stages)
             return
+        check_settings(settings)  # before a server is started for the flow, which takes many seconds
         method = overrides.pop("method", settings.method)
         with stopping_at_once():
             finished = flow(preset, method, overrides)

@@ -147,6 +147,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if plan:
             show_plan(settings, comparison)
             return
+        runnable(settings, comparison)  # before a server is started for the flow, which takes many seconds
         with stopping_at_once():
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)

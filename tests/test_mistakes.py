@@ -70,6 +70,17 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(
     assert_nothing_half_written(store)
 
 
+def test_what_the_settings_alone_tell_starts_no_flow(
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a flow was started")
+
+    preset = make_preset(store=str(workplace / "mistakes"))
+    assert run(never, stages, ["--preset", preset, "--data.source", "missing.jsonl"]) == 2
+    assert_one_line(capfd.readouterr().err, "missing.jsonl: no such file")
+
+
 def assert_one_line(printed: str, said: str) -> None:
     assert "Traceback" not in printed
     last = printed.strip().splitlines()[-1]
