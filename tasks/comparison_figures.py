@@ -68,7 +68,7 @@ def validation_curves(runs: Runs, over: Over, every: int | None) -> str:
 
 
 def loss_curves(runs: Runs, over: Over, every: int | None) -> str:
-    """Smoothed training loss of each method, with a band of one standard error, and its validation loss, dashed.
+    """Training loss of each method, of many steps smoothed, with a band of one standard error; validation loss, dashed.
 
     A step's training loss is that of the weights before it, and stands there.
 

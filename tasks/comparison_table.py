@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.comparison import Measure, shared_confidence
 from tasks.statistics import Estimate
+from tasks.uncertainty import is_zero
 
 GROUPS = {
     "loss": "Loss",
@@ -113,7 +114,7 @@ def _change(measure: Measure, difference: Estimate) -> str:
 
 
 def _intervals(measure: Measure, difference: Estimate) -> list[str]:
-    if not difference.stderr:
+    if difference.stderr is None or is_zero(difference.stderr, difference.value):
         return []
     shown, form = measure.shown(difference), f"{'' if measure.exponential else '+'},.{measure.digits}f"
     known = [("t", shown.interval), ("bootstrap", shown.bootstrap)]

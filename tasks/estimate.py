@@ -27,6 +27,17 @@ RESERVE = 512 * 2**20  # logs, tokenizers, a small model's adapter, and what els
 CHECKPOINTS = 3  # the last two and the one being written
 ADAPTER_SHARE = 0.0055 / 16  # LoRA's share of the weights by rank: Llama 3 8B's with all seven matrices (0.52 % at 16)
 
+ON_TOP = {
+    "merge": "merging",
+    "convert": "conversion",
+    "check_fidelity": "the GGUF's check",
+    "answer_prompts": "answers",
+    "measure_forgetting": "forgetting",
+    "measure_second_data": "the second data set",
+    "judge_answers": "the judge",
+}
+"""Stages whose time nothing is said of, and what they are called."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -158,9 +169,13 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
             intervals = min(training.max_steps, training.supervised_tokens(card) / training.eval_tokens)
         measured += (trainings + faults) * (1 + math.ceil(intervals))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
-    others = ["lm-eval's answers", "merging", "conversion", *(["validation"] if rows is None else [])]
+    others = [what for name, what in ON_TOP.items() if name in waiting]
+    others += ["GRIT's first basis"] if trainings and settings.method == "grit" else []
+    others += ["lm-eval's answers"] if "score" in waiting and settings.scoring.tasks else []
+    others += ["validation"] if rows is None else []
     said = ", ".join(parts) or "not known"
-    return f"Time: {said}, at half of this machine's measured matmul speed; {', '.join(others)} come on top."
+    on_top = f" On top: {', '.join(others)}." if others else ""
+    return f"Time: {said}, at half of this machine's measured matmul speed.{on_top}"
 
 
 def _minutes(seconds: float) -> str:

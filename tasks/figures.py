@@ -36,7 +36,7 @@ _STYLE: Any = {
 
 
 def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[float]]) -> str:
-    """Training loss of each step and smoothed, and the validation loss where it was measured.
+    """Training loss of each step, of many steps smoothed as well, and the validation loss where it was measured.
 
     A step's training loss is that of the weights before it, and stands there.
 
@@ -48,7 +48,8 @@ def loss_curve(steps: Sequence[dict[str, Any]], validation: Sequence[Sequence[fl
 
     def draw(axes: Axes) -> None:
         axes.plot(done, losses, color=TRAINING, alpha=0.35, linewidth=1, label="training, each step")
-        axes.plot(done, smoothed(losses), color=TRAINING, linewidth=2, label="training, smoothed")
+        if len(losses) >= SMOOTHED:
+            axes.plot(done, smoothed(losses), color=TRAINING, linewidth=2, label="training, smoothed")
         if validation:
             axes.plot(*zip(*validation, strict=True), "o--", color=VALIDATION, label="validation")
         axes.set(xlabel="optimizer steps done", ylabel="nats per supervised token", ylim=(0, None))

@@ -9,11 +9,12 @@ from tasks.artifacts import Artifact
 from tasks.conversion import find_converter
 from tasks.errors import TemporaryError, UserError
 from tasks.export_settings import OllamaSettings
+from tasks.logs import run_logger
 from tasks.model_files import check_targets, matrix_layers
 from tasks.modelfile import check_parameters, is_servable, ollama_model
 from tasks.ollama_names import parse_name, version_name
 from tasks.ollama_store import OllamaDirectory
-from tasks.planning import Pending
+from tasks.planning import Pending, looking
 from tasks.registry import registry
 from tasks.settings import FinetuneSettings
 from tasks.source import check_files
@@ -86,21 +87,13 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
             fix="Leave it out.",
         )
     check_targets(settings.lora, matrix_layers(model.path), settings.model.name)
-    chooses = settings.training.keep_best or settings.training.early_stopping_patience
-    if chooses and not (dataset.path / "validation.parquet").is_file():
+    if _chooses(settings) and not (dataset.path / "validation.parquet").is_file():
         raise UserError(
             "keep_best and early_stopping_patience need validation rows, and none are held out",
             where="training",
             fix="Hold rows out: data.validation_fraction or data.validation_source.",
         )
-    every, tokens = settings.training.eval_tokens, settings.training.supervised_tokens(dataset.facts)
-    if chooses and every and every >= tokens:
-        raise UserError(
-            f"keep_best and early_stopping_patience would have nothing to choose by: the training sees some "
-            f"{tokens:.0f} supervised tokens, and {every} pass between two validations",
-            where="training.eval_tokens",
-            fix=f"Use {math.ceil(tokens / 10)}, for some ten validations.",
-        )
+    check_validations(settings, dataset)
     if settings.data.max_length > (context := int(model.facts["context_length"])):
         raise UserError(
             f"{settings.data.max_length} tokens are more than the model's context of {context}",
@@ -109,3 +102,29 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
         )
     if settings.ollama.target != "none" or is_servable(dataset):
         ollama_model(dataset, settings.ollama, model.facts.get("license"))
+
+
+def _chooses(settings: FinetuneSettings) -> bool:
+    return bool(settings.training.keep_best or settings.training.early_stopping_patience)
+
+
+def check_validations(settings: FinetuneSettings, dataset: Artifact) -> None:
+    """Warn of a training that ends before its first validation.
+
+    Args:
+        settings: when to validate.
+        dataset: whose facts count the tokens.
+
+    Raises:
+        UserError: the validations were to choose the adapter or the end.
+    """
+    every, tokens = settings.training.eval_tokens, settings.training.supervised_tokens(dataset.facts)
+    if not every or every < tokens:
+        return
+    seen = f"the training sees some {tokens:.0f} supervised tokens, and {every} pass between two validations"
+    fix = f"Use {math.ceil(tokens / 10)}, for some ten validations."
+    if _chooses(settings):
+        wrong = f"keep_best and early_stopping_patience would have nothing to choose by: {seen}"
+        raise UserError(wrong, where="training.eval_tokens", fix=fix)
+    if not looking():
+        run_logger().warning("training.eval_tokens: no validation during the training: %s. %s", seen, fix)

@@ -11,11 +11,14 @@ from typing import Any
 from scipy import stats
 
 from tasks.artifacts import Artifact
-from tasks.uncertainty import ratio_stderr
+from tasks.uncertainty import is_zero, ratio_stderr
 
 CONFIDENCE = 0.95
 """Of the interval by Student's t that a difference must leave out 0 with, or else lies within its error: of four rows
 it has three standard errors to each side, of many two."""
+FEW = 10
+"""Where a difference is the same in every row or document, its measured error is 0. Of fewer than these nothing is made
+of it: what all of ten do, three in ten others may not (the rule of three, Hanley and Lippman-Hand 1983)."""
 
 
 def score_differences(base: Artifact, tuned: Artifact) -> list[dict[str, Any]]:
@@ -85,8 +88,8 @@ def _compared(
     difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
     if difference is None:
         reading = "not a number"
-    elif error is None or number < 2 or (not error and difference):
-        reading = "error unknown"  # where all rows say the same, they do not say how far others would be off
+    elif error is None or number < 2 or (number < FEW and is_zero(error, difference) and difference):
+        reading = "error unknown"
     elif abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * error:
         reading = "within error"
     elif higher_is_better is None:

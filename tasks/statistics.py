@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from tasks.uncertainty import is_zero
+
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 
@@ -35,7 +37,8 @@ class Estimate:
     def exceeds_error(self) -> bool:
         """Whether 0 lies outside of every interval. One seed tells no error, nor do values that are all equal."""
         known = [interval for interval in (self.interval, self.bootstrap) if interval is not None]
-        return self.repeated and bool(self.stderr) and all(low > 0 or high < 0 for low, high in known)
+        spread = self.stderr is not None and not is_zero(self.stderr, self.value)
+        return self.repeated and spread and all(low > 0 or high < 0 for low, high in known)
 
 
 def over_seeds(values: ArrayLike, confidence: float) -> Estimate:

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 
-from flows.compare import compare, parse_comparison, plan_of, run
+from flows.compare import compare, plan_of
 from flows.comparison_stages import stages
 from flows.finetune import stages as finetune_stages
 from tasks.artifacts import Artifact
@@ -261,42 +261,3 @@ def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
     before = json.loads((compared.path / "report.json").read_text())
     same = [row for row in before["table"] if row["group"] != "Second data set"]
     assert data["table"] == same, "its runs are the ones that were there"
-
-
-def test_the_command_line() -> None:
-    words = ["--preset", "x.yaml", "--methods", "baseline,grit:kfac", "--seeds", "5", "--training.max_steps", "40"]
-    preset, plan, comparison, settings = parse_comparison(words)
-    assert (preset, plan, comparison.seeds) == ("x.yaml", False, 5)
-    assert comparison.methods == ("baseline", "grit:kfac")
-    assert load_settings("demo", settings).training.max_steps == 40
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--methods", "baseline,gritt"], "methods.1: Input should be"),
-        (["--methods", "grit,grit"], "a method is named twice"),
-        (["--methods", "study-fault,grit"], "no method to measure others against"),
-        (["--seeds", "0"], "seeds: Input should be greater than or equal to 1"),
-        (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
-        (["--method", "grit"], "Use --methods baseline,grit."),
-        (["--seed_s", "2"], "Did you mean --seeds?"),
-        (["--learning_rates", "1e-3,0.001"], "learning_rates: a rate is named twice"),
-        (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
-    ],
-)
-def test_mistakes_are_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str], make_preset: Preset, without_cuda: None
-) -> None:
-    assert run(["--preset", make_preset(), "--plan", *words]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_the_plan_counts_stages(make_preset: Preset, capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
-    unused = make_preset(store=str(workplace / "unused"))
-    assert run(["--preset", unused, "--plan", "--methods", "baseline,lora_fa", "--seeds", "2"]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"train +│ 0 +│ 4", printed)
-    assert "Time: training at most" in printed
-    assert not (workplace / "unused").exists()

@@ -60,6 +60,14 @@ def test_rates_that_look_alike_have_directories_of_their_own_and_a_choice_at_the
         assert said in (report.path / name).read_text()
 
 
+def test_the_short_report_has_the_studys_figures_beside_ours(made: MadeUp) -> None:
+    text = (made.report(made.runs(METHODS, 2)).path / "report.md").read_text()
+    heading, _, first = text[text.index("| published |") :].splitlines()[:3]
+    assert heading.endswith("| ours: baseline | ours: grit |")
+    assert first.startswith("| final training loss | 1.0439 | 0.0899") and first.count("±") == 2
+    assert heading.count("|") == first.count("|")
+
+
 def test_a_choice_within_the_grid_is_at_no_edge(made: MadeUp) -> None:
     trials = [
         RateTrial(method="grit", learning_rate=rate, history=made.history(loss, 1))

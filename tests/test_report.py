@@ -89,7 +89,7 @@ def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: floa
     assert row["stderr"] == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
 
 
-@pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1), (0.1, 1), (0.0, 2)])
+@pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1), (0.1, 1), (0.0, 2), (1e-17, 9)])
 def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number: int) -> None:
     before, after = (
         {"task": {"score": {"value": value, "stderr": stderr, "n": number, "higher_is_better": True}}}
@@ -98,6 +98,15 @@ def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number:
     (row,) = lm_eval_rows(before, after)
     assert row["reading"] == "error unknown"
     assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
+
+
+@pytest.mark.parametrize(("before", "after", "reading"), [(0.0, 1.0, "better"), (1.0, 0.0, "worse")])
+def test_what_all_of_many_documents_do_is_a_difference(before: float, after: float, reading: str) -> None:
+    (row,) = lm_eval_rows(*(
+        {"task": {"score": {"value": value, "stderr": 0.0, "n": 10, "higher_is_better": True}}}
+        for value in (before, after)
+    ))  # fmt: skip
+    assert row["reading"] == reading
 
 
 def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) -> None:

@@ -125,3 +125,4 @@ def test_a_difference_to_the_base_pairs_each_seed_with_the_one_base() -> None:
 def test_equal_values_tell_no_error() -> None:
     assert not paired([30, 30], [40, 40], None, 0.95).exceeds_error
     assert not paired(np.ones((2, 2)), np.zeros((2, 2)), [1, 1], 0.95).exceeds_error
+    assert not paired([0.7, 0.8, 0.6], [0.6, 0.7, 0.5], None, 0.95).exceeds_error, "equal but for rounding"

@@ -1,0 +1,37 @@
+"""What a flow puts on its run's page."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.publishing import show_report
+from tasks.artifacts import Artifact, reference
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Artifact:
+    (tmp_path / "report.md").write_text("# A little better", encoding="utf-8")
+    return reference("report", tmp_path, ["report.md"], {})
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_page_shows_the_short_report(report: Artifact) -> None:
+    assert show_report(report, "of-this-test") == f"Full report: {report.path / 'report.html'}"
+    with get_client(sync_client=True) as client:
+        (shown,) = (one for one in client.read_artifacts() if one.key == "of-this-test")
+    assert shown.data == "# A little better"
+
+
+def test_a_server_that_is_gone_costs_the_page_and_not_the_run(
+    report: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{nobody.getsockname()[1]}/api"}):
+            assert show_report(report, "report") == f"Full report: {report.path / 'report.html'}"
+    assert "cannot show the report" in caplog.text
