@@ -6,9 +6,11 @@ seed or method runs only what is new. Run `python -m flows.compare --help` for t
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -152,7 +154,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)
         print(f"\n{report.facts['verdict']}\n\nReport: {report.path / 'report.html'}")
-        print(f"TensorBoard: tensorboard --logdir {report.path / 'tensorboard'}")
+        tensorboard = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(report.path / "tensorboard")]
+        print(f"TensorBoard: {shlex.join(tensorboard)}")
 
     return exit_status(act)
 

@@ -7,6 +7,7 @@ import math
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact
+from tasks.history import kept_loss
 
 
 class BaseFigures(BaseModel):
@@ -38,15 +39,6 @@ class FaultRun(BaseModel):
 
     seed: int
     history: Artifact
-
-
-def kept_loss(history: Artifact) -> float:
-    """The validation loss, measured while training, of the adapter that was kept: the last one, if no other was.
-
-    Args:
-        history: with at least one validation.
-    """
-    return float((history.facts["kept"] or history.facts["validation"][-1])[1])
 
 
 class RateTrial(BaseModel):

@@ -163,7 +163,8 @@ def module_maps(runs: Runs) -> list[tuple[str, str, str]]:
             if not all(seeds):
                 continue
             values = {module: [one[module][name] for one in seeds] for module in seeds[0]}
-            if all(value is not None for each_seed in values.values() for value in each_seed):
+            measured = [value for each_seed in values.values() for value in each_seed]
+            if None not in measured and any(measured):  # a factor that nothing has come into yet has no rank
                 means = {module: float(np.mean(each_seed)) for module, each_seed in values.items()}
                 shown.append((method, kind, meaning, means))
     found: dict[str, list[float]] = {}

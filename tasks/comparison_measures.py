@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tasks.artifacts import Artifact
-from tasks.compared_runs import BaseFigures, ComparedRun, kept_loss
+from tasks.compared_runs import BaseFigures, ComparedRun
 from tasks.comparison import Measure, Runs, answer_measures
 from tasks.comparison_lm_eval import lm_eval_measures
-from tasks.history import LAST, final_training_loss, last_steps, steps_of, steps_to_kept
+from tasks.history import LAST, final_training_loss, kept_loss, last_steps, steps_of, steps_to_kept
 from tasks.model_files import opened
 from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
 
@@ -67,6 +67,9 @@ def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
         found.append(Measure(name, None, values, 4, counts, np.array([before["nll"]]), exponential=True))
         gap = {method: each.sum(axis=1) / counts.sum() - training[method] for method, each in values.items()}
         found.append(Measure("generalisation gap: validation less training loss", None, gap))
+        trained = {method: np.array([kept_loss(run.history) for run in each]) for method, each in runs.items()}
+        cost = {method: each.sum(axis=1) / counts.sum() - trained[method] for method, each in values.items()}
+        found.append(Measure("validation loss added by merging and rounding", None, cost))
         lowest = {
             method: np.array([min(run.history.facts["validation"], key=lambda point: point[1])[0] for run in each])
             for method, each in runs.items()

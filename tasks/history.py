@@ -26,6 +26,15 @@ def steps_to_kept(history: Artifact) -> list[dict[str, Any]]:
     return steps[: kept[0]] if kept else steps
 
 
+def kept_loss(history: Artifact) -> float:
+    """The validation loss, measured while training, of the adapter that was kept: the last one, if no other was.
+
+    Args:
+        history: with at least one validation.
+    """
+    return float((history.facts["kept"] or history.facts["validation"][-1])[1])
+
+
 def last_steps(steps: Sequence[Step]) -> Sequence[Step]:
     """The steps that end a training: ten, or the last quarter where that is fewer, and one at least.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact, Store
+from tasks.history import kept_loss
 from tasks.registration import next_commands, without_commands
 from tasks.rendering import figure, flat_settings, jinja, plusminus, provenance, signed
 from tasks.score_differences import score_differences
@@ -21,6 +22,8 @@ _OPENINGS = {
     (False, False): "No difference between tuned and base model exceeds its error.",
 }
 """By whether something is better, and whether something is worse."""
+LOST = 0.05
+"""Share of the gain that merging may take without a warning."""
 
 
 @stage(libraries=("matplotlib", "jinja2", "scipy"), templates=("report.html.j2", "report.md.j2", "style.css.j2"))
@@ -72,6 +75,7 @@ def write_report(
         "card": _json(dataset.path / "card.json"),
         "samples": _samples(scores["base"]["samples"], scores["tuned"]["samples"]),
         "merge": merged.facts["merge"],
+        "merging_cost": merging_cost(history, scores["tuned"]["validation"]),
         "gguf": gguf.facts,
         "fidelity": fidelity.facts,
         "registration": registration.facts,
@@ -85,6 +89,7 @@ def write_report(
     view = {
         **data,
         "without_commands": without_commands(gguf),
+        "lost_by_merging": LOST,
         "settings": settings,
         "merge_line": merge_line(merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
         "training": list(_training_table(history.facts, steps)),
@@ -134,6 +139,25 @@ def method_name(settings: FinetuneSettings) -> str:
     if settings.method == "baseline":
         return "baseline (AdamW)"
     return f"GRIT (variant {settings.grit.variant}, basis {settings.grit.first_basis})"
+
+
+def merging_cost(history: Artifact, validation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What merging, and rounding to the base's dtype, took of the validation loss that training gained.
+
+    Args:
+        history: of the training.
+        validation: from the scores of the merged model, on the same rows.
+
+    Returns:
+        `trained` and `merged`, in nats per supervised token, and `lost`, the share of the gain; none where nothing was
+        held out or gained.
+    """
+    if not validation or not history.facts["validation"]:
+        return None
+    before, trained, merged = history.facts["validation"][0][1], kept_loss(history), validation["loss"]
+    if trained >= before:
+        return None
+    return {"trained": trained, "merged": merged, "lost": (merged - trained) / (before - trained)}
 
 
 def merge_line(merge: dict[str, Any]) -> str:

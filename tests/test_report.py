@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,12 @@ def test_a_sample_is_exact_only_if_it_is(store: Store) -> None:
 
 
 def report(
-    store: Store, base: Artifact, tuned: Artifact, promoted: bool = True, merge: dict[str, Any] | None = None
+    store: Store,
+    base: Artifact,
+    tuned: Artifact,
+    promoted: bool = True,
+    merge: dict[str, Any] | None = None,
+    validation: Sequence[tuple[int, float]] = (),
 ) -> tuple[dict[str, Any], str]:
     """The report of a run whose other stages made the least that they can make; trained on NF4 if `merge` is given."""
     overrides = {"method": "baseline", "model": {"quantization": "nf4" if merge else "none"}}
@@ -197,8 +203,8 @@ def report(
     }  # fmt: skip
     history = {
         "method": "baseline", "steps": 1, "final_loss": 2.0, "final_loss_steps": 1, "median_seconds_per_step": 1.0,
-        "total_seconds": 1.0, "basis_seconds": 30.0, "kept": [1, 1.25], "stopped_early": True,
-        "tokens": 10, "supervised_tokens": 5, "validation": [], "trainable_parameters": 3,
+        "total_seconds": 1.0, "basis_seconds": 30.0, "kept": None if validation else [1, 1.25], "stopped_early": True,
+        "tokens": 10, "supervised_tokens": 5, "validation": validation, "trainable_parameters": 3,
         "peak_memory_bytes": 10**9, "peak_memory_kind": "resident set", "device": "CPU",
     }  # fmt: skip
     gguf = {"type": "q8_0", "bytes": 5, "answer": {"prompt": "Q", "text": HOSTILE, "tokens_per_second": 1.0}}
@@ -227,6 +233,22 @@ def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
     assert "of step 1, with the lowest validation loss (1.2500)" in html and "stopped early" in html
     assert ("Not promoted</span>: nothing is in use as <code>it</code>" in html) == (not promoted)
     assert data["next"] == [f"ollama run {'it' if promoted else 'it:1'}"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "share", "said"),
+    [
+        (1.30, 0.25, '1.3000; merged, and rounded to the base\'s dtype, it is 1.3500: <span class="bad">25% of what'),
+        (1.345, 1 / 31, "1.3450; merged, and rounded to the base's dtype, it is 1.3500.</p>"),
+        (1.6, None, None),
+    ],
+)
+def test_what_merging_takes_is_told(store: Store, trained: float, share: float | None, said: str | None) -> None:
+    points = [(0, 1.5), (1, trained)]
+    data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), validation=points)
+    assert (data["merging_cost"] or {}).get("lost") == (share and pytest.approx(share))
+    assert said is None or said in html
+    assert ("As trained" in html) == (said is not None)
 
 
 def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
