@@ -69,7 +69,7 @@ def _losses(runs: Runs, base: BaseFigures) -> list[Measure]:
         found.append(Measure("generalisation gap: validation less training loss", None, gap))
         trained = {method: np.array([kept_loss(run.history) for run in each]) for method, each in runs.items()}
         cost = {method: each.sum(axis=1) / counts.sum() - trained[method] for method, each in values.items()}
-        found.append(Measure("validation loss added by merging and rounding", None, cost))
+        found.append(Measure("loss added by merging and rounding", None, cost))
         lowest = {
             method: np.array([min(run.history.facts["validation"], key=lambda point: point[1])[0] for run in each])
             for method, each in runs.items()
