@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ NOT_IN_THE_MERGE = {
 }
 """Settings that choose or train what the tensors in the file already tell."""
 IN_THE_MERGE = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"}
+CHUNK = 2**18
+"""Numbers rounded at a time, so that what this takes beside them stays in the processor's cache."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Starts of A and B that leave the base as it is; after others, such as PiSSA, the adapter belongs to another base."""
 
@@ -70,7 +73,7 @@ class Adapter:
         """What becomes of a tensor of the base: W + s B A, with s = alpha / r, or alpha / sqrt(r) for rsLoRA.
 
         LoRA is arXiv 2106.09685, rsLoRA 2312.03732. DoRA (arXiv 2402.09353, equation 5) gives each row of the sum
-        the norm that it has learned. All is computed in float32, in PEFT's order, and rounded once.
+        the norm that it has learned. All is computed in float32, in PEFT's order, and `rounded` once.
 
         Args:
             name: of the tensor, one of `targets`.
@@ -86,9 +89,10 @@ class Adapter:
         new = self._tensor(self.replaced[name]) if name in self.replaced else self._sum(name, weight.float())
         if new.shape != weight.shape:
             raise RuntimeError(f"{name} is {tuple(weight.shape)} in the base and {tuple(new.shape)} in the adapter")
-        if torch.equal(rounded := new.to(weight.dtype), weight):
+        merged = rounded(new, weight.dtype, seed=zlib.crc32(name.encode()))
+        if torch.equal(merged, weight):
             raise RuntimeError(f"{name} was not changed by the merge")
-        return rounded
+        return merged
 
     def _sum(self, name: str, weight: Tensor) -> Tensor:
         keys = self.low_rank[name]
@@ -97,7 +101,7 @@ class Adapter:
         a, b = self._tensor(keys[A]).float(), self._tensor(keys[B]).float()
         flipped = self.config.fan_in_fan_out
         delta = (b @ a).T if flipped else b @ a
-        new = weight + delta * self._scale(name.removesuffix(".weight"), len(a))
+        new = weight + delta.mul_(self._scale(name.removesuffix(".weight"), len(a)))
         if MAGNITUDE in keys:
             norm = torch.linalg.norm(new.T if flipped else new, dim=1)
             factor = (self._tensor(keys[MAGNITUDE]).float() / norm).view(-1, 1)
@@ -127,6 +131,35 @@ class Adapter:
     def _tensor(self, key: str) -> Tensor:
         with opened(self.file, "pt") as tensors:
             return tensors.get_tensor(key)
+
+
+def rounded(values: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
+    """Round to a neighbour above or below by chance, the nearer the likelier, so that the mean is the value itself.
+
+    Rounding to the nearest loses each change of a weight that is below half a unit in the last place, all of them to
+    the same side; of this (stochastic rounding, Gupta et al. 2015, arXiv 1502.02551, section 3) their sum stays.
+
+    Args:
+        values: float32, of any shape.
+        dtype: of the result; one that is no narrower is a mere conversion.
+        seed: of the chance. The same seed gives the same bits.
+
+    Returns:
+        The values in `dtype`. What `dtype` holds exactly stays as it is. Rounded to the nearest are the numbers below
+        6.1e-5 in float16, whose steps are wider, and all of them where one is not finite, or would not be.
+    """
+    dropped = round(math.log2(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps))  # of the mantissa's bits
+    least, most = torch.aminmax(values)
+    if dropped <= 0 or not bool(torch.maximum(-least, most) <= torch.finfo(dtype).max):
+        return values.to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    result = torch.empty(values.shape, dtype=dtype)
+    for part, into in zip(values.reshape(-1).split(CHUNK), result.view(-1).split(CHUNK), strict=True):
+        chance = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        bits = chance.view(torch.int16)[: len(part)].int().bitwise_and_(2**dropped - 1).add_(part.view(torch.int32))
+        # What is dropped carries over into what is kept as often as its share of the step says: away from zero.
+        into.copy_(bits.bitwise_and_(-(2**dropped)).view(torch.float32))
+    return result
 
 
 def _check_kind(config: Any) -> None:

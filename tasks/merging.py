@@ -39,9 +39,9 @@ def merge(
 ) -> Artifact:
     """Merge W + alpha / r * B A into the base weights, with one weight matrix in memory at a time.
 
-    The sum is made in float32 and rounded once to the base's dtype. Files, names, order and dtypes are the base's.
-    After training on NF4, W is the original weight, or the dequantised one that training saw: what gives the lower
-    validation loss.
+    The sum is made in float32 and rounded once to the base's dtype, by chance up or down. Files, names, order and dtypes
+    are the base's. After training on NF4, W is the original weight, or the dequantised one that training saw: what
+    gives the lower validation loss.
 
     Args:
         model: the 16-bit base model.
@@ -168,7 +168,7 @@ def rewrite(
                     new = change(name, old)
                     if new.shape != old.shape or new.dtype != old.dtype:
                         raise RuntimeError(f"{name} lost its shape or dtype in the merge")
-                    if not bool(torch.isfinite(new).all()):
+                    if not bool(torch.stack(torch.aminmax(new)).isfinite().all()):
                         fix = "The training diverged, or float16 is too narrow: lower training.learning_rate."
                         raise TrainingError(f"{name} would not be finite as {new.dtype}", where="merge", fix=fix)
                     out.write(new.contiguous().view(torch.uint8).numpy().data)
