@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,20 @@ def answer(llama: Llama, model: OllamaModel, turns: list[dict[str, str]]) -> str
     return text
 
 
+def ask() -> str:
+    """Read what the user says, which may be pasted lines.
+
+    Raises:
+        EOFError: the input has ended.
+    """
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not on every system
+            import readline
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
+    return input(">>> ").strip()
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Chat until the input ends; return the exit status: 0, or 2 for something the user can put right."""
     try:
@@ -88,7 +103,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     turns: list[dict[str, str]] = []
     while True:
         try:
-            said = input(">>> ").strip()
+            said = ask()
         except (EOFError, KeyboardInterrupt):
             print()
             return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -70,6 +71,8 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
 
 
 def _meant(what: str, options: type[BaseModel]) -> str:
+    if re.search(r"\b(true|false)\b", what, re.IGNORECASE):
+        return "A switch takes no value: --section.name is true, --no-section.name is false."
     known = [f"--{name}" for name in _dotted(options)]
     near = [name for said in what.split() for name in difflib.get_close_matches(said.partition("=")[0], known, n=1)]
     return f"Did you mean {', '.join(near)}?" if near else "`--help` lists every setting."

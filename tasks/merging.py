@@ -39,9 +39,9 @@ def merge(
 ) -> Artifact:
     """Merge W + alpha / r * B A into the base weights, with one weight matrix in memory at a time.
 
-    The sum is made in float32 and rounded once to the base's dtype, by chance up or down. Files, names, order and dtypes
-    are the base's. After training on NF4, W is the original weight, or the dequantised one that training saw: what
-    gives the lower validation loss.
+    The sum is made in float32 and rounded once to the base's dtype, by chance up or down. Files, names, order and
+    dtypes are the base's. After training on NF4, W is the original weight, or the dequantised one that training saw:
+    what gives the lower validation loss.
 
     Args:
         model: the 16-bit base model.

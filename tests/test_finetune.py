@@ -245,6 +245,10 @@ def test_options_reach_every_setting() -> None:
     assert load_settings("demo", nothing).training.eval_tokens is None
     with pytest.raises(UserError, match=r"unrecognized arguments: --training.max_step 6"):
         parse(["--training.max_step", "6"])
+    for switch in (["--training.keep_best", "true"], ["--training.keep_best=false"]):
+        with pytest.raises(UserError, match="A switch takes no value"):
+            parse(switch)
+    assert parse(["--no-training.keep_best"])[2] == {"training": {"keep_best": False}}
 
 
 @pytest.mark.usefixtures("full_disk")
