@@ -28,10 +28,10 @@ from tasks.forgetting import measure_forgetting, read_text
 from tasks.judge import judge_answers
 from tasks.logs import run_logger
 from tasks.planning import Pending
-from tasks.preflight import check_settings
+from tasks.preflight import check_data, check_settings
 from tasks.second_data import measure_second_data, second_settings
 from tasks.settings import FinetuneSettings, ScoringSettings
-from tasks.source import check_files, fetch_data
+from tasks.source import fetch_data
 from tasks.study_fault import reproduce_fault
 
 
@@ -220,7 +220,7 @@ def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model:
         return None
     store = Store(settings.store, settings.store_uri)
     data = second_settings(settings.data, comparison.second_data)
-    check_files(data)
+    check_data(data)
     source = fetch_data(data, settings.seed, store=store)
     return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
 

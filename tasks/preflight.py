@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from tasks.artifacts import Artifact
+from tasks.conversations import to_conversations
 from tasks.conversion import find_converter
 from tasks.errors import TemporaryError, UserError
 from tasks.export_settings import OllamaSettings
@@ -16,10 +17,12 @@ from tasks.ollama_names import parse_name, version_name
 from tasks.ollama_store import OllamaDirectory
 from tasks.planning import Pending, looking
 from tasks.registry import registry
-from tasks.settings import FinetuneSettings
-from tasks.source import check_files
+from tasks.settings import DataSettings, FinetuneSettings
+from tasks.source import check_files, read_rows
 from tasks.training import check_machine
 
+QUICKLY_READ = 32_000_000
+"""Bytes of a data file that are read within a second or two."""
 TIED = {"lm_head", "embed_tokens"}
 """Layers that share one weight in many models."""
 
@@ -37,10 +40,21 @@ def check_settings(settings: FinetuneSettings) -> None:
             where="lora.r",
             fix="Use at least 2, or train the baseline.",
         )
-    check_files(settings.data)
+    check_data(settings.data)
     find_converter(settings.export)
     version_name(parse_name(settings.ollama_name), datetime.now(UTC).date(), "0" * 64)
     check_parameters(settings.ollama.parameters)
+
+
+def check_data(settings: DataSettings) -> None:
+    """Check that local data files are there, and the rows of those that are quickly read.
+
+    Raises:
+        UserError: a file is missing or broken, or its rows are of no known shape.
+    """
+    for file in check_files(settings):
+        if file.stat().st_size <= QUICKLY_READ:
+            to_conversations(read_rows(file, file), settings, file)
 
 
 def check_registry(settings: OllamaSettings) -> str | None:

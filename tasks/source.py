@@ -78,15 +78,17 @@ def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     return draft.done()
 
 
-def check_files(settings: DataSettings) -> None:
+def check_files(settings: DataSettings) -> list[Path]:
     """Check that local files are there and of a kind that can be read, without reading them.
+
+    Returns:
+        Their paths.
 
     Raises:
         UserError: one is not.
     """
-    for source in (settings.source, settings.validation_source, settings.test_source):
-        if source is not None and source != GENERATED and _is_file(source):
-            _checked(source)
+    sources = (settings.source, settings.validation_source, settings.test_source)
+    return [_checked(source) for source in sources if source is not None and source != GENERATED and _is_file(source)]
 
 
 def read_rows(path: Path, name: object) -> list[Mapping[str, Any]]:

@@ -121,6 +121,20 @@ def test_bad_data_is_one_line_and_leaves_nothing(
     printed = capfd.readouterr().err
     assert_one_line(printed, said)
     assert str(path) in printed.strip().splitlines()[-1]
+    assert printed.count(said) == 1 and not store.exists(), "found before anything was started or fetched"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_bad_data_that_takes_long_to_read_is_found_by_the_flow(
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.preflight.QUICKLY_READ", 5)
+    path, store = workplace / "bad.jsonl", workplace / "mistakes"
+    path.write_text('{"question": "a", "answer": "b"}', encoding="utf-8")
+    assert run(finetune, stages, ["--preset", make_preset(store=str(store)), "--data.source", str(path)]) == 2
+    printed = capfd.readouterr().err
+    assert_one_line(printed, "the columns are answer, question; needed are")
+    assert (store / "model").is_dir(), "after the model was fetched"
     assert_nothing_half_written(store)
 
 
