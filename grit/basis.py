@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from grit.calls import reader, token_mask, without_padding
+from grit.calls import base_of, reader, token_mask, without_padding
 from grit.modules import LoraModule, lora_modules
 
 HALVES = 3
@@ -169,7 +169,7 @@ def _watching(model: nn.Module, scales: list[_Scales], wanted: bool) -> Iterator
         nonlocal mask
         mask = token_mask(read(args, kwargs))
 
-    handles = [model.register_forward_pre_hook(read_mask, with_kwargs=True)]
+    handles = [base_of(model).register_forward_pre_hook(read_mask, with_kwargs=True)]
     handles += [scale.watch(lambda: mask) for scale in scales]
     try:
         yield

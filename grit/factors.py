@@ -132,8 +132,7 @@ class FactorGroup:
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = (self.mean_h, self.mean_u, self._sum_h, self._sum_u, self.weight, self.samples, self._tokens)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def _add_up_over_processes(self) -> None:
         sums = (self._sum_h, self._sum_u, self._tokens)

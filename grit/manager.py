@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grit.calls import LossDenominator, check_one_length, reader, token_mask
+from grit.calls import LossDenominator, base_of, check_one_length, reader, token_mask
 from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig
 from grit.diagnostics import step_figures
 from grit.factors import FactorGroup
@@ -80,7 +80,8 @@ class GRITManager:
         self._step_witness = StepWitness(self.modules)
         self._token_witness = TokenWitness(self._groups, self.config)
         self._read_call, self._of_calls = reader(model), LossDenominator(model)
-        self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        # PEFT's wrappers call the base model, and so may whoever has a handle on it.
+        self._handle = base_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @property
     def factors_are_ready(self) -> bool:

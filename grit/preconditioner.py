@@ -128,5 +128,4 @@ class Preconditioner:
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors."""
-        own = (getattr(self, name) for name in STATE)
-        return self.factors.memory_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in own)
+        return self.factors.memory_bytes() + sum(getattr(self, name).nbytes for name in STATE)

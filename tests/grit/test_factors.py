@@ -72,6 +72,17 @@ def test_factors_do_not_depend_on_how_the_batch_is_split(make_model: MakeModel, 
     assert_same(captured(make_model(), [batch]), captured(make_model(), rows))
 
 
+def test_padding_is_no_token_where_the_base_model_is_called(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+    """Whoever has a handle on it may call it, without PEFT's wrapper."""
+    model = make_model()
+    manager = GRITManager(model, QUICK)
+    manager.loss_denominator = total = int((batch["labels"][:, 1:] != -100).sum())
+    backward(model.get_base_model(), batch, total)
+    found = factors(manager)
+    assert found["samples"].tolist() == [41.0] * 6
+    assert_same(found, captured(make_model(), [batch]))
+
+
 def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     found = []
     for named in (True, False):

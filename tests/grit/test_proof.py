@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.modules import lora_modules
-from grit.preconditioning import anisotropy
+from grit.preconditioning import anisotropy, inverse_power
+from grit.proof import check_effect
 from tests.grit.conftest import QUICK, MakeModel, backward, train
 
 
@@ -148,6 +149,16 @@ def test_modules_that_do_nothing_while_others_work_are_named_once(
     (message,) = [record.getMessage() for record in caplog.records if record.name == "grit.witness"]
     assert "no token of 5 of 6 LoRA modules for 2 update periods" in message
     assert "layers.0.self_attn.q_proj[default]" in message and message.endswith(", ...")
+
+
+@pytest.mark.parametrize("rank", [2, 16, 64, 256])
+def test_rounding_is_no_effect(rank: int) -> None:
+    factors = torch.randn(8, rank, 2 * rank, generator=torch.Generator().manual_seed(0))
+    factors = factors @ factors.mT
+    for power in (0.5, 1.0):
+        with pytest.raises(GritInactiveError, match="multiple of the identity"):
+            check_effect(20, [inverse_power(factors, power, 1e9).matrices])
+        check_effect(20, [inverse_power(factors, power, 1e3).matrices])
 
 
 def test_only_what_is_in_use_counts_as_an_effect(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ def test_without_a_cut_the_model_stays_as_it_was(make_model: MakeModel, batch: d
     assert float(one.detach().norm()) == pytest.approx(float(other.detach().norm()), rel=1e-4)
 
 
-def test_factors_and_first_moments_are_those_of_the_new_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
+def test_factors_and_moments_are_those_of_the_new_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """The next gradient in the new basis is the old one changed as the moments were: Q^-T dA and dB Q^T."""
     plain, model = make_model(), make_model()
     manager = reprojecting(model)
@@ -91,9 +91,12 @@ def test_factors_and_first_moments_are_those_of_the_new_basis(make_model: MakeMo
     for before, after in zip(lora_modules(plain), lora_modules(model), strict=True):
         a, b = (module.lora_a.weight.detach() for module in (before, after))
         inverse_t = torch.linalg.lstsq(b.T, a.T).solution  # a.T = b.T X, A = X^T A', Q^-1 = X^T
-        moment = old.state[before.lora_a.weight]["exp_avg"]
-        moved = new.state[after.lora_a.weight]["exp_avg"]
-        torch.testing.assert_close(moved, inverse_t @ moment, rtol=2e-2, atol=2e-3 * float(moment.abs().max()))
+        q_t = torch.linalg.inv(inverse_t)
+        for name, of_a, of_b in (("exp_avg", inverse_t, q_t), ("exp_avg_sq", inverse_t.square(), q_t.square())):
+            moment, other = old.state[before.lora_a.weight][name], old.state[before.lora_b.weight][name]
+            moved, moved_other = new.state[after.lora_a.weight][name], new.state[after.lora_b.weight][name]
+            torch.testing.assert_close(moved, of_a @ moment, rtol=2e-2, atol=2e-3 * float(moment.abs().max()))
+            torch.testing.assert_close(moved_other, other @ of_b, rtol=2e-2, atol=2e-3 * float(other.abs().max()))
     model.train()
     fresh = GRITManager(model, GRITConfig(cov_update_freq=1, kfac_update_freq=1, kfac_min_samples=1, kfac_ema=0.0))
     fresh.loss_denominator = 10
