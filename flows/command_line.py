@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
 
 
 def _meant(what: str, options: type[BaseModel]) -> str:
-    if re.search(r"\b(true|false)\b", what, re.IGNORECASE):
+    if re.search(r"(unrecognized arguments: |ignored explicit argument ')(true|false)\b", what, re.IGNORECASE):
         return "A switch takes no value: --section.name is true, --no-section.name is false."
     known = [f"--{name}" for name in _dotted(options)]
     near = [name for said in what.split() for name in difflib.get_close_matches(said.partition("=")[0], known, n=1)]

@@ -27,6 +27,8 @@ NOT_IN_THE_MERGE = {
 }
 """Settings that choose or train what the tensors in the file already tell."""
 IN_THE_MERGE = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"}
+DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+"""Bits of float32's mantissa that are rounded away."""
 CHUNK = 2**18
 """Numbers rounded at a time, so that what this takes beside them stays in the processor's cache."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -140,17 +142,20 @@ def rounded(values: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
     the same side; of this (stochastic rounding, Gupta et al. 2015, arXiv 1502.02551, section 3) their sum stays.
 
     Args:
-        values: float32, of any shape.
-        dtype: of the result; one that is no narrower is a mere conversion.
+        values: of any floating dtype and any shape; they are rounded from float32.
+        dtype: of the result, float16 or bfloat16; for another this is a mere conversion.
         seed: of the chance. The same seed gives the same bits.
 
     Returns:
-        The values in `dtype`. What `dtype` holds exactly stays as it is. Rounded to the nearest are the numbers below
-        6.1e-5 in float16, whose steps are wider, and all of them where one is not finite, or would not be.
+        The values in `dtype`. What `dtype` holds exactly stays as it is. Where one is not finite, or would not be, all
+        are rounded to the nearest. Float16's steps below 6.1e-5 are wider than its mantissa says: numbers there are
+        rounded by chance to the mantissa, and then to the nearest.
     """
-    dropped = round(math.log2(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps))  # of the mantissa's bits
+    if dtype not in DROPPED_BITS:
+        return values.to(dtype)
+    values, dropped = values.float(), DROPPED_BITS[dtype]
     least, most = torch.aminmax(values)
-    if dropped <= 0 or not bool(torch.maximum(-least, most) <= torch.finfo(dtype).max):
+    if not bool(torch.maximum(-least, most) <= torch.finfo(dtype).max):
         return values.to(dtype)
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(values.shape, dtype=dtype)

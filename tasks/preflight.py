@@ -52,9 +52,10 @@ def check_data(settings: DataSettings) -> None:
     Raises:
         UserError: a file is missing or broken, or its rows are of no known shape.
     """
-    for file in check_files(settings):
+    for split, file in check_files(settings).items():
         if file.stat().st_size <= QUICKLY_READ:
-            to_conversations(read_rows(file, file), settings, file)
+            rows = read_rows(file, file)
+            to_conversations(rows[: settings.max_rows] if split == "train" else rows, settings, file)
 
 
 def check_registry(settings: OllamaSettings) -> str | None:

@@ -78,17 +78,17 @@ def fetch_data(settings: DataSettings, seed: int, *, store: Store) -> Artifact:
     return draft.done()
 
 
-def check_files(settings: DataSettings) -> list[Path]:
+def check_files(settings: DataSettings) -> dict[str, Path]:
     """Check that local files are there and of a kind that can be read, without reading them.
 
     Returns:
-        Their paths.
+        Their paths by split.
 
     Raises:
         UserError: one is not.
     """
-    sources = (settings.source, settings.validation_source, settings.test_source)
-    return [_checked(source) for source in sources if source is not None and source != GENERATED and _is_file(source)]
+    sources = zip(SPLITS, (settings.source, settings.validation_source, settings.test_source), strict=True)
+    return {split: _checked(source) for split, source in sources if source and source != GENERATED and _is_file(source)}
 
 
 def read_rows(path: Path, name: object) -> list[Mapping[str, Any]]:

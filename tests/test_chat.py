@@ -22,12 +22,14 @@ def test_pasted_lines_are_one_message_and_arrows_move() -> None:
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", LOOP], stdin=theirs, stdout=theirs, env=environment) as chat:
-        os.close(theirs)
-        read_until(ours, ">>> ")
-        os.write(ours, b"\x1b[200~first\nsecond\x1b[201~\n")  # as terminals mark what is pasted
-        assert "'first\\nsecond'" in read_until(ours, "'\r\n")
-        read_until(ours, ">>> ")
-        os.write(ours, b"ab\x1b[Dc\n")
-        assert "'acb'" in read_until(ours, "'\r\n")
-        chat.terminate()
+        try:
+            os.close(theirs)
+            read_until(ours, ">>> ")
+            os.write(ours, b"\x1b[200~first\nsecond\x1b[201~\n")  # as terminals mark what is pasted
+            assert "'first\\nsecond'" in read_until(ours, "'\r\n")
+            read_until(ours, ">>> ")
+            os.write(ours, b"ab\x1b[Dc\n")
+            assert "'acb'" in read_until(ours, "'\r\n")
+        finally:
+            chat.kill()
     os.close(ours)

@@ -248,6 +248,8 @@ def test_options_reach_every_setting() -> None:
     for switch in (["--training.keep_best", "true"], ["--training.keep_best=false"]):
         with pytest.raises(UserError, match="A switch takes no value"):
             parse(switch)
+    with pytest.raises(UserError, match=r"Did you mean --data.source\?"):
+        parse(["--data.sorce", "true.jsonl"])
     assert parse(["--no-training.keep_best"])[2] == {"training": {"keep_best": False}}
 
 

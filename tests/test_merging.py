@@ -127,6 +127,23 @@ def test_in_16_bits_a_small_change_is_kept(dtype: torch.dtype, tmp_path: Path) -
     assert not torch.equal(*ups), "each tensor has chances of its own"
 
 
+@pytest.mark.parametrize("kind", ["biases", "whole modules"])
+def test_in_16_bits_what_was_trained_as_a_whole_is_taken_over(kind: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", torch.bfloat16, tied=False, bias=True)
+    adapter = make_adapter(base, tmp_path / "adapter", **ADAPTERS[kind])
+    trained, found = load_file(adapter / "adapter_model.safetensors"), by_us(base, adapter, tmp_path / "ours")
+    replaced = Adapter(adapter).replaced
+    assert len(replaced) > 2
+    for name, key in replaced.items():
+        assert torch.equal(found[name], trained[key].bfloat16()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float8_e4m3fn])
+def test_other_dtypes_are_converted(dtype: torch.dtype) -> None:
+    values = torch.linspace(-2, 2, 1001)
+    assert torch.equal(rounded(values, dtype, seed=0).double(), values.to(dtype).double())
+
+
 FLOATS = st.floats(width=32, allow_nan=False)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from flows.command_line import run
 from flows.finetune import finetune, stages
 from tasks.artifacts import Artifact
+from tasks.errors import UserError
+from tasks.preflight import check_data
+from tasks.presets import load_settings
 
 Preset = Callable[..., str]
 
@@ -136,6 +140,16 @@ def test_bad_data_that_takes_long_to_read_is_found_by_the_flow(
     assert_one_line(printed, "the columns are answer, question; needed are")
     assert (store / "model").is_dir(), "after the model was fetched"
     assert_nothing_half_written(store)
+
+
+def test_rows_beyond_the_wanted_ones_may_be_bad(make_preset: Preset, workplace: Path) -> None:
+    path = workplace / "long.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": 7}\n', encoding="utf-8")
+    for kept in (1, 2):
+        given = {"data": {"source": str(path), "max_rows": kept}}
+        data = load_settings(make_preset(), given).data
+        with nullcontext() if kept == 1 else pytest.raises(UserError, match="row 2, column completion"):
+            check_data(data)
 
 
 def _change_json(name: str, **values: Any) -> Callable[[Path], object]:
