@@ -138,7 +138,7 @@ def test_bad_data_that_takes_long_to_read_is_found_by_the_flow(
     assert run(finetune, stages, ["--preset", make_preset(store=str(store)), "--data.source", str(path)]) == 2
     printed = capfd.readouterr().err
     assert_one_line(printed, "the columns are answer, question; needed are")
-    assert (store / "model").is_dir(), "after the model was fetched"
+    assert (store / "source").is_dir(), "after the rows were brought"
     assert_nothing_half_written(store)
 
 
