@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
+import dis
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,14 +33,27 @@ def own_modules(module: str) -> frozenset[str]:
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
     """Names that a module imports from the project's packages; some are those of functions and classes."""
-    names: set[str] = set()
     path = _source_path(module)
-    for node in ast.walk(ast.parse(path.read_bytes())) if path else ():
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names = _imports(compile(path.read_bytes(), path, "exec")) if path else ()
     return frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
+
+
+def _imports(code: CodeType) -> Iterator[str]:
+    """Names that some code imports, wherever in it.
+
+    From its bytecode: `ast.parse` in two threads at once raises a SystemError in Python 3.11
+    (https://github.com/python/cpython/issues/106905).
+    """
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = instruction.argval
+            yield module
+        elif instruction.opname == "IMPORT_FROM":
+            yield f"{module}.{instruction.argval}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imports(constant)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
+from tasks import cache_key
 from tasks.artifacts import Artifact, Store
 from tasks.cache_key import own_modules
 from tasks.dataset import prepare_dataset
@@ -219,6 +222,28 @@ def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch:
     before = first.key(1, LoraSettings(), store=store)
     template.write_text("two")
     assert first.key(1, LoraSettings(), store=store) != before
+
+
+def test_the_imports_are_found_while_something_else_parses() -> None:
+    expected = own_modules("tasks.settings")
+    parsed = []
+
+    def parse(phase: str, _: object, depth: int = 30) -> None:  # at another depth of calls
+        if depth:
+            parse(phase, _, depth - 1)
+        else:
+            parsed.append(ast.parse("x = [1]"))
+
+    cache_key._imported.cache_clear()
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(parse)
+    gc.set_threshold(5)
+    try:
+        found = own_modules("tasks.settings")
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(parse)
+    assert parsed and found == expected
 
 
 def test_the_store_is_no_part_of_the_key(tmp_path: Path) -> None:
