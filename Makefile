@@ -84,17 +84,21 @@ lint: $(SETUP) ## check style and types
 # data set if the file is named alpaca_en_800.json.
 ALPACA :=
 BENCH := .artifacts/benchmarks
-ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis'
+ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'LoRA+ (PEFT)' 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis'
 
 .PHONY: bench
-bench: $(SETUP) $(BENCH)/extraction.jsonl $(if $(ALPACA),$(BENCH)/alpaca.jsonl) ## measure what Prefect, caching, kills, merging and GRIT cost, and who converges fastest (3 hours; ALPACA=FILE for a second data set)
+bench: $(SETUP) $(BENCH)/extraction.jsonl $(if $(ALPACA),$(BENCH)/alpaca.jsonl) ## measure what Prefect, caching, kills, merging and GRIT cost, and who converges fastest (several hours; ALPACA=FILE for a second data set)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.crash --set training.max_steps=8
 	$(BIN)/python -m benchmarks.merge
 	$(BIN)/python -m benchmarks.grit_overhead
+	$(BIN)/python -m benchmarks.grit_overhead --variant graft
+	$(BIN)/python -m benchmarks.grit_overhead --variant eigen_adam
 	@if nvidia-smi -L >/dev/null 2>&1; then $(BIN)/python -m benchmarks.grit_overhead --shape llama3-8b --quantization nf4 --gradient-checkpointing; fi
 	$(BIN)/python -m benchmarks.step_ratios --out $(BENCH)/step_ratios.json
 	$(BIN)/python -m benchmarks.grit_convergence --results $(BENCH)/extraction.jsonl
+	$(BIN)/python -m benchmarks.grit_convergence --results $(BENCH)/extraction.jsonl --rates 1e-4 --methods AdamW 'AdamW, whitened basis' 'kfac^1/2, gradient basis'
+	$(BIN)/python -m benchmarks.grit_convergence --results $(BENCH)/extraction.jsonl --rates 3e-3 --seeds --ablations
 	$(BIN)/python -m benchmarks.convergence_report $(BENCH)/extraction.jsonl --step-ratios $(BENCH)/step_ratios.json --picture $(BENCH)/extraction.png
 	$(if $(ALPACA),$(BIN)/python -m benchmarks.grit_convergence $(ON_ALPACA) --results $(BENCH)/alpaca.jsonl)
 	$(if $(ALPACA),$(BIN)/python -m benchmarks.convergence_report $(BENCH)/alpaca.jsonl --step-ratios $(BENCH)/step_ratios.json --picture $(BENCH)/alpaca.png)

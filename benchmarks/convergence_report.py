@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.contenders import ABLATIONS
 from benchmarks.grit_convergence import SETUP, best_rates, final_loss, read
+from tasks.figures import log_scale
 
 REFERENCE = "AdamW"
 
@@ -169,13 +170,15 @@ def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> N
             runs = min(by_rate.values(), key=lambda runs: statistics.fmean(map(final_loss, runs)))
             steps = sorted(runs[0]["validation"])
             curve = [statistics.fmean(one["validation"].get(step, math.inf) for one in runs) for step in steps]
-            left.semilogy(steps, curve, **style)
+            left.plot(steps, curve, **style)
             left.set_xticks(steps)
         seed_0 = (one for one in results if one["method"] == method and one["seed"] == 0)
         tuned = sorted((one["rate"], final_loss(one)) for one in seed_0)
-        right.loglog(*zip(*tuned, strict=True), **style)
+        right.semilogx(*zip(*tuned, strict=True), **style)
     left.set(xlabel="optimizer step", ylabel="validation loss (nats per supervised token)", title="at the best rate")
     right.set(xlabel="learning rate", ylabel="final validation loss", title="by learning rate, seed 0")
+    for axes in (left, right):
+        log_scale(axes)
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
 

@@ -1,8 +1,9 @@
 """What GRIT adds to a step's time and to the peak memory, on a GPU if there is one.
 
-Run with `python -m benchmarks.grit_overhead`. Two copies of SmolLM2-135M with equal adapters take the same rows, one by
-AdamW, one by GRIT and AdamW, in turns and in changing order. GRIT's copy then takes some steps with a clock on each of
-its parts. For its peak memory each method takes some in a process of its own. With `--shape llama3-8b` the model is a
+Run with `python -m benchmarks.grit_overhead`. Two copies of SmolLM2-135M take the same rows, one by AdamW, one by GRIT
+(its first basis found before) and AdamW, in turns and in changing order. GRIT's copy then takes some steps with a clock
+on each of its parts. For its peak memory, that of finding the basis included, each method takes some in a process of
+its own. With `--shape llama3-8b` the model is a
 Llama of that shape with random weights, which needs a GPU and no download; `--shape tiny` shows in seconds that all of
 this runs.
 """
@@ -15,16 +16,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.machine import machine
 from benchmarks.random_llama import SHAPES, RandomWorkload
-from benchmarks.timing import Seconds, alternate, timed
-from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step
-from grit import GRITConfig, GRITManager
+from benchmarks.timing import Seconds, alternate, clock, timed
+from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step, summed_loss
+from grit import GRITConfig, GRITManager, set_gradient_basis
+from grit.config import Variant
 from tasks.memory import peak_memory
 
 METHODS = ("AdamW", "GRIT")
@@ -38,16 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     workload = workload_of(arguments)
     if arguments.memory:
-        print(peak_bytes(workload, arguments.memory))
+        print(peak_bytes(workload, arguments.memory, arguments.variant))
         return
     print(workload.description)
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     command = [sys.executable, "-m", "benchmarks.grit_overhead", *argv, "--memory"]
     adamw, grit = (int(subprocess.check_output([*command, name])) for name in METHODS)  # while the GPU is empty
-    trainers = {name: Trainer(workload, name) for name in METHODS}
-    print(trainers["GRIT"].size)
+    trainers = {name: Trainer(workload, name, arguments.variant) for name in METHODS}
+    print(arguments.variant, trainers["GRIT"].size, sep=", ")
     seconds = alternate(trainers, arguments.pairs)
     print(*compared(seconds), sep="\n")
+    basis = trainers["GRIT"].basis_seconds
+    print(f"first basis {basis:.2f} s, {basis / statistics.median(seconds['AdamW']):.2f} of AdamW's median steps")
     parts = trainers["GRIT"].parts(MORE_STEPS)
     whole = parts.pop("step")
     print(*(f"{name:<28} {value / whole:8.4f} of GRIT's time" for name, value in parts.items()), sep="\n")
@@ -65,6 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="with --shape")
     parser.add_argument("--rows-per-step", type=int, help="8, or 2 with --shape")
     parser.add_argument("--length", type=int, help="longest row in tokens: 224, or 2048 (each row's) with --shape")
+    parser.add_argument("--variant", choices=get_args(Variant), default=GRITConfig().variant, help="GRIT's")
     parser.add_argument("--micro-batches", type=int, default=1, help="forward passes to a step")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--store", type=Path, default=Path(".artifacts"))
@@ -95,14 +101,26 @@ class Trainer:
     Args:
         workload: model and rows.
         name: of the method.
+        variant: GRIT's.
     """
 
-    def __init__(self, workload: Workload | RandomWorkload, name: str) -> None:
+    def __init__(self, workload: Workload | RandomWorkload, name: str, variant: Variant) -> None:
         self._network = workload.network(seed=0)
         self._weights = [weight for weight in self._network.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(self._weights, lr=1e-3)
-        self._manager: Any = GRITManager(self._network, GRITConfig()) if name == "GRIT" else None
         self._steps = workload.steps(seed=0)
+        self._manager: Any = None
+        self.basis_seconds = 0.0
+        """What finding the first basis took."""
+        if name == "GRIT":
+            config = GRITConfig(variant)
+            batches = [batch for step in islice(workload.steps(seed=0), config.basis_steps) for batch in step]
+            started = clock()
+            if config.first_basis == "gradient":
+                set_gradient_basis(self._network, batches, lambda batch: summed_loss(self._network, batch))
+            self.basis_seconds = clock() - started
+            self._manager = GRITManager(self._network, config)
+            self._manager.attach(self._optimizer)
 
     def __call__(self) -> float:
         """Take one step. Returns the loss before it."""
@@ -149,10 +167,10 @@ def compared(seconds: dict[str, list[float]]) -> list[str]:
     ]
 
 
-def peak_bytes(workload: Workload | RandomWorkload, name: str) -> int:
+def peak_bytes(workload: Workload | RandomWorkload, name: str, variant: Variant) -> int:
     """Peak memory of a method while the model is made and trained."""
     with peak_memory() as peak:
-        train = Trainer(workload, name)
+        train = Trainer(workload, name, variant)
         for _ in range(MORE_STEPS):
             train()
     return peak.bytes

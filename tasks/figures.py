@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 TRAINING, VALIDATION, PLAIN = "#3b82c4", "#d9773a", "#7a8794"
 SMOOTHED = 50
@@ -73,7 +74,7 @@ def smoothed(losses: Sequence[float]) -> np.ndarray:
 
 
 def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
-    """Gradient norm before clipping and, with GRIT, the cosine between raw and preconditioned gradient.
+    """Gradient norm before clipping and, with GRIT, that of the preconditioned gradient and the cosine between the two.
 
     Variants whose preconditioned gradient is written in another basis have no cosine.
 
@@ -83,7 +84,12 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
     numbers = [step["step"] for step in steps]
 
     def draw(axes: Axes) -> None:
-        axes.semilogy(numbers, [step["grad_norm"] for step in steps], color=TRAINING, label="gradient norm")
+        raw = [step["grad_norm"] for step in steps]
+        if "grit" in steps[0]:  # the two are equal with `norm_match`: one is drawn on the other
+            axes.plot(numbers, raw, color=TRAINING, alpha=0.35, linewidth=5, label="gradient norm")
+            raw = [step["grad_norm_preconditioned"] for step in steps]
+        axes.plot(numbers, raw, color=TRAINING, label="preconditioned" if "grit" in steps[0] else "gradient norm")
+        log_scale(axes)
         axes.set(xlabel="optimizer step", ylabel="norm before clipping")
         handles = axes.get_lines()
         if "cosine" in steps[0].get("grit", {}):
@@ -93,6 +99,29 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
             right.grid(visible=False)
             handles = [*handles, *right.get_lines()]
         axes.legend(handles=handles)
+
+    return svg(draw)
+
+
+def factors_curve(steps: Sequence[dict[str, Any]]) -> str:
+    """Largest condition number of GRIT's damped factors, and the share of modules in which they are in use.
+
+    Args:
+        steps: lines of the history, with `grit` in each.
+    """
+    numbers = [step["step"] for step in steps]
+
+    def draw(axes: Axes) -> None:
+        for name, colour in (("h", TRAINING), ("u", PLAIN)):
+            conditions = [step["grit"][f"condition_{name}"] for step in steps]
+            axes.plot(numbers, conditions, color=colour, label=f"condition number, {name}")
+        log_scale(axes)
+        axes.set(xlabel="optimizer step", ylabel="largest condition number")
+        right = axes.twinx()
+        right.plot(numbers, [step["grit"]["ready"] for step in steps], color=VALIDATION, label="modules in use")
+        right.set(ylabel="share of modules in use", ylim=(0, 1.02))
+        right.grid(visible=False)
+        axes.legend(handles=[*axes.get_lines(), *right.get_lines()])
 
     return svg(draw)
 
@@ -109,6 +138,14 @@ def length_histogram(histogram: dict[str, Sequence[int]]) -> str:
         axes.set(xlabel="tokens in a row", ylabel="training rows")
 
     return svg(draw)
+
+
+def log_scale(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float] = (6.4, 3.4)) -> str:

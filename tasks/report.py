@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tasks.artifacts import Artifact, Store
@@ -84,7 +85,7 @@ def write_report(
         "settings": settings.model_dump(mode="json"),
         "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in artifacts]),
     }
-    from tasks.figures import gradient_curve, length_histogram, loss_curve
+    from tasks.figures import factors_curve, gradient_curve, length_histogram, loss_curve
 
     view = {
         **data,
@@ -99,6 +100,7 @@ def write_report(
         "figures": {
             "loss": loss_curve(steps, history.facts["validation"]),
             "gradient": gradient_curve(steps),
+            "factors": factors_curve(steps) if "grit" in steps[-1] else None,
             "lengths": length_histogram(data["card"]["histogram"]),
         },
     }
@@ -212,8 +214,10 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
     yield "trainable parameters", f"{history['trainable_parameters']:,}"
     yield f"peak memory ({history['peak_memory_kind']})", f"{history['peak_memory_bytes'] / 1e9:.2f} GB"
     if "grit" in steps[-1]:
-        last = steps[-1]["grit"]
+        grit = [step["grit"] for step in steps]
+        last = grit[-1]
         yield "modules with GRIT factors in use, last step", f"{last['ready']:.0%}"
+        yield "norm of the preconditioned gradient / raw, median step", f"{median(g['norm_ratio'] for g in grit):.3g}"
         yield "mean rank, last step", f"{last['rank']:.1f}"
         yield "largest condition number, last step", f"{last['condition_h']:.0f} (h), {last['condition_u']:.0f} (u)"
 

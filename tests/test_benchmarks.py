@@ -30,21 +30,24 @@ def in_this_process(command: list[str]) -> str:
     return printed.getvalue()
 
 
+@pytest.mark.parametrize("variant", ["kfac", "eigen_adam"])
 def test_overhead_is_measured_in_turns_and_by_parts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(grit_overhead, "subprocess", SimpleNamespace(check_output=in_this_process))
     monkeypatch.setattr(timing, "WARM_UP", 1)
     monkeypatch.setattr(grit_overhead, "MORE_STEPS", 2)  # the sixth step is captured
-    grit_overhead.main(["--shape", "tiny", "--length", "32", "--pairs", "3", "--quantization", "nf4"])
+    options = ["--shape", "tiny", "--length", "32", "--pairs", "3", "--quantization", "nf4", "--variant", variant]
+    grit_overhead.main(options)
     printed = capsys.readouterr().out
     assert "in NF4" in printed
-    assert "14 LoRA modules" in printed
+    assert f"{variant}, 14 LoRA modules" in printed
     assert len(re.findall(r"^(?:AdamW|GRIT) +3 steps: min .* median .* mean", printed, re.MULTILINE)) == 2
     shares = dict(re.findall(r"^(\w.*?) +(\d\.\d{4}) of GRIT's time$", printed, re.MULTILINE))
     assert shares.keys() == {"capture", "update and factorisation", "preconditioning"}
     assert all(0 < float(share) < 1 for share in shares.values())
     assert re.search(r"the pairs' ratios: min .* median .* mean", printed)
+    assert re.search(r"first basis 0\.\d+ s, \d+\.\d+ of AdamW's median steps", printed)
     assert re.search(r"peak memory AdamW \d.* GRIT \d.* ratio \d", printed)
 
 
@@ -86,7 +89,7 @@ def test_a_step_of_several_passes_with_checkpointing_is_the_same_step() -> None:
         RandomWorkload("tiny", length=16),
         RandomWorkload("tiny", length=16, micro_batches=2, gradient_checkpointing=True),
     ):
-        step = grit_overhead.Trainer(workload, "GRIT")
+        step = grit_overhead.Trainer(workload, "GRIT", "kfac")
         losses.append([step(), step()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

@@ -176,7 +176,7 @@ def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
     html = (report / "report.html").read_text()
     data = json.loads((report / "report.json").read_text())
     page = Page(html)
-    assert page.pictures == 3
+    assert page.pictures == 4
     assert page.loads == [], "nothing is loaded from elsewhere"
     assert len(html) < 3_000_000
     text = " ".join(page.text)

@@ -180,6 +180,7 @@ def test_a_sample_is_exact_only_if_it_is(store: Store) -> None:
     data, html = report(store, scores(store, [10.0]), scores(store, [9.0], answer=" yes\n"))
     assert [data["samples"][0][f"{role}_exact"] for role in ("base", "tuned")] == [False, True]
     assert html.count("exact match</span>") == 1
+    assert html.count("<svg") == 3 and "GRIT's factors" not in html
 
 
 def report(
@@ -271,6 +272,7 @@ def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
 
 def test_a_variant_without_a_cosine_is_drawn_without_one() -> None:
     """As `eigen_adam`; the label of the axis is drawn as paths, so the picture is smaller by it."""
-    steps = [{"step": step, "grad_norm": 1.0, "grit": {"norm_ratio": 1.0}} for step in (1, 2)]
+    norms = {"grad_norm": 1.0, "grad_norm_preconditioned": 1.0}
+    steps = [{"step": step, "grit": {"norm_ratio": 1.0}} | norms for step in (1, 2)]
     turned = [{**step, "grit": {"norm_ratio": 1.0, "cosine": 0.7}} for step in steps]
     assert len(gradient_curve(steps)) < len(gradient_curve(turned))

@@ -1,6 +1,6 @@
 """Run by `accelerate launch` from test_distributed: trains a little and saves what the first process holds.
 
-Arguments: directory of the rows, output file, rows per process and pass, passes per step, variant.
+Arguments: directory of the rows, output file, rows per process and pass, passes per step, variant, basis.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from tests.grit.test_trainer import arguments, network
 
 def main() -> None:
     """Train three steps on a fixed order of rows."""
-    directory, output, variant = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5]
+    directory, output = Path(sys.argv[1]), Path(sys.argv[2])
+    chosen: dict[str, Any] = {"variant": sys.argv[5], "basis": sys.argv[6]}
+    config = GRITConfig(**chosen, basis_steps=1, kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
     sizes = {"per_device_train_batch_size": int(sys.argv[3]), "gradient_accumulation_steps": int(sys.argv[4])}
-    trainer = trained(directory, variant, arguments(output.parent, max_steps=3, **sizes))
+    trainer = trained(directory, config, arguments(output.parent, max_steps=3, **sizes))
     manager = trainer.grit_manager
     tensors = {f"grit.{name}": value for name, value in manager.state_dict().items()}
     tensors |= weights(trainer)
@@ -32,7 +34,7 @@ def main() -> None:
     if distributed.is_initialized():
         # Each process divides its loss by its own count of tokens; the replicas must agree all the same.
         local = arguments(output.parent, max_steps=3, average_tokens_across_devices=False, **sizes)
-        own = torch.cat([weight.flatten() for weight in weights(trained(directory, variant, local)).values()])
+        own = torch.cat([weight.flatten() for weight in weights(trained(directory, config, local)).values()])
         every = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         distributed.all_gather(every, own)
         tensors["replicas"] = torch.stack(every)
@@ -40,11 +42,10 @@ def main() -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
 
 
-def trained(directory: Path, variant: Any, settings: SFTConfig) -> GritTrainer:
+def trained(directory: Path, config: GRITConfig, settings: SFTConfig) -> GritTrainer:
     """A trainer that has trained on a fixed order of rows."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "tokenizer")
     model = network(len(tokenizer))
-    config = GRITConfig(variant, basis_steps=1, kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
     trainer = GritTrainer(
         model=model, grit_manager=GRITManager(model, config), args=settings, processing_class=tokenizer,
         train_dataset=Dataset.load_from_disk(directory),

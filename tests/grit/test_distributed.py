@@ -16,26 +16,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 
-def launch(processes: int, directory: Path, rows_per_pass: int, passes: int, variant: str) -> dict[str, Tensor]:
+def launch(processes: int, directory: Path, rows_per_pass: int, passes: int, *grit: str) -> dict[str, Tensor]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    output = directory / f"{processes}-{variant}.safetensors"
+    output = directory / f"{processes}.safetensors"
     # --multi_gpu is what makes Accelerate start torchrun; the trainer's use_cpu makes the processes talk by gloo.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", port]
-    command += ["-m", "tests.grit.distributed", str(directory), str(output), str(rows_per_pass), str(passes), variant]
+    command += ["-m", "tests.grit.distributed", str(directory), str(output), str(rows_per_pass), str(passes), *grit]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, timeout=280)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return load_file(output)
 
 
-@pytest.mark.parametrize(("variant", "passes"), [("kfac", 1), ("graft", 2)])
+@pytest.mark.parametrize(("variant", "basis", "passes"), [("kfac", "whitened_gradient", 1), ("graft", "gradient", 2)])
 def test_two_processes_give_the_result_of_one(
-    word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str, passes: int
+    word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str, basis: str, passes: int
 ) -> None:
     """Rows of different length, so that each process sees another number of tokens. float32, three steps: 1e-4.
 
@@ -45,7 +45,7 @@ def test_two_processes_give_the_result_of_one(
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
     rows.save_to_disk(tmp_path)
     word_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    one, two = launch(1, tmp_path, 4, 1, variant), launch(2, tmp_path, 2 // passes, passes, variant)
+    one, two = launch(1, tmp_path, 4, 1, variant, basis), launch(2, tmp_path, 2 // passes, passes, variant, basis)
     assert float(one["grit.0.samples"][0]) == float(two["grit.0.samples"][0]) > 3 * 4 * 4
     for name, tensor in one.items():
         scale = float(tensor.float().abs().max())
