@@ -81,7 +81,16 @@ ABLATIONS = {
     }.items()
 } | {f"kfac^1/2, only {side}": Method(grit=_HALF, sides=side) for side in "AB"}
 ABLATIONS["kfac^1/2, B's rate 16 times A's"] = Method("loraplus", grit=_HALF, rate_factor=0.1)
-"""One change each to `kfac^1/2`."""
+ABLATIONS |= {
+    f"kfac^1/2, gradient basis, {name}": Method(grit=grit, start="gradient")
+    for name, grit in {
+        "updates each step": replace(_HALF, kfac_update_freq=1, cov_update_freq=1),
+        "reprojection": replace(_HALF, reprojection_freq=10),
+        "rank for 0.99 of the energy": replace(_HALF, reprojection_freq=10, rank_adaptation_threshold=0.99),
+        "rank for 0.9 of the energy": replace(_HALF, reprojection_freq=10, rank_adaptation_threshold=0.9),
+    }.items()
+}
+"""One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection)."""
 
 
 class SidedManager(GRITManager):

@@ -112,7 +112,12 @@ def _trained(
 
 
 def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str, Any]) -> dict[str, Any]:
-    """One training. Returns the setup, the machine, the training losses, and validation losses and seconds by step."""
+    """One training.
+
+    Returns:
+        The setup, the machine, the training losses, validation losses and seconds by step, and with GRIT the mean rank
+        at the end.
+    """
     contender = make(ALL[name], workload, rate, seed)
     optimizer, steps = contender.optimizer, setup["steps"]
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=3, num_training_steps=steps)
@@ -133,6 +138,8 @@ def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str
                 validation[step] = workload.validate(contender.network, setup["validation_rows"])
             except TrainingError:  # diverged: a finding, and no reason to end the others
                 break
+    if contender.manager:
+        result["rank"] = contender.manager.last_diagnostics["rank"]
     return result | {"losses": losses, "validation": validation, "seconds": seconds}
 
 
