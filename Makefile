@@ -68,10 +68,11 @@ serve: $(SETUP) ## start a Prefect server and a worker in the background, with t
 down: ## stop them; runs keep their checkpoints, and the next `make serve` goes on with them
 	@$(BIN)/python -m flows.control down
 
-# In the order of their names: by default files of few tests, which are the longest here, would come last.
+# Much of the time goes by waiting, for servers and for processes that begin, so that three share two cores. In the order
+# of their names: by default files of few tests, which are the longest here, would come last.
 .PHONY: test
 test: lint ## lint, then run all tests
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 3
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 3
 
 .PHONY: lint
 lint: $(SETUP) ## check style and types

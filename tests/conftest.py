@@ -15,7 +15,7 @@ from typing import Any
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes with several threads each would wait for each other
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -14,7 +14,6 @@ import pytest
 from tests.serving import Serving
 
 
-@pytest.mark.timeout(600)
 def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_down(
     make_preset: Callable[..., str], workplace: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
 def test_a_stopped_run_leaves_a_checkpoint_and_says_how_to_go_on(
     make_preset: Callable[..., str], workplace: Path, number: signal.Signals, send: Callable[[int, int], None]

@@ -91,7 +91,6 @@ def main() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.timeout(600)
 def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Path) -> None:
     made: dict[str, dict[str, Any]] = {}
 

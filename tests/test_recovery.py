@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.serving import Serving
 
 
-@pytest.mark.timeout(600)
 def test_a_run_outlives_its_worker_its_process_and_its_server(
     make_preset: Callable[..., str], workplace: Path, tmp_path: Path
 ) -> None:

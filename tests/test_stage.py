@@ -131,7 +131,7 @@ def start(tmp_path: Path, prefect_server: None) -> Iterator[Callable[[float], su
 
 def test_two_runs_at_once_compute_once(start: Callable[[float], subprocess.Popen[str]]) -> None:
     runs = [start(15), start(15)]
-    said = [run.communicate(timeout=100) for run in runs]
+    said = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert sorted(len(out.split()) for out, _ in said) == [1, 2], "one of them computes"
     assert len({out.split()[-1] for out, _ in said}) == 1
@@ -142,7 +142,7 @@ def test_a_killed_run_keeps_nobody_waiting(start: Callable[[float], subprocess.P
     killed = start(1000)
     assert killed.stdout is not None and killed.stdout.readline() == "computing\n"
     killed.kill()
-    out, err = start(0).communicate(timeout=100)
+    out, err = start(0).communicate(timeout=300)
     assert out.startswith("computing\n") and "Waiting" not in err
 
 
