@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -139,7 +140,7 @@ def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str
             except TrainingError:  # diverged: a finding, and no reason to end the others
                 break
     if contender.manager:
-        result["rank"] = contender.manager.last_diagnostics["rank"]
+        result["rank"] = statistics.fmean(contender.manager.ranks.values())
     return result | {"losses": losses, "validation": validation, "seconds": seconds}
 
 

@@ -2,8 +2,8 @@
 
 Run with `python -m benchmarks.grit_overhead`. Two copies of SmolLM2-135M take the same rows, one by AdamW, one by GRIT
 (its first basis found before) and AdamW, in turns and in changing order. GRIT's copy then takes some steps with a clock
-on each of its parts. For its peak memory, that of finding the basis included, each method takes some in a process of
-its own. With `--shape llama3-8b` the model is a
+on each of its parts. For its peak memory, that of finding the basis included, each method takes some steps in a process
+of its own. With `--shape llama3-8b` the model is a
 Llama of that shape with random weights, which needs a GPU and no download; `--shape tiny` shows in seconds that all of
 this runs.
 """
@@ -116,8 +116,11 @@ class Trainer:
             config = GRITConfig(variant)
             batches = [batch for step in islice(workload.steps(seed=0), config.basis_steps) for batch in step]
             started = clock()
-            if config.first_basis == "gradient":
-                set_gradient_basis(self._network, batches, lambda batch: summed_loss(self._network, batch))
+            if config.first_basis != "initial":
+                whitened = config.first_basis == "whitened_gradient"
+                set_gradient_basis(
+                    self._network, batches, lambda batch: summed_loss(self._network, batch), whitened=whitened
+                )
             self.basis_seconds = clock() - started
             self._manager = GRITManager(self._network, config)
             self._manager.attach(self._optimizer)
@@ -144,6 +147,9 @@ class Trainer:
             group._accumulate = timed(group._accumulate, "capture", parts)
         manager.update_and_invert_factors = timed(manager.update_and_invert_factors, "update and factorisation", parts)
         manager.precondition_gradients = timed(manager.precondition_gradients, "preconditioning", parts)
+        if manager._attached:  # what its hooks do
+            manager._attached._remember = timed(manager._attached._remember, "around the optimizer's step", parts)
+            manager._attached._finish = timed(manager._attached._finish, "around the optimizer's step", parts)
         step = timed(self, "step", parts)
         for _ in range(steps):
             step()

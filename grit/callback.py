@@ -49,12 +49,15 @@ class GritState(TrainerCallback):
 
         Raises:
             FileNotFoundError: the checkpoint has no state of GRIT.
-            ValueError: what was found is the state of another run.
+            ValueError: what was found is the state of another run; or the warm-up is as long as the training.
         """
+        config = self.manager.config
+        if config.variant != "adamw" and all(s < config.at("ng_warmup_steps", s) for s in range(state.max_steps)):
+            raise ValueError(f"ng_warmup_steps leaves none of {state.max_steps} steps in which GRIT would be on")
         self.manager.attach(kwargs["optimizer"])
         if state.global_step:
             self.manager.load_state_dict(load_file(self._state_file(args, state)))
-        elif self.manager.config.first_basis != "initial" and not self.manager.steps:
+        elif config.first_basis != "initial" and not self.manager.steps:
             started = time.perf_counter()
             cuda = [args.device] if args.device.type == "cuda" else []
             # No random number that the training will draw is used up: the rows come in the same order with and without.
@@ -63,11 +66,14 @@ class GritState(TrainerCallback):
             self.manager.basis_seconds = time.perf_counter() - started
 
     def find_basis(self, args: TrainingArguments, model: Any, loader: Any) -> None:
-        """Find the first basis from the first rows of the data set; a stream is begun anew for them."""
+        """Find the first basis from rows drawn from the data set; of a stream, which is begun anew, the first."""
         size, data = args.per_device_train_batch_size, loader.dataset
         count = self.manager.config.basis_steps * args.gradient_accumulation_steps * size
-        sized = hasattr(data, "__len__")
-        rows = [data[index] for index in range(min(count, len(data)))] if sized else list(islice(data, count))
+        if hasattr(data, "__len__"):
+            drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))[:count]
+            rows = [data[index] for index in drawn.tolist()]
+        else:
+            rows = list(islice(data, count))
         batches = [loader.collate_fn(rows[start : start + size]) for start in range(0, len(rows), size)]
         sums = _accepts_loss_kwargs(model)
 
@@ -94,12 +100,16 @@ class GritState(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state beside the trainer's."""
-        if state.is_world_process_zero:
-            tensors = {name: value.cpu().contiguous() for name, value in self.manager.state_dict().items()}
-            file = _checkpoint(args, state) / STATE_FILE
-            unfinished = file.with_suffix(".tmp")
-            save_file(tensors, unfinished, {"adapter": _digest(self.manager)})
-            unfinished.replace(file)
+        if args.should_save:
+            self.save(_checkpoint(args, state))
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the state into a checkpoint, whole or not at all."""
+        tensors = {name: value.cpu().contiguous() for name, value in self.manager.state_dict().items()}
+        file = checkpoint / STATE_FILE
+        unfinished = file.with_suffix(".tmp")
+        save_file(tensors, unfinished, {"adapter": _digest(self.manager)})
+        unfinished.replace(file)
 
     def _state_file(self, args: TrainingArguments, state: TrainerState) -> Path:
         """The state in the checkpoint that training goes on from."""

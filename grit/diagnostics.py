@@ -23,8 +23,8 @@ def step_figures(
 
     Returns:
         `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their `norm_ratio` and
-        the `cosine` between the two, `ready` (share of modules with factors in use), `condition_h` and `condition_u`
-        (largest condition number of the damped factors applied to B and to A), `tokens` (real tokens seen by the module
+        the `cosine` between the two, `in_use` (share of modules with factors in use), `condition_a` and `condition_b`
+        (largest condition number of the damped factors applied to A and to B), `tokens` (real tokens seen by the module
         that saw most), `rank` (mean over the modules). With `graft` they compare what it would be before Adam. With
         `eigen_adam` there is no `cosine`: the second gradient is the first in another basis.
     """
@@ -42,9 +42,9 @@ def step_figures(
         "grad_norm_preconditioned": new.sqrt() / gradient_scale,
         "norm_ratio": (new / raw.clamp_min(tiny)).sqrt(),
         "cosine": inner / (raw.sqrt() * new.sqrt()).clamp_min(tiny),
-        "ready": torch.cat([one.ready.to(device) for one in preconditioners]).float().mean(),
-        "condition_h": torch.stack([one.condition_b.max().to(device) for one in preconditioners]).max(),
-        "condition_u": torch.stack([one.condition_a.max().to(device) for one in preconditioners]).max(),
+        "in_use": torch.cat([one.in_use.to(device) for one in preconditioners]).float().mean(),
+        "condition_a": torch.stack([one.condition_a.max().to(device) for one in preconditioners]).max(),
+        "condition_b": torch.stack([one.condition_b.max().to(device) for one in preconditioners]).max(),
         "tokens": torch.stack([group.samples.max().to(device) for group in groups]).max(),
         "rank": torch.cat([group.ranks.to(device) for group in groups]).float().mean(),
     }

@@ -17,7 +17,7 @@ from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
 from grit.optimizer import AttachedOptimizer
 from grit.preconditioner import Preconditioner
-from grit.proof import GritInactiveError, check_effect, check_gradients, check_updates
+from grit.proof import GritInactiveError, check_attached, check_effect, check_gradients, check_updates
 from grit.reprojection import reproject
 from grit.state import OWNERS, check_owners, owners
 from grit.witness import PERIODS, StepWitness, TokenWitness
@@ -77,6 +77,8 @@ class GRITManager:
         self._capturing, self._on, self._paused = True, False, False
         self._unchecked, self._last_update = False, 0
         self._attached: AttachedOptimizer | None = None
+        self._stepped_before = 0
+        """Steps of optimizers before one was attached."""
         self._step_witness = StepWitness(self.modules)
         self._token_witness = TokenWitness(self._groups, self.config)
         self._read_call, self._of_calls = reader(model), LossDenominator(model)
@@ -116,9 +118,10 @@ class GRITManager:
         """
         self._detach()
         if self._needs_optimizer:
-            rewritten = self.modules if self.config.variant in AFTER_OPTIMIZER else []
-            weights = [module.weight(left=left) for module in rewritten for left in (True, False)]
-            self._attached = AttachedOptimizer(optimizer, weights, self._after_optimizer_step)
+            weights = [module.weight(left=left) for module in self.modules for left in (True, False)]
+            rewritten = weights if self.config.variant in AFTER_OPTIMIZER else []
+            self._attached = AttachedOptimizer(optimizer, weights, rewritten, self._after_optimizer_step)
+            self._stepped_before = self._step_witness.steps
 
     def step(self) -> None:
         """Do all that belongs to one optimizer step: update, factorise when due, precondition the gradients.
@@ -151,7 +154,7 @@ class GRITManager:
 
         Raises:
             GritInactiveError: the hooks saw no token, or after two update periods nothing would be preconditioned; or
-                the variant needs the optimizer and is not attached to it.
+                the variant needs the optimizer and is not attached to the one that steps.
             ValueError: a throttle's function gave a number that is too small.
         """
         if self._needs_optimizer and self._attached is None:
@@ -159,6 +162,8 @@ class GRITManager:
                 f"variant {self.config.variant!r} and reprojection act on the optimizer: call "
                 "GRITManager.attach(optimizer) before the first step"
             )
+        if self._attached:
+            check_attached(self._step_witness.steps - self._stepped_before - self._attached.steps)
         self._last_update = self.steps
         self._unchecked |= self._capturing
         if self._capturing:

@@ -6,7 +6,7 @@ It works with any optimizer that, like torch's AdamW, decouples weight decay (ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,21 @@ class AttachedOptimizer:
 
     Args:
         optimizer: the optimizer, or a wrapper that keeps it as `.optimizer` (as Accelerate's does).
-        parameters: the parameters whose update is rewritten; none where nothing is.
+        parameters: those that it must hold.
+        rewritten: those whose update is rewritten; none where nothing is.
         after: called after each step with this object.
 
     Raises:
         ValueError: a parameter is not the optimizer's; AMSGrad; weight decay that is not decoupled.
     """
 
-    def __init__(self, optimizer: Any, parameters: list[Tensor], after: Callable[[AttachedOptimizer], None]) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        parameters: Sequence[Tensor],
+        rewritten: Sequence[Tensor],
+        after: Callable[[AttachedOptimizer], None],
+    ) -> None:
         while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         self.optimizer: Optimizer = optimizer
@@ -35,7 +42,9 @@ class AttachedOptimizer:
         groups = self._groups()
         if any(id(parameter) not in groups for parameter in parameters):
             raise ValueError("a LoRA weight is not among the optimizer's parameters")
-        self._parameters = parameters
+        self.steps = 0
+        """Steps since it was attached."""
+        self._rewritten = rewritten
         self._starts: dict[int, Tensor] = {}
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._remember()),
@@ -96,13 +105,14 @@ class AttachedOptimizer:
     def _remember(self) -> None:
         """Keep the parameters as they are before the step, with its weight decay applied."""
         self._starts, groups = {}, self._groups()
-        for parameter in self._parameters:
+        for parameter in self._rewritten:
             group = groups[id(parameter)]
             self._starts[id(parameter)] = parameter.detach() * (1 - group["lr"] * group.get("weight_decay", 0.0))
 
     def _finish(self, after: Callable[[AttachedOptimizer], None]) -> None:
         after(self)
         self._starts = {}
+        self.steps += 1
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """The options of each parameter; read anew each time, since `load_state_dict` replaces them."""

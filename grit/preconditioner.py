@@ -12,7 +12,7 @@ from grit.optimizer import AttachedOptimizer
 from grit.preconditioning import Comparison, compare, multiply
 from grit.variants import multipliers
 
-STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "used_a", "used_b")
+STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "in_use", "used_a", "used_b")
 
 
 class Preconditioner:
@@ -33,6 +33,8 @@ class Preconditioner:
         """Condition numbers of the damped factors behind them, [M]."""
         self.ready = torch.zeros_like(ones, dtype=torch.bool)
         """Modules that had seen enough tokens at the last factorisation, [M]."""
+        self.in_use = self.ready.clone()
+        """Modules whose factors are in use, [M]: they are ready, and GRIT is switched on."""
         self.used_a, self.used_b = identity.clone(), identity.clone()
         """As `root_a` and `root_b`, and the identity where they are not in use."""
 
@@ -70,7 +72,8 @@ class Preconditioner:
             attached: the optimizer, whose moments are in the eigenbasis with `eigen_adam` and must follow it.
         """
         identity = torch.eye(self.root_a.shape[-1], device=self.root_a.device)
-        chosen = (self.ready & on)[:, None, None]
+        self.in_use = self.ready & on
+        chosen = self.in_use[:, None, None]
         new_a, new_b = (torch.where(chosen, root, identity).contiguous() for root in (self.root_a, self.root_b))
         if self.config.variant == "eigen_adam" and attached:
             turns = (new_a @ self.used_a.mT, self.used_b.mT @ new_b)

@@ -89,6 +89,8 @@ def compare(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -
         left: P multiplies from the left (A) or from the right (B).
         norm_match: scale each P so that P G has the Frobenius norm of G.
     """
+    if norm_match:  # their scale is no matter then, and could overflow where the factors are tiny
+        roots = roots / roots.abs().amax((1, 2), keepdim=True)
     gram = gradients @ gradients.mT if left else gradients.mT @ gradients
     image = roots @ gram if left else gram @ roots
     raw_squared, inner = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) for matrix in (gram, image))

@@ -88,6 +88,22 @@ def check_steps(missed: int, allowed: int) -> None:
         )
 
 
+def check_attached(others: int) -> None:
+    """Check that what acts on the optimizer acts on the one that trains.
+
+    Args:
+        others: steps of other optimizers than the attached one.
+
+    Raises:
+        GritInactiveError: there were some.
+    """
+    if others:
+        raise GritInactiveError(
+            "another optimizer than the attached one has stepped LoRA's weights, so the variant or reprojection does "
+            "nothing: call GRITManager.attach(optimizer) with the one that trains them"
+        )
+
+
 def check_updates(missed: int, allowed: int) -> None:
     """Check that the factors are updated, and not only used.
 

@@ -16,11 +16,14 @@ from grit.manager import GRITManager
 
 
 class _State(GritState):
-    """As for any trainer, but with the loss and the shuffled rows of this one."""
+    """As for any trainer, but with the loss and the rows of this one, which also saves the state itself."""
 
     def __init__(self, manager: GRITManager, trainer: GritTrainer) -> None:
         super().__init__(manager)
         self._trainer = trainer
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
     def find_basis(self, args: Any, model: Any, loader: Any) -> None:
         trainer = self._trainer
@@ -95,6 +98,11 @@ class GritTrainer(SFTTrainer):
         self.grit_manager.loss_scale = self.grit_manager.gradient_scale = scale
         self.grit_manager.step()
         return super()._clip_grad_norm(model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:  # before older checkpoints are removed, and not only in `on_save`, which comes after
+            self._grit_state.save(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._grit_state.resumed_from = Path(resume_from_checkpoint)

@@ -33,7 +33,7 @@ class StepWitness:
 
     def __init__(self, modules: Sequence[LoraModule]) -> None:
         self._modules = modules
-        self._steps = 0
+        self.steps = 0
         """Steps of optimizers that hold any of the weights."""
         this = weakref.ref(self)  # PyTorch keeps the hook, and the model must not live on by it
 
@@ -84,10 +84,10 @@ class StepWitness:
 
     def _see_optimizer(self, optimizer: Optimizer) -> None:
         own = {id(weight) for weight in self._weights()}
-        self._steps += any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+        self.steps += any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     def _versions(self) -> list[int]:
-        return [self._steps, *(weight._version for weight in self._weights())]
+        return [self.steps, *(weight._version for weight in self._weights())]
 
     def _weights(self) -> Iterator[Tensor]:
         for module in self._modules:

@@ -34,15 +34,15 @@ def own_modules(module: str) -> frozenset[str]:
 def _imported(module: str) -> frozenset[str]:
     """Names that a module imports from the project's packages; some are those of functions and classes."""
     path = _source_path(module)
-    names = _imports(compile(path.read_bytes(), path, "exec")) if path else ()
+    names = _imports(compile(path.read_bytes(), path, "exec", dont_inherit=True, optimize=0)) if path else ()
     return frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
 
 
 def _imports(code: CodeType) -> Iterator[str]:
-    """Names that some code imports, wherever in it.
+    """Names that some code imports, wherever it can run.
 
-    From its bytecode: `ast.parse` in two threads at once raises a SystemError in Python 3.11
-    (https://github.com/python/cpython/issues/106905).
+    From its bytecode: in Python 3.11 `ast.parse` raises a SystemError where another thread parses too, or the garbage
+    collector calls something that does (https://github.com/python/cpython/issues/106905).
     """
     module = ""
     for instruction in dis.get_instructions(code):

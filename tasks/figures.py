@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 TRAINING, VALIDATION, PLAIN = "#3b82c4", "#d9773a", "#7a8794"
 SMOOTHED = 50
@@ -76,7 +76,7 @@ def smoothed(losses: Sequence[float]) -> np.ndarray:
 def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
     """Gradient norm before clipping and, with GRIT, that of the preconditioned gradient and the cosine between the two.
 
-    Variants whose preconditioned gradient is written in another basis have no cosine.
+    Variants whose preconditioned gradient is written in another basis have no cosine. Both norms are LoRA's.
 
     Args:
         steps: lines of the history.
@@ -84,15 +84,17 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
     numbers = [step["step"] for step in steps]
 
     def draw(axes: Axes) -> None:
-        raw = [step["grad_norm"] for step in steps]
-        if "grit" in steps[0]:  # the two are equal with `norm_match`: one is drawn on the other
-            axes.plot(numbers, raw, color=TRAINING, alpha=0.35, linewidth=5, label="gradient norm")
-            raw = [step["grad_norm_preconditioned"] for step in steps]
-        axes.plot(numbers, raw, color=TRAINING, label="preconditioned" if "grit" in steps[0] else "gradient norm")
+        norms = [step["grad_norm"] for step in steps]
+        if "grit" in steps[-1]:  # the two are equal with `norm_match`: one is drawn on the other
+            axes.plot(numbers, norms, color=TRAINING, alpha=0.35, linewidth=5, label="gradient norm")
+            preconditioned = [norm * step["grit"]["norm_ratio"] for norm, step in zip(norms, steps, strict=True)]
+            axes.plot(numbers, preconditioned, color=TRAINING, label="preconditioned")
+        else:
+            axes.plot(numbers, norms, color=TRAINING, label="gradient norm")
         log_scale(axes)
         axes.set(xlabel="optimizer step", ylabel="norm before clipping")
         handles = axes.get_lines()
-        if "cosine" in steps[0].get("grit", {}):
+        if "cosine" in steps[-1].get("grit", {}):
             right = axes.twinx()
             right.plot(numbers, [step["grit"]["cosine"] for step in steps], color=VALIDATION, label="cosine")
             right.set(ylabel="cosine, raw to preconditioned", ylim=(0, 1.02))
@@ -112,13 +114,13 @@ def factors_curve(steps: Sequence[dict[str, Any]]) -> str:
     numbers = [step["step"] for step in steps]
 
     def draw(axes: Axes) -> None:
-        for name, colour in (("h", TRAINING), ("u", PLAIN)):
-            conditions = [step["grit"][f"condition_{name}"] for step in steps]
-            axes.plot(numbers, conditions, color=colour, label=f"condition number, {name}")
+        for side, colour in (("a", PLAIN), ("b", TRAINING)):
+            conditions = [step["grit"][f"condition_{side}"] for step in steps]
+            axes.plot(numbers, conditions, color=colour, label=f"condition number, {side.upper()}")
         log_scale(axes)
         axes.set(xlabel="optimizer step", ylabel="largest condition number")
         right = axes.twinx()
-        right.plot(numbers, [step["grit"]["ready"] for step in steps], color=VALIDATION, label="modules in use")
+        right.plot(numbers, [step["grit"]["in_use"] for step in steps], color=VALIDATION, label="modules in use")
         right.set(ylabel="share of modules in use", ylim=(0, 1.02))
         right.grid(visible=False)
         axes.legend(handles=[*axes.get_lines(), *right.get_lines()])
@@ -141,9 +143,11 @@ def length_histogram(histogram: dict[str, Sequence[int]]) -> str:
 
 
 def log_scale(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers."""
+    """Make the vertical axis logarithmic, with some plain numbers; to be called when all is drawn on it."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    by_decade = LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5))
+    axes.yaxis.set_major_locator(by_decade if high > 10 * low else MaxNLocator(5))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -40,6 +40,13 @@ def check_settings(settings: FinetuneSettings) -> None:
             where="lora.r",
             fix="Use at least 2, or train the baseline.",
         )
+    steps, off = settings.training.max_steps, settings.grit.ng_warmup_steps
+    if settings.method == "grit" and settings.grit.variant != "adamw" and off >= steps:
+        raise UserError(
+            f"GRIT would be off in all of the {steps} steps (training.max_steps)",
+            where="grit.ng_warmup_steps",
+            fix=f"Set it below {steps}, or train the baseline.",
+        )
     check_data(settings.data)
     find_converter(settings.export)
     version_name(parse_name(settings.ollama_name), datetime.now(UTC).date(), "0" * 64)

@@ -100,7 +100,7 @@ def write_report(
         "figures": {
             "loss": loss_curve(steps, history.facts["validation"]),
             "gradient": gradient_curve(steps),
-            "factors": factors_curve(steps) if "grit" in steps[-1] else None,
+            "factors": factors_curve(steps) if "grit" in steps[-1] else "",
             "lengths": length_histogram(data["card"]["histogram"]),
         },
     }
@@ -216,10 +216,10 @@ def _training_table(history: dict[str, Any], steps: list[dict[str, Any]]) -> Ite
     if "grit" in steps[-1]:
         grit = [step["grit"] for step in steps]
         last = grit[-1]
-        yield "modules with GRIT factors in use, last step", f"{last['ready']:.0%}"
+        yield "modules with GRIT factors in use, last step", f"{last['in_use']:.0%}"
         yield "norm of the preconditioned gradient / raw, median step", f"{median(g['norm_ratio'] for g in grit):.3g}"
         yield "mean rank, last step", f"{last['rank']:.1f}"
-        yield "largest condition number, last step", f"{last['condition_h']:.0f} (h), {last['condition_u']:.0f} (u)"
+        yield "largest condition number, last step", f"{last['condition_a']:.0f} (A), {last['condition_b']:.0f} (B)"
 
 
 def _json(path: Path) -> Any:

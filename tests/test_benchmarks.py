@@ -44,10 +44,12 @@ def test_overhead_is_measured_in_turns_and_by_parts(
     assert f"{variant}, 14 LoRA modules" in printed
     assert len(re.findall(r"^(?:AdamW|GRIT) +3 steps: min .* median .* mean", printed, re.MULTILINE)) == 2
     shares = dict(re.findall(r"^(\w.*?) +(\d\.\d{4}) of GRIT's time$", printed, re.MULTILINE))
-    assert shares.keys() == {"capture", "update and factorisation", "preconditioning"}
+    around = {"around the optimizer's step"} if variant == "eigen_adam" else set()
+    assert shares.keys() == {"capture", "update and factorisation", "preconditioning"} | around
     assert all(0 < float(share) < 1 for share in shares.values())
     assert re.search(r"the pairs' ratios: min .* median .* mean", printed)
-    assert re.search(r"first basis 0\.\d+ s, \d+\.\d+ of AdamW's median steps", printed)
+    (basis,) = re.findall(r"first basis (\d+\.\d+) s, \d+\.\d+ of AdamW's median steps", printed)
+    assert float(basis) > 0
     assert re.search(r"peak memory AdamW \d.* GRIT \d.* ratio \d", printed)
 
 

@@ -185,7 +185,7 @@ def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:
     for row in data["comparison"]:
         assert f"{row['base']:.4f}" in text and f"{row['tuned']:.4f}" in text
     assert data["settings"]["training"]["max_steps"] == 3
-    assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["ready"] == 1
+    assert data["history"]["method"] == "grit" and data["steps"][-1]["grit"]["in_use"] == 1
 
 
 def test_runs_are_named_by_stage_method_and_model(finetuned: Finetuned, tiny_model: Artifact) -> None:

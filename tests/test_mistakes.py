@@ -33,6 +33,7 @@ Preset = Callable[..., str]
         (["--training.max_step", "3"], "arguments: --training.max_step 3. Did you mean --training.max_steps?"),
         (["--ollama.target", "none", "--ollama.name", "no good"], "'no good' is no valid Ollama model name"),
         (["--lora.r", "1"], "lora.r: in a rank space of one dimension GRIT's preconditioner is a number"),
+        (["--grit.ng_warmup_steps", "200"], "grit.ng_warmup_steps: GRIT would be off in all of the"),
         (["--method", "magic"], "method"),
         (["--ollama.parameters", "temprature=0"], "ollama.parameters: Ollama knows no temprature"),
         (["--chat.system", 'Say """.'], 'chat.system: a Modelfile cannot express """'),

@@ -225,12 +225,13 @@ def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch:
 
 
 def test_the_imports_are_found_while_something_else_parses() -> None:
+    """The garbage collector's callback stands for another thread; Pythons that are mended pass in any case."""
     expected = own_modules("tasks.settings")
     parsed = []
 
-    def parse(phase: str, _: object, depth: int = 30) -> None:  # at another depth of calls
+    def parse(phase: str, info: object, depth: int = 30) -> None:  # at another depth of calls
         if depth:
-            parse(phase, _, depth - 1)
+            parse(phase, info, depth - 1)
         else:
             parsed.append(ast.parse("x = [1]"))
 

@@ -269,7 +269,7 @@ def test_an_adapter_that_has_been_trained_goes_on_with_the_initial_basis(
     model, ours = trainer(GRITConfig(kfac_min_samples=1, basis="initial"))
     before = [module.lora_b.weight.detach().clone() for module in lora_modules(model)]
     losses = [float(line["loss"]) for line in (ours.train(), ours.state.log_history)[1] if "loss" in line]
-    assert losses[-1] < losses[0] and ours.step_statistics["ready"] == 1
+    assert losses[-1] < losses[0] and ours.step_statistics["in_use"] == 1
     for module, old in zip(lora_modules(model), before, strict=True):
         change = float((module.lora_b.weight.detach() - old).norm() / old.norm())
         assert 0 < change < 0.5, "it went on from what was there"

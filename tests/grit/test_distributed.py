@@ -37,9 +37,10 @@ def launch(processes: int, directory: Path, rows_per_pass: int, passes: int, *gr
 def test_two_processes_give_the_result_of_one(
     word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str, basis: str, passes: int
 ) -> None:
-    """Rows of different length, so that each process sees another number of tokens. float32, three steps: 1e-4.
+    """Each value to 1e-3 of itself and 1e-4 of the largest, after three steps in float32.
 
-    With one pass of the model a step, and with two that are accumulated.
+    Rows of different length, so that each process sees another number of tokens. With one pass of the model a step,
+    and with two that are accumulated.
     """
     ids = [[10 + i, 20 + i, 30 + i, 40 + i, *[50 + i] * (i % 3)] for i in range(12)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})

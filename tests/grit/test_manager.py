@@ -23,9 +23,9 @@ def test_a_bare_loop_with_its_diagnostics(make_model: MakeModel, batch: dict[str
     manager = GRITManager(model, QUICK)
     train(model, batch, manager, 4)
     figures = manager.last_diagnostics
-    assert figures["ready"] == 1 and 0 < figures["cosine"] < 0.999
+    assert figures["in_use"] == 1 and 0 < figures["cosine"] < 0.999
     assert figures["grad_norm_preconditioned"] == pytest.approx(figures["grad_norm"], rel=1e-4)
-    assert figures["condition_u"] > 1 and figures["tokens"] == 4 * 41
+    assert figures["condition_a"] > 1 and figures["tokens"] == 4 * 41
     assert manager.factors_are_ready and manager.memory_bytes() > 0
     plain = make_model()
     train(plain, batch, None, 4)
@@ -35,7 +35,9 @@ def test_a_bare_loop_with_its_diagnostics(make_model: MakeModel, batch: dict[str
 @pytest.mark.parametrize("config", [GRITConfig(variant="adamw"), GRITConfig(ng_warmup_steps=9, kfac_min_samples=1)])
 def test_measuring_alone_changes_no_bit(make_model: MakeModel, batch: dict[str, Tensor], config: GRITConfig) -> None:
     measured, plain = make_model(), make_model()
-    train(measured, batch, GRITManager(measured, config), 4)
+    manager = GRITManager(measured, config)
+    train(measured, batch, manager, 4)
+    assert manager.last_diagnostics["in_use"] == 0
     train(plain, batch, None, 4)
     for one, other in zip(measured.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

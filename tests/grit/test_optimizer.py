@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grit import GRITConfig, GRITManager
+from grit import GRITConfig, GritInactiveError, GRITManager
 from tests.grit.conftest import MakeModel, backward
 
 OPTIONS = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1}
@@ -45,3 +45,26 @@ def test_options_that_it_cannot_follow_are_refused(make_model: MakeModel, config
         manager.attach(torch.optim.Adam(weights, weight_decay=0.1))
     for optimizer in (torch.optim.Adam(weights), torch.optim.AdamW(weights, weight_decay=0.1)):
         manager.attach(optimizer)
+
+
+@pytest.mark.parametrize(
+    "config", [GRITConfig("graft"), GRITConfig("eigen_adam"), GRITConfig(reprojection_freq=5)], ids=str
+)
+def test_another_optimizer_than_the_attached_one_is_an_error(
+    make_model: MakeModel, batch: dict[str, Tensor], config: GRITConfig
+) -> None:
+    model = make_model()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    manager = GRITManager(model, config)
+    with pytest.raises(ValueError, match="a LoRA weight is not among the optimizer's parameters"):
+        manager.attach(torch.optim.AdamW(weights[1:]))
+    attached, other = torch.optim.AdamW(weights), torch.optim.AdamW(weights)
+    other.register_step_pre_hook(lambda *_: manager.step())
+    manager.attach(attached)
+    backward(model, batch, 10)
+    other.step()
+    backward(model, batch, 10)
+    with pytest.raises(GritInactiveError, match="another optimizer than the attached one has stepped LoRA's weights"):
+        other.step()
+    manager.attach(other)
+    other.step()

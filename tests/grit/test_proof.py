@@ -66,11 +66,11 @@ def test_an_overflow_in_the_first_step_is_none(make_model: MakeModel, batch: dic
     manager = GRITManager(model, QUICK)
     backward(model, batch, 1, scale=float("inf"))
     manager.step()
-    assert manager.last_diagnostics["ready"] == 0
+    assert manager.last_diagnostics["in_use"] == 0
     model.zero_grad()
     backward(model, batch, 1)
     manager.step()
-    assert manager.last_diagnostics["ready"] == 1
+    assert manager.last_diagnostics["in_use"] == 1
 
 
 def test_a_manager_that_is_never_called_is_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -115,7 +115,7 @@ def test_tokens_that_are_few_but_grow_are_waited_for(
     for _ in range(6):
         backward(model, batch, 1)
         manager.step()
-        ready.append(manager.last_diagnostics["ready"])
+        ready.append(manager.last_diagnostics["in_use"])
         model.zero_grad()
     assert ready == [0, 0, 0, 0, 1, 1]
     assert [record.getMessage() for record in caplog.records if record.name == "grit.witness"] == [
@@ -144,7 +144,7 @@ def test_modules_that_do_nothing_while_others_work_are_named_once(
         module.lora_a._forward_hooks.clear()
     with caplog.at_level(logging.WARNING):
         train(model, batch, manager, 6)
-    assert manager.last_diagnostics["ready"] == pytest.approx(1 / 6)
+    assert manager.last_diagnostics["in_use"] == pytest.approx(1 / 6)
     assert manager.last_diagnostics["tokens"] == 6 * 41, "those of a module that works"
     (message,) = [record.getMessage() for record in caplog.records if record.name == "grit.witness"]
     assert "no token of 5 of 6 LoRA modules for 2 update periods" in message
