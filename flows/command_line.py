@@ -148,6 +148,7 @@ def run(
             show_plan(settings, stages)
             return
         check_settings(settings)  # before a server is started for the flow, which takes many seconds
+        print(f"Preset {preset}: {settings.method} on {settings.model.name}. Ctrl-C is safe at any time.", flush=True)
         method = overrides.pop("method", settings.method)
         with stopping_at_once():
             finished = flow(preset, method, overrides)

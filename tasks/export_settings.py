@@ -39,7 +39,8 @@ class FidelitySettings(Section):
     max_kl: Annotated[float, Field(gt=0)] | None = None
     """Mean Kullback-Leibler divergence of the next token's distribution, in nats, above which the export has failed."""
     min_top1: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of tokens at which both hold the same next token likeliest, below which the export has failed."""
+    """Share of tokens whose likeliest successor was kept, or became one at least half as likely, below which the export
+    has failed."""
     min_difference_kept: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of what tuning changed that the GGUF must show, less two standard errors."""
 

@@ -1,7 +1,7 @@
 """Stage: the GGUF in llama.cpp is held against the merged model in Transformers, on the same tokens.
 
 What the two are compared by is what users of llama.cpp's `perplexity` tool know: mean Kullback-Leibler divergence,
-share of tokens with the same likeliest successor, ratio of the perplexities. Beyond that the GGUF must show what tuning
+share of tokens whose likeliest successor is kept, ratio of the perplexities. Beyond that the GGUF must show what tuning
 changed, which an export of the base model would not. Counted are the supervised tokens, those of the answers: a tuned
 model's idea of the prompts is no matter to its users, and not stable.
 """
@@ -56,8 +56,8 @@ class RowMeasures(NamedTuple):
     nll_gguf: float
     kl: float
     """Kullback-Leibler divergence of the GGUF's distribution from the merged model's, in nats."""
-    same_top: int
-    """Tokens at which both hold the same successor likeliest."""
+    kept_top: int
+    """Tokens at which the GGUF's likeliest successor is at least half as likely to the merged model as its own."""
     shown: float
     """Sum of d_merged * d_gguf, where d is a token's log-probability less the base model's."""
     changed: float
@@ -180,7 +180,8 @@ def compare_row(merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_b
         nll_merged=float(nll_merged.sum()),
         nll_gguf=float(nll_gguf.sum()),
         kl=float((np.exp(p) * (p - q)).sum()),
-        same_top=int((p.argmax(1) == q.argmax(1)).sum()),
+        # Where two are nearly as likely, the least rounding makes the other one the likeliest.
+        kept_top=int((p[at, q.argmax(1)] >= p.max(1) - math.log(2)).sum()),
         shown=float((d_merged * d_gguf).sum()),
         changed=float((d_merged**2).sum()),
     )
@@ -206,7 +207,7 @@ def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: s
         perplexity_ratio=ratio,
         perplexity_ratio_stderr=None if error is None else ratio * error,
         kl=math.fsum(row.kl for row in rows) / count,
-        top1=sum(row.same_top for row in rows) / count,
+        top1=sum(row.kept_top for row in rows) / count,
         difference_kept=math.fsum(shown) / math.fsum(changed) if math.fsum(changed) > 0 else None,
         difference_kept_stderr=ratio_stderr(shown, changed) if math.fsum(changed) > 0 else None,
         wrong_texts=tuple(text.text for text in wrong),

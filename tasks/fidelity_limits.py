@@ -98,7 +98,7 @@ def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Chec
         ),
         _check("mean KL divergence", f"{measured.kl:.5f} nats", f"≤ {bounds.max_kl:g}", measured.kl <= bounds.max_kl),
         _check(
-            "same likeliest token",
+            "likeliest token kept",
             f"{measured.top1:.2%}",
             f"≥ {bounds.min_top1:.0%} within two standard errors",
             measured.top1 + 2 * _share_error(bounds.min_top1, measured.tokens) >= bounds.min_top1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,14 +86,18 @@ def gradient_curve(steps: Sequence[dict[str, Any]]) -> str:
 
     def draw(axes: Axes) -> None:
         norms = [step["grad_norm"] for step in steps]
-        if "grit" in steps[-1]:  # the two are equal with `norm_match`: one is drawn on the other
-            axes.plot(numbers, norms, color=TRAINING, alpha=0.35, linewidth=5, label="gradient norm")
-            preconditioned = [norm * step["grit"]["norm_ratio"] for norm, step in zip(norms, steps, strict=True)]
-            axes.plot(numbers, preconditioned, color=TRAINING, label="preconditioned")
+        ratios = [step["grit"]["norm_ratio"] for step in steps if "grit" in step]
+        if all(math.isclose(ratio, 1, rel_tol=1e-3) for ratio in ratios):
+            axes.plot(
+                numbers, norms, color=TRAINING, label="gradient norm" + (", also preconditioned" if ratios else "")
+            )
         else:
             axes.plot(numbers, norms, color=TRAINING, label="gradient norm")
+            preconditioned = [norm * ratio for norm, ratio in zip(norms, ratios, strict=True)]
+            axes.plot(numbers, preconditioned, color=TRAINING, linestyle=":", label="preconditioned")
         log_scale(axes)
         axes.set(xlabel="optimizer step", ylabel="norm before clipping")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles = axes.get_lines()
         if "cosine" in steps[-1].get("grit", {}):
             right = axes.twinx()
@@ -114,10 +119,12 @@ def factors_curve(steps: Sequence[dict[str, Any]]) -> str:
     numbers = [step["step"] for step in steps]
 
     def draw(axes: Axes) -> None:
-        for side, colour in (("a", PLAIN), ("b", TRAINING)):
+        axes.margins(y=0.25)  # apart from the line at 100 %
+        for side, line in (("a", "--"), ("b", "-")):
             conditions = [step["grit"][f"condition_{side}"] for step in steps]
-            axes.plot(numbers, conditions, color=colour, label=f"condition number, {side.upper()}")
+            axes.plot(numbers, conditions, line, color=TRAINING, label=f"condition number, {side.upper()}")
         log_scale(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="optimizer step", ylabel="largest condition number")
         right = axes.twinx()
         right.plot(numbers, [step["grit"]["in_use"] for step in steps], color=VALIDATION, label="modules in use")

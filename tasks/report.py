@@ -23,6 +23,8 @@ _OPENINGS = {
     (False, False): "No difference between tuned and base model exceeds its error.",
 }
 """By whether something is better, and whether something is worse."""
+SMALL = 20
+"""Of fewer held-out rows or documents a difference is no reason to praise or to blame."""
 LOST = 0.05
 """Share of the gain that merging may take without a warning."""
 
@@ -114,12 +116,13 @@ def write_report(
 
 
 def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
-    """One or two sentences with numbers; better only if something is better and nothing is worse.
+    """Some sentences with numbers; better only if something is better and nothing is worse, of rows enough.
 
     Args:
         comparison: the rows of the table.
     """
     readings = [row["reading"] for row in comparison]
+    number = max((row["number"] for row in comparison if row["reading"] in ("better", "worse")), default=SMALL)
     better, worse = "better" in readings, "worse" in readings
     if not comparison:
         return {"tone": "", "text": "Nothing was measured on held-out data, so nothing can be said."}
@@ -128,6 +131,8 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
         opening = "Too little was held out to say whether the tuned model is better."
     else:
         opening = _OPENINGS[better, worse]
+    if number < SMALL:
+        tone, opening = "", f"{opening} But {number} rows or documents are few, and others may differ: hold out more."
     parts = [
         f"{row['name']} {figure(row['base'])} → {figure(row['tuned'])} "
         f"({signed(row['difference'])}{plusminus(row['stderr'])}, {row['reading']})"

@@ -104,6 +104,7 @@ def _compared(
         "tuned_stderr": tuned[1],
         "difference": difference,
         "stderr": error,
+        "number": number,
         "higher_is_better": higher_is_better,
         "reading": reading,
     }

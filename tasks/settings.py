@@ -185,7 +185,7 @@ class TrainingSettings(Section):
     @model_validator(mode="after")
     def _warm_up_within_steps(self) -> TrainingSettings:
         if self.warmup_steps >= self.max_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): lower it")
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): set both")
         return self
 
     @model_validator(mode="after")

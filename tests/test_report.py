@@ -293,10 +293,13 @@ def test_the_pictures_of_grit_show_its_figures(monkeypatch: pytest.MonkeyPatch) 
         return ""
 
     monkeypatch.setattr("tasks.figures.svg", draw)
-    grit = {"norm_ratio": 0.5, "cosine": 0.7, "condition_a": 10.0, "condition_b": 100.0, "in_use": 0.25}
+    grit: dict[str, Any] = {"norm_ratio": 0.5, "cosine": 0.7, "condition_a": 10.0, "condition_b": 100.0, "in_use": 0.25}
     steps = [{"step": step, "grad_norm": 2.0 * step, "grit": grit} for step in (1, 2)]
     gradient_curve(steps)
     assert shown == {"gradient norm": [2, 4], "preconditioned": [1, 2], "cosine": [0.7, 0.7]}
+    shown.clear()
+    gradient_curve([step | {"grit": grit | {"norm_ratio": 1.0}} for step in steps])
+    assert shown == {"gradient norm, also preconditioned": [2, 4], "cosine": [0.7, 0.7]}
     shown.clear()
     factors_curve(steps)
     wanted = {"condition number, A": 10, "condition number, B": 100, "modules in use": 0.25}
@@ -310,3 +313,11 @@ def test_a_logarithmic_axis_has_some_numbers(limits: tuple[float, float]) -> Non
     log_scale(axes)
     low, high = axes.get_ylim()
     assert 3 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 12
+
+
+@pytest.mark.parametrize(("rows", "tone"), [(19, ""), (20, "better")])
+def test_few_rows_are_no_reason_for_praise(store: Store, rows: int, tone: str) -> None:
+    after = [5 + 0.1 * (-1) ** index for index in range(rows)]
+    said = verdict([validation_row(scores(store, [10.0] * rows), scores(store, after))])
+    assert said["tone"] == tone
+    assert ("But 19 rows or documents are few" in said["text"]) == (rows == 19)
