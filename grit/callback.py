@@ -49,15 +49,12 @@ class GritState(TrainerCallback):
 
         Raises:
             FileNotFoundError: the checkpoint has no state of GRIT.
-            ValueError: what was found is the state of another run; or the warm-up is as long as the training.
+            ValueError: what was found is the state of another run.
         """
-        config = self.manager.config
-        if config.variant != "adamw" and all(s < config.at("ng_warmup_steps", s) for s in range(state.max_steps)):
-            raise ValueError(f"ng_warmup_steps leaves none of {state.max_steps} steps in which GRIT would be on")
         self.manager.attach(kwargs["optimizer"])
         if state.global_step:
             self.manager.load_state_dict(load_file(self._state_file(args, state)))
-        elif config.first_basis != "initial" and not self.manager.steps:
+        elif self.manager.config.first_basis != "initial" and not self.manager.steps:
             started = time.perf_counter()
             cuda = [args.device] if args.device.type == "cuda" else []
             # No random number that the training will draw is used up: the rows come in the same order with and without.

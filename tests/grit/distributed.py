@@ -40,6 +40,9 @@ def main() -> None:
         tensors["replicas"] = torch.stack(every)
     if trainer.is_world_process_zero():
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
+    if distributed.is_initialized():
+        distributed.barrier()  # or else the first to end aborts the other, which still talks to it
+        distributed.destroy_process_group()
 
 
 def trained(directory: Path, config: GRITConfig, settings: SFTConfig) -> GritTrainer:

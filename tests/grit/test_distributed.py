@@ -29,7 +29,7 @@ def launch(processes: int, directory: Path, rows_per_pass: int, passes: int, *gr
     command += ["-m", "tests.grit.distributed", str(directory), str(output), str(rows_per_pass), str(passes), *grit]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, timeout=280)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert done.returncode == 0, done.stderr.decode()
     return load_file(output)
 
 

@@ -66,9 +66,3 @@ def test_a_state_that_was_cut_off_while_it_was_written_is_not_there(
     assert not (checkpoint / STATE_FILE).exists()
     saver.on_save(args, state, None)
     assert [file.name for file in checkpoint.iterdir()] == [STATE_FILE]
-
-
-def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    state = GritState(GRITManager(network(64), GRITConfig(ng_warmup_steps=4)))
-    with pytest.raises(ValueError, match="ng_warmup_steps leaves none of 4 steps"):
-        state.on_train_begin(None, SimpleNamespace(max_steps=4), None)
