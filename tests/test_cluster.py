@@ -47,6 +47,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "300"}
+    # Without it Ray's client server dies now and then as it is forked: https://github.com/ray-project/ray/issues/63202
+    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     with subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL) as head:
         for _ in range(120):
             with socket.socket() as probe:
