@@ -101,7 +101,7 @@ class GritTrainer(SFTTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:  # before older checkpoints are removed, and not only in `on_save`, which comes after
+        if self.args.should_save:  # `on_save` comes when older checkpoints are gone already
             self._grit_state.save(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -128,3 +128,13 @@ def test_an_empty_or_broken_factor_gives_the_identity(value: float) -> None:
 def test_anisotropy() -> None:
     matrices = torch.stack([3 * torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
     assert anisotropy(matrices).tolist() == pytest.approx([0, 0.5**0.5])
+
+
+def test_matched_norms_do_not_overflow() -> None:
+    """Gradients are tiny where a model is nearly right, and at power 1 their factor's inverse is huge."""
+    gradients = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
+    result = compare(
+        inverse_power(1e-25 * covariance(1, 3, 0), 1.0, 0.03).matrices, gradients, left=True, norm_match=True
+    )
+    found = multiply(result.roots, gradients, left=True)
+    torch.testing.assert_close(found.norm(), gradients.norm())

@@ -66,3 +66,22 @@ def test_a_state_that_was_cut_off_while_it_was_written_is_not_there(
     assert not (checkpoint / STATE_FILE).exists()
     saver.on_save(args, state, None)
     assert [file.name for file in checkpoint.iterdir()] == [STATE_FILE]
+
+
+def test_the_state_is_there_before_older_checkpoints_go(
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is killed while they are removed."""
+
+    def killed(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", killed)
+    model = network(len(word_tokenizer))
+    trainer = GritTrainer(
+        model=model, grit_manager=GRITManager(model), train_dataset=rows, processing_class=word_tokenizer,
+        args=arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "checkpoint-1" / STATE_FILE).is_file()
