@@ -61,18 +61,23 @@ Stop:   make down""")
 
 def down() -> None:
     """Stop the runs, the worker, and the server. The next `up` goes on with the runs."""
-    if worker := _running(WORKER):
+    worker, server = _running(WORKER), _running(SERVER)
+    if worker is None and server is None:
+        print(f"Neither server nor worker runs that was started from {HOME}.")
+    if worker:
         with get_client(sync_client=True) as client, suppress(httpx.HTTPError):
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # or the worker would start further runs
-        for run in (runs := worker.children()):
+        if runs := worker.children():
+            print(f"Stopping {len(runs)} run{'s' * (len(runs) > 1)}; a training ends its step and keeps a checkpoint …")
+        for run in runs:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
         # The worker last: it kills runs that it finds alive when it ends, and nobody would mark them as Crashed.
         for late in psutil.wait_procs(runs, timeout=SECONDS_TO_STOP)[1]:
             late.kill()
-        _stop(worker)
-    if server := _running(SERVER):
-        _stop(server)
+        _stop(worker, WORKER)
+    if server:
+        _stop(server, SERVER)
 
 
 def register(client: SyncPrefectClient) -> None:
@@ -100,10 +105,12 @@ def register(client: SyncPrefectClient) -> None:
                     client.update_deployment_schedule(deployment, schedule.id, active=True)
 
 
-def _stop(process: psutil.Process) -> None:
+def _stop(process: psutil.Process, command: list[str]) -> None:
     process.terminate()
     if psutil.wait_procs([process], timeout=SECONDS_TO_STOP)[1]:
         process.kill()
+    _pid_file(command).unlink(missing_ok=True)
+    print(f"Stopped the {command[0]}.")
 
 
 def _serve(client: SyncPrefectClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
 from grit.manager import GRITManager
 
 STATE_FILE = "grit_state.safetensors"
+logger = logging.getLogger(__name__)
 
 
 class GritState(TrainerCallback):
@@ -52,6 +54,13 @@ class GritState(TrainerCallback):
             ValueError: what was found is the state of another run.
         """
         self.manager.attach(kwargs["optimizer"])
+        config = self.manager.config
+        if config.variant != "adamw" and config.at("ng_warmup_steps", state.max_steps - 1) >= state.max_steps:
+            logger.warning(
+                "GRIT stays off: ng_warmup_steps is %s, and the training has %s steps",
+                config.at("ng_warmup_steps", state.max_steps - 1),
+                state.max_steps,
+            )
         if state.global_step:
             self.manager.load_state_dict(load_file(self._state_file(args, state)))
         elif self.manager.config.first_basis != "initial" and not self.manager.steps:

@@ -126,7 +126,8 @@ class FactorGroup:
         return {name: getattr(self, name).clone() for name in STATE}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averages and counters of the same modules."""
+        """Take over averages and counters of the same modules, and forget what was captured since."""
+        self.clear()
         for name in STATE:
             getattr(self, name).copy_(state[name])
 

@@ -40,7 +40,8 @@ class GRITManager:
         config: the settings.
 
     Raises:
-        ValueError: no LoRA module; DoRA, LoRA on embeddings or convolutions, sharded weights; an encoder-decoder.
+        ValueError: no LoRA module; DoRA and other variants of the layer, LoRA on embeddings or convolutions, sharded
+            weights; an encoder-decoder.
     """
 
     def __init__(self, model: nn.Module, config: GRITConfig | None = None) -> None:
@@ -210,7 +211,7 @@ class GRITManager:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the state of a manager of the same model.
+        """Take over the state of a manager of the same model. What was captured for an unfinished step is forgotten.
 
         Args:
             state: what `state_dict` gave.
@@ -222,6 +223,7 @@ class GRITManager:
         self.steps, self._on = int(state["steps"]), bool(state["on"])
         self._last_update = self.steps
         self._capturing = self.steps % self.config.at("cov_update_freq", self.steps) == 0
+        self._of_calls.clear()
         for index, preconditioner in enumerate(self.preconditioners):
             prefix = f"{index}."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -266,7 +268,7 @@ class GRITManager:
     def _check_effect(self) -> None:
         """Once some module's factors have been in use for long enough."""
         if self._on and self.steps >= self._tolerated and any(bool(one.ready.any()) for one in self.preconditioners):
-            check_effect(self.steps, [used for one in self.preconditioners for used in (one.used_a, one.used_b)])
+            check_effect(self.steps, [effect for one in self.preconditioners for effect in one.effects()])
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""

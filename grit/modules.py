@@ -46,8 +46,8 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
         model: a PEFT model.
 
     Raises:
-        ValueError: none; DoRA; LoRA on embeddings, convolutions or bare parameters; sharded weights; only one
-            of A and B trainable.
+        ValueError: none; DoRA and PEFT's other variants of the layer; LoRA on embeddings, convolutions or bare
+            parameters; sharded weights; only one of A and B trainable.
     """
     found = []
     for path, layer in model.named_modules():
@@ -62,6 +62,9 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
                 raise ValueError(f"{path}: GRIT handles LoRA on linear layers only")
             if layer.use_dora.get(adapter):
                 raise ValueError(f"{path}: GRIT does not handle DoRA, whose magnitude also depends on A and B")
+            if adapter in layer.lora_variant:  # such as KaSA, with a diagonal between A and B
+                variant = getattr(layer.lora_variant[adapter], "__name__", type(layer.lora_variant[adapter]).__name__)
+                raise ValueError(f"{path}: GRIT handles B A x only, and PEFT's {variant} computes something else")
             if hasattr(lora_a.weight, "full_tensor"):
                 raise ValueError(f"{path}: GRIT does not handle sharded weights (FSDP, tensor parallelism)")
             if lora_a.weight.requires_grad != lora_b.weight.requires_grad:

@@ -9,7 +9,7 @@ from grit.config import GRITConfig
 from grit.factors import FactorGroup
 from grit.modules import by_shape
 from grit.optimizer import AttachedOptimizer
-from grit.preconditioning import Comparison, compare, multiply
+from grit.preconditioning import Comparison, anisotropy, compare, multiply
 from grit.variants import multipliers
 
 STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "in_use", "used_a", "used_b")
@@ -81,6 +81,10 @@ class Preconditioner:
                 attached.change_basis(module.lora_a.weight, turns[0][index], left=True)
                 attached.change_basis(module.lora_b.weight, turns[1][index], left=False)
         self.used_a, self.used_b = new_a, new_b
+
+    def effects(self) -> list[Tensor]:
+        """How far what is in use is from changing no direction, for A and for B, [M] each."""
+        return [anisotropy(used, self.factors.ranks) for used in (self.used_a, self.used_b)]
 
     def precondition(self, write: bool) -> list[Comparison]:
         """Multiply the gradients, with one batched product for all modules of a shape.

@@ -25,34 +25,47 @@ class Roots(NamedTuple):
     """[M], float32: largest damped eigenvalue over smallest; 1 where the factor is empty."""
 
 
-def inverse_power(factors: Tensor, power: float, damping: float) -> Roots:
-    """Compute (S + damping * tr(S)/r * I)^(-power) for a stack of factors.
+def inverse_power(factors: Tensor, power: float, damping: float, ranks: Tensor) -> Roots:
+    """Compute (S + damping * tr(S)/rank * I)^(-power) for a stack of factors.
 
     Args:
-        factors: [M, r, r], float32, symmetric positive semi-definite.
+        factors: [M, r, r], float32, symmetric positive semi-definite; zero beyond the first `ranks` rows and columns.
         power: exponent.
-        damping: relative to the mean eigenvalue tr(S)/r.
+        damping: relative to the mean eigenvalue tr(S)/rank.
+        ranks: [M], int64; r, or what a reprojection has left of it.
     """
-    values, vectors, mean, filled = _decompose(factors, damping)
+    values, vectors, mean, filled = _decompose(factors, damping, ranks)
     roots = (vectors * values.pow(-power).unsqueeze(-2)) @ vectors.mT
     roots = roots * mean.pow(-power)[:, None, None]
-    return Roots(torch.where(filled[:, None, None], roots, _identity(factors)), values[:, -1] / values[:, 0])
+    return Roots(torch.where(filled[:, None, None], roots, _identity(factors)), _conditions(values, ranks))
 
 
-def eigenbasis(factors: Tensor, damping: float) -> Roots:
+def eigenbasis(factors: Tensor, damping: float, ranks: Tensor) -> Roots:
     """Orthonormal eigenvectors of a stack of factors, as columns, in ascending order of the eigenvalues.
 
     Args:
-        factors: [M, r, r], float32, symmetric positive semi-definite.
+        factors: [M, r, r], float32, symmetric positive semi-definite; zero beyond the first `ranks` rows and columns.
         damping: enters only the condition numbers.
+        ranks: [M], int64.
     """
-    values, vectors, _mean, filled = _decompose(factors, damping)
-    return Roots(torch.where(filled[:, None, None], vectors, _identity(factors)), values[:, -1] / values[:, 0])
+    values, vectors, _mean, filled = _decompose(factors, damping, ranks)
+    return Roots(torch.where(filled[:, None, None], vectors, _identity(factors)), _conditions(values, ranks))
 
 
-def _decompose(factors: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mean_eigenvalue(factors: Tensor, ranks: Tensor) -> Tensor:
+    """tr(S)/rank of each, [M]."""
+    return factors.diagonal(dim1=-2, dim2=-1).sum(-1) / ranks
+
+
+def _conditions(values: Tensor, ranks: Tensor) -> Tensor:
+    """Largest over smallest of the `ranks` largest of ascending values [M, r]; those below are of no direction."""
+    smallest = values.gather(-1, values.shape[-1] - ranks[:, None])[:, 0]
+    return values[:, -1] / smallest
+
+
+def _decompose(factors: Tensor, damping: float, ranks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Damped eigenvalues relative to their mean, eigenvectors, the mean; and which factors are not empty."""
-    mean = factors.diagonal(dim1=-2, dim2=-1).mean(-1)  # [M]
+    mean = mean_eigenvalue(factors, ranks)
     tiny = torch.finfo(factors.dtype).tiny
     filled = torch.isfinite(mean) & (mean > tiny)
     # Scaled to mean eigenvalue 1 before the decomposition: early factors are tiny, since B starts at zero.
@@ -106,13 +119,21 @@ def multiply(roots: Tensor, gradients: Tensor, *, left: bool) -> Tensor:
     return torch.bmm(roots, gradients) if left else torch.bmm(gradients, roots)
 
 
-def anisotropy(roots: Tensor) -> Tensor:
-    """How far each matrix is from a multiple of the identity: |P - tr(P)/r I| / |P| in Frobenius norm, [M].
+def anisotropy(roots: Tensor, ranks: Tensor) -> Tensor:
+    """How far each matrix is from a multiple of the identity: |P - tr(P)/rank I| / |P| in Frobenius norm, [M].
 
     Args:
-        roots: [M, r, r].
+        roots: [M, r, r], of which the first `ranks` rows and columns count.
+        ranks: [M], int64.
     """
-    mean = roots.diagonal(dim1=-2, dim2=-1).mean(-1)
-    identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
-    rest = torch.linalg.matrix_norm(roots - mean[:, None, None] * identity)
-    return rest / torch.linalg.matrix_norm(roots)
+    live = _live(roots, ranks)
+    block = torch.where(live[:, :, None] & live[:, None, :], roots, 0)
+    rest = torch.linalg.matrix_norm(
+        block - mean_eigenvalue(block, ranks)[:, None, None] * torch.diag_embed(live.float())
+    )
+    return rest / torch.linalg.matrix_norm(block)
+
+
+def _live(matrices: Tensor, ranks: Tensor) -> Tensor:
+    """Which rows a reprojection has left, [M, r] of bool."""
+    return torch.arange(matrices.shape[-1], device=matrices.device) < ranks[:, None]

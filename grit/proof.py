@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from grit.preconditioning import anisotropy
-
-ISOTROPIC = 1e-5
+NO_EFFECT = 1e-5
 """Below this relative distance from a multiple of the identity a preconditioner does nothing but scale; float32's own
 error is some 1e-6 at rank 256."""
 
@@ -54,20 +52,20 @@ def check_progress(steps: int, samples: float, needed: int, idle: int, allowed: 
         )
 
 
-def check_effect(steps: int, matrices: Sequence[Tensor]) -> None:
+def check_effect(steps: int, effects: Sequence[Tensor]) -> None:
     """Check, some update periods into the training, that some gradient changes its direction.
 
     Args:
         steps: optimizer steps so far.
-        matrices: what gradients are multiplied by, [M, r, r] each.
+        effects: relative distances of what gradients are multiplied by from what changes nothing, [M] each.
 
     Raises:
-        GritInactiveError: all are multiples of the identity.
+        GritInactiveError: none has an effect.
     """
-    if max(float(anisotropy(stack).max()) for stack in matrices) < ISOTROPIC:
+    if max(float(of_modules.max()) for of_modules in effects) < NO_EFFECT:
         raise GritInactiveError(
             f"after {steps} steps the preconditioner is a multiple of the identity in every module, so it changes no "
-            "direction: the rank is 1, or kfac_damping is far above the factors' eigenvalues"
+            "direction: the rank is 1 or was cut to it, or kfac_damping is far above the factors' eigenvalues"
         )
 
 

@@ -15,22 +15,24 @@ from grit.config import GRITConfig
 from grit.factors import FactorGroup
 from grit.modules import LoraModule
 from grit.optimizer import AttachedOptimizer
+from grit.preconditioning import mean_eigenvalue
 
 
-def balanced_basis(sigma_h: Tensor, sigma_u: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+def balanced_basis(sigma_h: Tensor, sigma_u: Tensor, damping: float, ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The basis in which both factors are diagonal, most energetic direction first.
 
     Args:
         sigma_h: [M, r, r], float32.
         sigma_u: [M, r, r], float32.
         damping: added to S_h, relative to its mean eigenvalue.
+        ranks: [M], int64: what earlier cuts have left of r.
 
     Returns:
         Q [M, r, r], its inverse, and the energies [M, r] relative to their sum; the identity where a factor is empty.
     """
     rank = sigma_h.shape[-1]
     identity = torch.eye(rank, device=sigma_h.device).expand_as(sigma_h)
-    means = [factor.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] for factor in (sigma_h, sigma_u)]
+    means = [mean_eigenvalue(factor, ranks)[:, None, None] for factor in (sigma_h, sigma_u)]
     filled = (means[0] > 0) & (means[1] > 0) & torch.isfinite(means[0] + means[1])  # [M, 1, 1]
     h, u = (
         torch.where(filled, factor / mean.clamp_min(torch.finfo(mean.dtype).tiny), identity)
@@ -75,7 +77,7 @@ def reproject(factors: FactorGroup, attached: AttachedOptimizer, config: GRITCon
         attached: the optimizer, after its step.
         config: damping, threshold and least rank.
     """
-    q, inverse, energies = balanced_basis(factors.sigma_h, factors.sigma_u, config.kfac_damping)
+    q, inverse, energies = balanced_basis(factors.sigma_h, factors.sigma_u, config.kfac_damping, factors.ranks)
     ready = factors.samples >= config.kfac_min_samples
     identity = torch.eye(q.shape[-1], device=q.device)
     has_rows = torch.stack([module.lora_a.weight.any() for module in factors.modules])

@@ -27,7 +27,7 @@ def multipliers(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
         Two stacks of [M, r, r], float32.
     """
     if config.variant == "eigen_adam":
-        for_a, for_b = eigenbasis(group.sigma_u, config.kfac_damping), eigenbasis(group.sigma_h, config.kfac_damping)
+        for_a, for_b = (eigenbasis(sigma, config.kfac_damping, group.ranks) for sigma in (group.sigma_u, group.sigma_h))
         return Roots(for_a.matrices.mT, for_a.conditions), for_b
     if config.variant == "riemannian":
         factors = _gram(group.modules, left=False), _gram(group.modules, left=True)
@@ -35,7 +35,7 @@ def multipliers(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
         factors = group.sigma_h, group.sigma_u
     else:
         factors = group.sigma_u, group.sigma_h
-    for_a, for_b = (inverse_power(factor, config.power, config.kfac_damping) for factor in factors)
+    for_a, for_b = (inverse_power(factor, config.power, config.kfac_damping, group.ranks) for factor in factors)
     return for_a, for_b
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         processes += processes[1].children(recursive=True)
         assert len(processes) >= 4, "server, worker, flow run, training; and `recover`, if it is just its time"
     finally:
-        served.make("down")
+        said = served.make("down")
+    assert re.search(r"Stopping \d runs?; a training .*\nStopped the worker\.\nStopped the server\.", said), said
+    assert not list(tmp_path.glob("*.pid"))
     assert not psutil.wait_procs(processes, timeout=20)[1]
     assert len(list(store.glob("checkpoints/*/checkpoint-*"))) == 1
     with sqlite3.connect(tmp_path / "prefect.db") as database:

@@ -19,6 +19,8 @@ from trl import SFTConfig
 from grit import GRITConfig, GRITManager, GritTrainer
 from tests.grit.test_trainer import arguments, network
 
+FACTORS = ("mean_h", "mean_u", "samples")
+
 
 def main() -> None:
     """Train three steps on a fixed order of rows."""
@@ -31,10 +33,13 @@ def main() -> None:
     tensors = {f"grit.{name}": value for name, value in manager.state_dict().items()}
     tensors |= weights(trainer)
     tensors["grad_norm"] = torch.tensor(manager.last_diagnostics["grad_norm"])
+    # Each process divides its loss by its own count of tokens: the factors of the first step are the same all the same.
+    own_counts: dict[str, Any] = {"average_tokens_across_devices": False, **sizes}
+    first = trained(directory, config, arguments(output.parent, max_steps=1, **own_counts)).grit_manager
+    tensors |= {f"first.{name}": value for name, value in first.state_dict().items() if name.split(".")[-1] in FACTORS}
     if distributed.is_initialized():
-        # Each process divides its loss by its own count of tokens; the replicas must agree all the same.
-        local = arguments(output.parent, max_steps=3, average_tokens_across_devices=False, **sizes)
-        own = torch.cat([weight.flatten() for weight in weights(trained(directory, config, local)).values()])
+        local = trained(directory, config, arguments(output.parent, max_steps=3, **own_counts))
+        own = torch.cat([weight.flatten() for weight in weights(local).values()])
         every = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         distributed.all_gather(every, own)
         tensors["replicas"] = torch.stack(every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -86,6 +87,24 @@ def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
         scale = 1e-3 * float(value.abs().max())
         torch.testing.assert_close(sft[name], value, rtol=1e-3, atol=scale)
         torch.testing.assert_close(plain[name], value, rtol=1e-3, atol=scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "warned"), [("GritTrainer", 5, True), ("Trainer", 5, True), ("Trainer", 4, False)]
+)
+def test_a_warm_up_as_long_as_the_training_is_told(
+    word_tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    off: int,
+    warned: bool,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        trained(kind, word_tokenizer, rows, tmp_path, GRITConfig(ng_warmup_steps=off, **QUICK))
+    said = "GRIT stays off: ng_warmup_steps is 5, and the training has 5 steps"
+    assert (said in [record.getMessage() for record in caplog.records]) == warned
 
 
 def test_what_the_loss_is_divided_by_is_found_or_asked_for(

@@ -40,7 +40,8 @@ def test_two_processes_give_the_result_of_one(
     """Each value to 1e-3 of itself and 1e-4 of the largest, after three steps in float32.
 
     Rows of different length, so that each process sees another number of tokens. With one pass of the model a step,
-    and with two that are accumulated.
+    and with two that are accumulated. The factors of a first step are the same where each process divides by its own
+    count, and so are the processes' weights then.
     """
     ids = [[10 + i, 20 + i, 30 + i, 40 + i, *[50 + i] * (i % 3)] for i in range(12)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})

@@ -35,8 +35,11 @@ def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """To 1e-3 of each value and 1e-5 of the largest of its matrix: those of u are 1e-7 and less in some modules."""
+    assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-6)
+        for found, wanted in zip(other[name], value, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -62,8 +65,8 @@ def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict
     manager.loss_denominator = total
     backward(model, batch, total)
     found = factors(manager)
-    torch.testing.assert_close(found["h"][index], sigma_h, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["u"][index], sigma_u, rtol=1e-4, atol=1e-6)
+    for name, wanted in (("h", sigma_h), ("u", sigma_u)):
+        torch.testing.assert_close(found[name][index], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     assert found["samples"][index] == len(tokens) == 41
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import KasaConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import T5Config, T5ForConditionalGeneration
@@ -248,6 +248,7 @@ def test_other_parameters_and_missing_gradients_are_left_alone(make_model: MakeM
     ("lora", "said"),
     [
         ({"use_dora": True}, "does not handle DoRA"),
+        ({"kasa_config": KasaConfig()}, r"layers\.0.*: GRIT handles B A x only, and PEFT's KasaLinearVariant computes"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens: GRIT handles LoRA on linear layers only"),
         (
             {"target_modules": ["q_proj"], "target_parameters": ["mlp.down_proj.weight"]},

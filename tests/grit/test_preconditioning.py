@@ -9,13 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grit.config import GRITConfig, Variant
-from grit.preconditioning import anisotropy, compare, inverse_power, multiply
+from grit.preconditioning import Roots, anisotropy, compare, eigenbasis, inverse_power, multiply
 from grit.variants import multipliers
 
 
 def covariance(count: int, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     x = torch.randn(count, 3 * rank, rank, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return x.mT @ x / (3 * rank)
+
+
+def whole(factors: torch.Tensor) -> torch.Tensor:
+    """Ranks of which nothing has been cut."""
+    return torch.full(factors.shape[:1], factors.shape[-1])
+
+
+def inverses(factors: torch.Tensor, power: float, damping: float) -> Roots:
+    return inverse_power(factors, power, damping, whole(factors))
 
 
 def test_natural_gradient_by_brute_force() -> None:
@@ -29,7 +38,7 @@ def test_natural_gradient_by_brute_force() -> None:
     gradient = torch.randn(rank, width, generator=generator)
     natural = torch.linalg.solve(fisher.double(), gradient.flatten().double()).reshape(rank, width).float()
     sigma_u = (u.mT @ u / len(u)).unsqueeze(0)
-    root = inverse_power(sigma_u, 1.0, 1e-9).matrices
+    root = inverses(sigma_u, 1.0, 1e-9).matrices
     ours = multiply(root, gradient.unsqueeze(0), left=True)[0]
     torch.testing.assert_close(ours, natural, rtol=1e-5, atol=1e-5)
 
@@ -39,7 +48,7 @@ def test_natural_gradient_by_brute_force() -> None:
     fisher = sum(torch.outer(sample, sample) for sample in samples) / len(samples)
     gradient = torch.randn(d_out, rank, generator=generator)
     natural = torch.linalg.solve(fisher.double(), gradient.flatten().double()).reshape(d_out, rank).float()
-    root = inverse_power((h.mT @ h / len(h)).unsqueeze(0), 1.0, 1e-9).matrices
+    root = inverses((h.mT @ h / len(h)).unsqueeze(0), 1.0, 1e-9).matrices
     ours = multiply(root, gradient.unsqueeze(0), left=False)[0]
     torch.testing.assert_close(ours, natural, rtol=1e-4, atol=1e-5)
 
@@ -62,7 +71,8 @@ def test_the_step_of_the_product_does_not_depend_on_the_basis() -> None:
     def change(a: torch.Tensor, b: torch.Tensor, variant: Variant) -> torch.Tensor:
         h, u = x @ a.mT, g @ b
         grad_a, grad_b = u.mT @ x / 40, g.mT @ h / 40
-        group: Any = SimpleNamespace(sigma_h=(h.mT @ h / 40)[None], sigma_u=(u.mT @ u / 40)[None])
+        sigmas = {"sigma_h": (h.mT @ h / 40)[None], "sigma_u": (u.mT @ u / 40)[None]}
+        group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
         for_a, for_b = multipliers(group, GRITConfig(variant, power=1.0, kfac_damping=1e-12))
         step_a = multiply(for_a.matrices, grad_a.unsqueeze(0), left=True)[0]
         step_b = multiply(for_b.matrices, grad_b.unsqueeze(0), left=False)[0]
@@ -89,7 +99,7 @@ def test_figures_are_those_of_the_product(
 ) -> None:
     shape = (count, rank, width) if left else (count, width, rank)
     raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    roots = inverse_power(covariance(count, rank, seed), power, 0.03).matrices
+    roots = inverses(covariance(count, rank, seed), power, 0.03).matrices
     figures = compare(roots, raw, left=left, norm_match=norm_match)
     product = multiply(figures.roots, raw, left=left)
     torch.testing.assert_close(figures.raw_squared, raw.square().sum(), rtol=1e-4, atol=1e-6)
@@ -103,7 +113,7 @@ def test_figures_are_those_of_the_product(
 
 def test_a_half_power_twice_is_the_whole() -> None:
     factors = covariance(3, 5, 0)
-    half, whole = inverse_power(factors, 0.5, 0.1).matrices, inverse_power(factors, 1.0, 0.1).matrices
+    half, whole = inverses(factors, 0.5, 0.1).matrices, inverses(factors, 1.0, 0.1).matrices
     torch.testing.assert_close(half @ half, whole, rtol=1e-4, atol=1e-5)
     mean = factors.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     torch.testing.assert_close(whole, torch.linalg.inv(factors + 0.1 * mean * torch.eye(5)), rtol=1e-4, atol=1e-5)
@@ -111,7 +121,7 @@ def test_a_half_power_twice_is_the_whole() -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
 def test_damping_is_relative(scale: float) -> None:
-    one, other = (inverse_power(s * covariance(2, 4, 1), 0.5, 0.03).matrices for s in (1.0, scale))
+    one, other = (inverses(s * covariance(2, 4, 1), 0.5, 0.03).matrices for s in (1.0, scale))
     torch.testing.assert_close(other * scale**0.5, one, rtol=1e-3, atol=1e-4)
 
 
@@ -119,7 +129,7 @@ def test_damping_is_relative(scale: float) -> None:
 def test_an_empty_or_broken_factor_gives_the_identity(value: float) -> None:
     factors = covariance(2, 3, 0)
     factors[1] = value
-    roots = inverse_power(factors, 0.5, 0.03)
+    roots = inverses(factors, 0.5, 0.03)
     assert torch.equal(roots.matrices[1], torch.eye(3))
     assert roots.conditions[1] == 1
     assert torch.isfinite(roots.matrices).all()
@@ -127,14 +137,28 @@ def test_an_empty_or_broken_factor_gives_the_identity(value: float) -> None:
 
 def test_anisotropy() -> None:
     matrices = torch.stack([3 * torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
-    assert anisotropy(matrices).tolist() == pytest.approx([0, 0.5**0.5])
+    assert anisotropy(matrices, whole(matrices)).tolist() == pytest.approx([0, 0.5**0.5])
+    assert anisotropy(matrices, torch.tensor([1, 1])).tolist() == [0, 0], "one direction that is left has no other"
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_what_is_cut_changes_nothing_of_the_rest(left: int) -> None:
+    """Matrices, damping and condition numbers are those of the factor of the directions that are left, alone."""
+    small = covariance(2, left, 7)
+    padded, ranks = torch.zeros(2, 5, 5), torch.tensor([left, left])
+    padded[:, :left, :left] = small
+    for found, wanted in (
+        (inverse_power(padded, 0.5, 0.03, ranks), inverses(small, 0.5, 0.03)),
+        (eigenbasis(padded, 0.03, ranks), eigenbasis(small, 0.03, whole(small))),
+    ):
+        torch.testing.assert_close(found.conditions, wanted.conditions, rtol=1e-4, atol=0)
+    found, wanted = inverse_power(padded, 0.5, 0.03, ranks).matrices, inverses(small, 0.5, 0.03).matrices
+    torch.testing.assert_close(found[:, :left, :left], wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
 
 
 def test_matched_norms_do_not_overflow() -> None:
     """Gradients are tiny where a model is nearly right, and at power 1 their factor's inverse is huge."""
     gradients = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
-    result = compare(
-        inverse_power(1e-25 * covariance(1, 3, 0), 1.0, 0.03).matrices, gradients, left=True, norm_match=True
-    )
+    result = compare(inverses(1e-25 * covariance(1, 3, 0), 1.0, 0.03).matrices, gradients, left=True, norm_match=True)
     found = multiply(result.roots, gradients, left=True)
     torch.testing.assert_close(found.norm(), gradients.norm())

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from grit import GRITConfig, GritInactiveError, GRITManager
+from grit.config import Variant
 from grit.modules import lora_modules
 from grit.preconditioning import anisotropy, inverse_power
 from grit.proof import check_effect
@@ -154,11 +155,11 @@ def test_modules_that_do_nothing_while_others_work_are_named_once(
 @pytest.mark.parametrize("rank", [2, 16, 64, 256])
 def test_rounding_is_no_effect(rank: int) -> None:
     factors = torch.randn(8, rank, 2 * rank, generator=torch.Generator().manual_seed(0))
-    factors = factors @ factors.mT
+    factors, ranks = factors @ factors.mT, torch.full((8,), rank)
     for power in (0.5, 1.0):
         with pytest.raises(GritInactiveError, match="multiple of the identity"):
-            check_effect(20, [inverse_power(factors, power, 1e9).matrices])
-        check_effect(20, [inverse_power(factors, power, 1e3).matrices])
+            check_effect(20, [anisotropy(inverse_power(factors, power, 1e9, ranks).matrices, ranks)])
+        check_effect(20, [anisotropy(inverse_power(factors, power, 1e3, ranks).matrices, ranks)])
 
 
 def test_only_what_is_in_use_counts_as_an_effect(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -172,7 +173,18 @@ def test_only_what_is_in_use_counts_as_an_effect(make_model: MakeModel, batch: d
             manager.step()
             others.samples.zero_()
     unused = next(one for one in manager.preconditioners if len(one.factors.modules) == 5)
-    assert float(anisotropy(unused.root_a).min()) > 0.01
+    assert float(anisotropy(unused.root_a, unused.factors.ranks).min()) > 0.01
+
+
+@pytest.mark.parametrize("variant", ["kfac", "graft"])
+def test_ranks_that_are_cut_to_one_leave_no_effect(
+    make_model: MakeModel, batch: dict[str, Tensor], variant: Variant
+) -> None:
+    cut = {"reprojection_freq": 1, "rank_adaptation_threshold": 1e-6}
+    manager = GRITManager(model := make_model(), replace(QUICK, variant=variant, **cut))
+    with pytest.raises(GritInactiveError, match="was cut to it"):
+        train(model, batch, manager, 6)
+    assert set(manager.ranks.values()) == {1}
 
 
 Loop = Callable[[torch.optim.Optimizer, GRITManager], None]

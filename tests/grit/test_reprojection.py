@@ -19,7 +19,7 @@ from grit import GRITConfig, GRITManager, save_adapter
 from grit.modules import lora_modules
 from grit.reprojection import balanced_basis, effective_ranks
 from tests.grit.conftest import MakeModel, backward, train
-from tests.grit.test_preconditioning import covariance
+from tests.grit.test_preconditioning import covariance, whole
 
 REPROJECTING = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, "reprojection_freq": 3}
 
@@ -28,7 +28,7 @@ REPROJECTING = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples":
 @given(count=st.integers(1, 4), rank=st.integers(1, 8), seed=st.integers(0, 99))
 def test_both_factors_are_diagonal_in_the_balanced_basis(count: int, rank: int, seed: int) -> None:
     h, u = covariance(count, rank, seed), covariance(count, rank, seed + 1000)
-    q, inverse, energies = balanced_basis(h, u, 1e-6)
+    q, inverse, energies = balanced_basis(h, u, 1e-6, whole(h))
     torch.testing.assert_close(q @ inverse, torch.eye(rank).expand_as(q), rtol=1e-3, atol=1e-3)
     new_h, new_u = q @ h @ q.mT, inverse.mT @ u @ inverse
     for factor in (new_h, new_u):
@@ -43,12 +43,12 @@ def test_energies_do_not_depend_on_the_basis() -> None:
     h, u = covariance(2, 5, 0), covariance(2, 5, 1)
     q = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)) + 2 * torch.eye(5)
     other = torch.linalg.inv(q)
-    changed = balanced_basis(q @ h @ q.T, other.T @ u @ other, 1e-9)[2]
-    torch.testing.assert_close(changed, balanced_basis(h, u, 1e-9)[2], rtol=1e-3, atol=1e-4)
+    changed = balanced_basis(q @ h @ q.T, other.T @ u @ other, 1e-9, whole(h))[2]
+    torch.testing.assert_close(changed, balanced_basis(h, u, 1e-9, whole(h))[2], rtol=1e-3, atol=1e-4)
 
 
 def test_an_empty_factor_changes_nothing() -> None:
-    q, inverse, _ = balanced_basis(covariance(1, 3, 0), torch.zeros(1, 3, 3), 0.03)
+    q, inverse, _ = balanced_basis(covariance(1, 3, 0), torch.zeros(1, 3, 3), 0.03, torch.tensor([3]))
     assert torch.equal(q[0], torch.eye(3)) and torch.equal(inverse[0], torch.eye(3))
 
 

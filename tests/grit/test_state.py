@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from grit import GRITConfig, GRITManager
-from tests.grit.conftest import MakeModel
+from tests.grit.conftest import QUICK, MakeModel
 
 BOTH = {"target_modules": ["q_proj"]}
 
@@ -40,3 +41,25 @@ def test_the_state_of_another_variant_is_refused_and_so_is_what_is_none(make_mod
         manager.load_state_dict(state)
     with pytest.raises(ValueError, match="this is no state of a GRITManager"):
         manager.load_state_dict({"steps": torch.tensor(3)})
+
+
+def test_what_an_interrupted_step_has_captured_does_not_survive(
+    make_model: MakeModel, batch: dict[str, Tensor]
+) -> None:
+    """As after Ctrl-C in a notebook, where the same manager goes on from a checkpoint."""
+    managers = []
+    for interrupted in (False, True):
+        manager = GRITManager(model := make_model(), QUICK)
+        state = manager.state_dict()
+        if interrupted:
+            model(**batch).loss.backward()
+            model.zero_grad()
+            manager.load_state_dict(state)
+        model(**batch).loss.backward()
+        manager.take_loss_denominator()
+        manager.step()
+        managers.append(manager)
+    untouched, resumed = managers
+    assert int(resumed.loss_denominator) == int(untouched.loss_denominator) == (batch["labels"][:, 1:] != -100).sum()
+    wanted = untouched.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.state_dict().items())

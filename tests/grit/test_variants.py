@@ -15,6 +15,7 @@ from torch import Tensor
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.config import Variant
 from grit.modules import LoraModule
+from grit.preconditioner import Preconditioner
 from grit.preconditioning import multiply
 from grit.variants import multipliers
 from tests.grit.conftest import MakeModel, backward, train
@@ -82,7 +83,7 @@ def test_gradients_are_multiplied_by_the_right_factor(
 def test_any_shape_rank_and_dtype(
     make_model: MakeModel, batch: dict[str, Tensor], rank: int, dtype: torch.dtype, variant: str, targets: list[str]
 ) -> None:
-    """Each gradient keeps its dtype, shape and norm, and does not turn against itself; `graft` keeps Adam's length."""
+    """Each gradient is what the variant's definition says, in its own dtype; `graft` keeps Adam's length."""
     starts: list[dict[str, Tensor]] = []
     updates: list[dict[str, Tensor]] = []
     for ours in (False, True):
@@ -110,8 +111,39 @@ def test_any_shape_rank_and_dtype(
         if variant == "graft":
             assert torch.equal(new, gradient)
             torch.testing.assert_close(updates[1][name].norm(), updates[0][name].norm(), rtol=5e-2, atol=0)
-        elif variant != "eigen_adam":  # whose gradient is in another basis
-            assert float((new.float() * gradient.float()).sum()) > 0
+    assert manager.last_diagnostics["in_use"] == 1
+    (one,) = manager.preconditioners
+    for index, module in enumerate(one.factors.modules):
+        for side in "AB":
+            name = name_of(module, side)
+            wanted = by_definition(variant, one, index, starts[1], raw[name].float(), side)
+            found, error = weights[name].grad.float(), torch.finfo(dtype).eps
+            if variant == "graft":  # Adam's first momentum is a multiple of the gradient; the weight rounds its step
+                found, length = -updates[1][name], updates[0][name].norm()
+                error *= float(starts[1][name].abs().max() / length * length.new_tensor(found.numel()).sqrt())
+                wanted = wanted / wanted.norm() * length
+            assert float((found - wanted).norm() / wanted.norm()) < 2e-3 + 2 * error, name
+
+
+def by_definition(
+    variant: str, one: Preconditioner, index: int, start: dict[str, Tensor], raw: Tensor, side: str
+) -> Tensor:
+    """What a gradient should become, with the length that it had: the factors are the manager's, the rest is not."""
+    module, sigma_h, sigma_u = one.factors.modules[index], one.factors.sigma_h[index], one.factors.sigma_u[index]
+    if variant == "eigen_adam":
+        basis, sigma = (one.used_a[index].T, sigma_u) if side == "A" else (one.used_b[index], sigma_h)
+        torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), rtol=0, atol=1e-4)
+        turned = basis.T @ sigma @ basis
+        turned = turned / turned.abs().max()
+        torch.testing.assert_close(turned, torch.diag(turned.diagonal()), rtol=0, atol=1e-4)
+        return basis.T @ raw if side == "A" else raw @ basis
+    a, b = (start[name_of(module, of)].float() for of in "AB")
+    for_a, for_b = {
+        "published": (sigma_h, sigma_u),
+        "riemannian": (b.T @ b, a @ a.T),
+    }.get(variant, (sigma_u, sigma_h))
+    product = damped_power(for_a, 0.5) @ raw if side == "A" else raw @ damped_power(for_b, 0.5)
+    return product * (raw.norm() / product.norm())
 
 
 def test_eigen_adam_is_adam_on_the_rotated_gradient(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -230,7 +262,8 @@ def one_step_decrease(variant: Variant, seed: int) -> float:
     error = h @ b.T - target
     u = error @ b
     grads = u.T @ x / count, error.T @ h / count
-    group: Any = SimpleNamespace(sigma_h=(h.T @ h / count)[None], sigma_u=(u.T @ u / count)[None])
+    sigmas = {"sigma_h": (h.T @ h / count)[None], "sigma_u": (u.T @ u / count)[None]}
+    group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
     for_a, for_b = multipliers(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
     step_a = multiply(for_a.matrices, grads[0].unsqueeze(0), left=True)[0]
     step_b = multiply(for_b.matrices, grads[1].unsqueeze(0), left=False)[0]
