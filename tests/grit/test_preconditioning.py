@@ -152,8 +152,8 @@ def test_what_is_cut_changes_nothing_of_the_rest(left: int) -> None:
         (eigenbasis(padded, 0.03, ranks), eigenbasis(small, 0.03, whole(small))),
     ):
         torch.testing.assert_close(found.conditions, wanted.conditions, rtol=1e-4, atol=0)
-    found, wanted = inverse_power(padded, 0.5, 0.03, ranks).matrices, inverses(small, 0.5, 0.03).matrices
-    torch.testing.assert_close(found[:, :left, :left], wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
+    block, alone = inverse_power(padded, 0.5, 0.03, ranks).matrices, inverses(small, 0.5, 0.03).matrices
+    torch.testing.assert_close(block[:, :left, :left], alone, rtol=1e-4, atol=1e-5 * float(alone.max()))
 
 
 def test_matched_norms_do_not_overflow() -> None:
