@@ -26,8 +26,6 @@ from benchmarks.timing import clock
 from benchmarks.workload import RANK, TARGETS, Workload, summed_loss
 from grit import GRITConfig, GRITManager, set_gradient_basis
 
-BASIS_BATCHES = 4
-
 
 @dataclass(frozen=True)
 class Method:
@@ -40,6 +38,8 @@ class Method:
     start: str = "default"
     """Where A starts: `default`, GRIT's `gradient` or `whitened_gradient`, or one of PEFT's: `pissa`, `lora_ga`, `eva`,
     `corda`."""
+    basis_batches: int = 4
+    """Batches that a data-driven start sees."""
     rate_factor: float = 1.0
     """Its learning rates are these of the others, times this."""
     sides: str = "AB"
@@ -90,7 +90,10 @@ ABLATIONS |= {
         "rank for 0.9 of the energy": replace(_HALF, reprojection_freq=10, rank_adaptation_threshold=0.9),
     }.items()
 }
-"""One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection)."""
+for _name in ("kfac^1/2, gradient basis", "AdamW, whitened basis"):
+    ABLATIONS[f"{_name} of one batch"] = replace(METHODS[_name], basis_batches=1)
+"""One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection); and bases
+from a quarter of the rows."""
 
 
 class SidedManager(GRITManager):
@@ -129,7 +132,8 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
         rate: learning rate.
         seed: rules the adapter.
     """
-    batches = [batch for _, step in zip(range(BASIS_BATCHES), workload.steps(seed), strict=False) for batch in step]
+    steps = zip(range(method.basis_batches), workload.steps(seed), strict=False)
+    batches = [batch for _, step in steps for batch in step]
     base = workload.base()
     started = clock()
     network = _network(base, method.start, batches, seed)

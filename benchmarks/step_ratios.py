@@ -62,7 +62,7 @@ def ratio(method: Method, workload: Workload, pairs: int) -> float:
 
 def _running(method: Method) -> Method:
     """The method without what has no part in the time of its steps."""
-    return replace(method, start="default", rate_factor=1.0)
+    return replace(method, start="default", basis_batches=Method.basis_batches, rate_factor=1.0)
 
 
 def _stepper(method: Method, workload: Workload) -> Callable[[], float]:

@@ -140,7 +140,6 @@ def tiny_workload(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Workload, "__post_init__", read)
     monkeypatch.setattr(Workload, "base", base)
-    monkeypatch.setattr(contenders, "BASIS_BATCHES", 1)
     monkeypatch.setattr(timing, "WARM_UP", 1)
 
 
