@@ -56,7 +56,6 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     methods, not_run = runnable(settings, comparison)
     first = methods[comparison.methods[0]]
     text = str(comparison.forgetting_text) if comparison.forgetting_text else None
-    read_text(text)
     model, dataset, base_scores = prepared(first)
     if not isinstance(dataset, Pending):
         settings = validated_by_tokens(settings, dataset.facts)
@@ -155,8 +154,12 @@ def runnable(
     """Settings of the methods that can be trained here, and why others cannot.
 
     Raises:
-        UserError: the first method cannot.
+        UserError: the first method cannot, or the text or the second data set is not there.
     """
+    if comparison.forgetting_text:
+        read_text(str(comparison.forgetting_text))
+    if comparison.second_data:
+        check_data(second_settings(settings.data, comparison.second_data))
     methods: dict[ComparedMethod, FinetuneSettings] = {}
     not_run: dict[str, str] = {}
     for method in comparison.methods:
@@ -220,7 +223,6 @@ def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model:
         return None
     store = Store(settings.store, settings.store_uri)
     data = second_settings(settings.data, comparison.second_data)
-    check_data(data)
     source = fetch_data(data, settings.seed, store=store)
     return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tasks.memory
-from benchmarks import contenders, convergence_report, grit_convergence, grit_overhead, step_ratios, timing
+from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted, default_dtype
 from tasks.errors import TrainingError

@@ -51,12 +51,24 @@ def test_mistakes_are_one_line(
     assert said in capsys.readouterr().err
 
 
-def test_what_the_settings_alone_tell_starts_no_flow(
-    make_preset: Preset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
+        (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
+    ],
+)
+def test_what_needs_no_flow_to_be_found_starts_none(
+    words: list[str],
+    said: str,
+    make_preset: Preset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(compare, "compare")
-    assert compare.run(["--preset", make_preset(), "--methods", "grit,grit:kfac"]) == 2
-    assert "grit:kfac and grit are the same with these settings" in capsys.readouterr().err
+    assert compare.run(["--preset", make_preset(), *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_validations_that_the_comparison_will_make(
