@@ -2,9 +2,9 @@
 
 Run with `python -m benchmarks.convergence_report FILE.jsonl --picture OUT.png`. For each setup in the file, the first
 table is the tuning (seed 0, every learning rate), the second the trainings with other seeds, each against AdamW with
-the same seed. Trainings ran under different loads, and their seconds cannot be compared: time is counted in AdamW's
-steps. A method's step counts as many of them as `step_ratios` measured, and what its start took is divided by what
-AdamW's step would have taken in that same training.
+the same seed, the third the ablations, each against the method that it changes. Trainings ran under different loads,
+and their seconds cannot be compared: time is counted in AdamW's steps. A method's step counts as many of them as
+`step_ratios` measured, and what its start took is divided by what AdamW's step would have taken in that same training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.contenders import ABLATIONS
+from benchmarks.contenders import ABLATIONS, METHODS
 from benchmarks.grit_convergence import SETUP, best_rates, final_loss, read
 from tasks.figures import log_scale
 
@@ -42,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratios = measured["ratios"]
         print(f"Ratios of step times: {measured['pairs']} pairs, {measured['what']}; {measured['machine']}\n")
     for number, (setup, results) in enumerate(by_setup(read(arguments.results)).items(), start=1):
+        ablations = [one for one in results if one["method"] in ABLATIONS]
+        results = [one for one in results if one["method"] not in ABLATIONS]
         best = best_rates(results)
         print(", ".join(f"{name} {value}" for name, value in zip(SETUP, setup, strict=True)), end="\n\n")
         print(tuning_table(results, best), end="\n\n")
         print(seed_table(results, ratios), end="\n\n")
+        if ablations:
+            print(ablation_table(ablations, results), end="\n\n")
         if arguments.picture:
             name = arguments.picture.name if number == 1 else f"{arguments.picture.stem}-{number}.png"
             draw(results, best, arguments.picture.with_name(name))
@@ -99,6 +103,35 @@ def seed_table(results: list[dict[str, Any]], ratios: dict[str, float] | None = 
         shares = _shares(pairs, ratios.get(method) if ratios else 1.0)
         lines.append([method, f"{rate:g}", *losses, gain, *shares, str(len(pairs))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ablation_table(ablations: list[dict[str, Any]], results: list[dict[str, Any]]) -> str:
+    """Final loss with seed 0, and by how much it lies below that of the unchanged method: then, and with other seeds.
+
+    Args:
+        ablations: trainings of `ABLATIONS`.
+        results: of the methods that they change, of the same setup.
+    """
+    unchanged = {(one["method"], one["rate"], one["seed"]): final_loss(one) for one in results}
+    changed: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for one in ablations:
+        changed[one["method"], one["rate"]][one["seed"]] = one
+    heads = ["change", "rate", "loss, seed 0", "less than without it", "with other seeds", "seeds", "mean rank"]
+    lines = []
+    for (name, rate), by_seed in changed.items():
+        method = max((one for one in METHODS if name.startswith(one)), key=len)
+        gains = {
+            seed: unchanged[method, rate, seed] - final_loss(one)
+            for seed, one in sorted(by_seed.items())
+            if (method, rate, seed) in unchanged
+        }
+        others = [gain for seed, gain in gains.items() if seed != 0]
+        rank = mean([one["rank"] for one in by_seed.values() if "rank" in one])
+        first = f"{final_loss(by_seed[0]):.4f}" if 0 in by_seed else ""
+        own = f"{gains[0]:.4f}" if 0 in gains else ""
+        lines.append([name, f"{rate:g}", first, own, mean(others), str(len(others) or ""), rank])
+    lines.sort(key=lambda line: line[2])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
 
 
 def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]], ratio: float | None) -> tuple[str, str]:
@@ -159,7 +192,7 @@ def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> N
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     seeds = [one for one in results if one["seed"] != 0]
     colours = plt.get_cmap("tab20")
-    for index, method in enumerate(sorted(best.keys() - ABLATIONS.keys())):
+    for index, method in enumerate(sorted(best)):
         line = "--" if index % 2 else "-"
         style: dict[str, Any] = {"color": colours(index % 20), "linestyle": line, "marker": "o", "label": method}
         by_rate = defaultdict(list)

@@ -261,3 +261,17 @@ def test_make_bench_adds_to_a_copy_of_the_tracked_results(tmp_path: Path) -> Non
     planned = subprocess.check_output([*make, "--dry-run", "bench", "ALPACA=rows.json"], text=True)
     assert "--data 'rows.json'" in planned
     assert "--results benchmarks/" not in planned
+
+
+def test_an_ablation_is_held_against_the_method_that_it_changes() -> None:
+    basis = "kfac^1/2, gradient basis"
+    unchanged = [training(basis, seed, {20: 1.0}) for seed in (0, 1, 2)]
+    others = [training("kfac^1/2", seed, {20: 5.0}) for seed in (0, 1, 2)]
+    changed = [{**training(f"{basis}, reprojection", seed, {20: 0.9 - seed / 10}), "rank": 4.0} for seed in (0, 1, 2)]
+    alone = [training("kfac^1/2, only A", 1, {20: 4.0})]
+    cells = rows_of(convergence_report.ablation_table([*changed, *alone], [*unchanged, *others]))
+    own = cells[f"{basis}, reprojection"]
+    assert (own["loss, seed 0"], own["less than without it"]) == ("0.9000", "0.1000")
+    assert (own["with other seeds"], own["seeds"]) == ("0.2500 ± 0.0500", "2")
+    assert own["mean rank"] == "4.0000 ± 0.0000"
+    assert (cells["kfac^1/2, only A"]["loss, seed 0"], cells["kfac^1/2, only A"]["with other seeds"]) == ("", "1.0000")

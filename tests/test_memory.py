@@ -77,7 +77,7 @@ def main() -> None:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.02):  # a copy of the weights takes longer to fill
+        while not done.wait(0.05):  # a copy of the weights takes longer to fill
             peak = max(peak, anonymous_bytes())
 
     watching = threading.Thread(target=watch, daemon=True)
