@@ -51,7 +51,7 @@ class GRITConfig:
     """Where A starts. `initial`: as PEFT made it. `gradient`: the top right singular vectors of the mean gradient of W
     over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance. None:
     `initial` with the variant `adamw`, else `gradient`."""
-    basis_steps: int = 2
+    basis_steps: int = 1
     """Optimizer steps' worth of rows that the basis is computed from; each row is used three times."""
     reprojection_freq: int = 0
     """Optimizer steps between two reprojections of A and B onto the balanced basis of rank space; 0 for none."""

@@ -225,7 +225,7 @@ class GritSettings(Section):
     basis: Basis | None = None
     """Where A starts: `initial` as PEFT made it, or from the gradient of the first rows, which is the default of every
     variant but `adamw`."""
-    basis_steps: PositiveInt = 2
+    basis_steps: PositiveInt = 1
     """Optimizer steps' worth of rows that the basis is computed from."""
     reprojection_freq: Count = 0
     """Optimizer steps between two reprojections onto the balanced basis of rank space; 0 for none."""
