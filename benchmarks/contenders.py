@@ -90,7 +90,7 @@ ABLATIONS |= {
         "rank for 0.9 of the energy": replace(_HALF, reprojection_freq=10, rank_adaptation_threshold=0.9),
     }.items()
 }
-for _name in ("kfac^1/2, gradient basis", "AdamW, whitened basis"):
+for _name in ("kfac^1/2, gradient basis", "AdamW, gradient basis", "AdamW, whitened basis"):
     ABLATIONS[f"{_name} of one batch"] = replace(METHODS[_name], basis_batches=1)
 """One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection); and bases
 from a quarter of the rows."""
