@@ -66,6 +66,8 @@ METHODS = {
 for _name in ("kfac^1/2", "eigen_adam", "graft"):
     METHODS[f"{_name}, gradient basis"] = replace(METHODS[_name], start="gradient")
 METHODS["kfac^1/2, whitened basis"] = replace(METHODS["kfac^1/2"], start="whitened_gradient")
+for _name in ("kfac^1/2, gradient basis", "AdamW, gradient basis", "AdamW, whitened basis"):
+    METHODS[f"{_name} of one batch"] = replace(METHODS[_name], basis_batches=1)
 _HALF = GRITConfig()
 ABLATIONS = {
     f"kfac^1/2, {name}": Method(grit=grit)
@@ -90,10 +92,7 @@ ABLATIONS |= {
         "rank for 0.9 of the energy": replace(_HALF, reprojection_freq=10, rank_adaptation_threshold=0.9),
     }.items()
 }
-for _name in ("kfac^1/2, gradient basis", "AdamW, gradient basis", "AdamW, whitened basis"):
-    ABLATIONS[f"{_name} of one batch"] = replace(METHODS[_name], basis_batches=1)
-"""One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection); and bases
-from a quarter of the rows."""
+"""One change each to `kfac^1/2`, or to it on the gradient's basis (the ranks: on top of the reprojection)."""
 
 
 class SidedManager(GRITManager):
