@@ -159,7 +159,12 @@ def runnable(
     if comparison.forgetting_text:
         read_text(str(comparison.forgetting_text))
     if comparison.second_data:
-        check_data(second_settings(settings.data, comparison.second_data))
+        second = second_settings(settings.data, comparison.second_data)
+        try:
+            check_data(second)
+        except UserError as error:
+            fix = "Name another `second_data`: its columns must have the names of a known shape, none can be mapped."
+            raise UserError(error.what, where=error.where, fix=fix) from None
     methods: dict[ComparedMethod, FinetuneSettings] = {}
     not_run: dict[str, str] = {}
     for method in comparison.methods:

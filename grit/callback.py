@@ -54,13 +54,6 @@ class GritState(TrainerCallback):
             ValueError: what was found is the state of another run.
         """
         self.manager.attach(kwargs["optimizer"])
-        config = self.manager.config
-        if config.variant != "adamw" and config.at("ng_warmup_steps", state.max_steps - 1) >= state.max_steps:
-            logger.warning(
-                "GRIT stays off: ng_warmup_steps is %s, and the training has %s steps",
-                config.at("ng_warmup_steps", state.max_steps - 1),
-                state.max_steps,
-            )
         if state.global_step:
             self.manager.load_state_dict(load_file(self._state_file(args, state)))
         elif self.manager.config.first_basis != "initial" and not self.manager.steps:
@@ -70,6 +63,13 @@ class GritState(TrainerCallback):
             with self.manager.paused(), torch.random.fork_rng(devices=cuda):
                 self.find_basis(args, kwargs["model"], kwargs["train_dataloader"])
             self.manager.basis_seconds = time.perf_counter() - started
+        self._warn_of_warm_up(state.max_steps - state.global_step)
+
+    def _warn_of_warm_up(self, steps: int) -> None:
+        config, done = self.manager.config, self.manager.steps
+        coming = range(done, done + steps)
+        if config.variant != "adamw" and all(step < config.at("ng_warmup_steps", step) for step in coming):
+            logger.warning("GRIT stays off: ng_warmup_steps covers all of the %d steps of this training", steps)
 
     def find_basis(self, args: TrainingArguments, model: Any, loader: Any) -> None:
         """Find the first basis from rows drawn from the data set; of a stream, which is begun anew, the first."""
