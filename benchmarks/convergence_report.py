@@ -193,8 +193,8 @@ def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> N
     seeds = [one for one in results if one["seed"] != 0]
     colours = plt.get_cmap("tab20")
     for index, method in enumerate(sorted(best)):
-        line = "--" if index % 2 else "-"
-        style: dict[str, Any] = {"color": colours(index % 20), "linestyle": line, "marker": "o", "label": method}
+        line, marker = ("--" if index % 2 else "-", "o") if index < 20 else (":", "s")  # there are 20 colours
+        style: dict[str, Any] = {"color": colours(index % 20), "linestyle": line, "marker": marker, "label": method}
         by_rate = defaultdict(list)
         for one in seeds:
             if one["method"] == method:
