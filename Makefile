@@ -85,7 +85,7 @@ lint: $(SETUP) ## check style and types
 # data set if the file is named alpaca_en_800.json.
 ALPACA :=
 BENCH := .artifacts/benchmarks
-ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'LoRA+ (PEFT)' 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis'
+ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'LoRA+ (PEFT)' 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis' 'kfac^1/2, gradient basis of one batch'
 
 .PHONY: bench
 bench: $(SETUP) $(BENCH)/extraction.jsonl $(if $(ALPACA),$(BENCH)/alpaca.jsonl) ## measure what Prefect, caching, kills, merging and GRIT cost, and who converges fastest (several hours; ALPACA=FILE for a second data set)
