@@ -163,7 +163,7 @@ def runnable(
         try:
             check_data(second)
         except UserError as error:
-            fix = "Name another `second_data`: its columns must have the names of a known shape, none can be mapped."
+            fix = "This is `second_data`, whose columns cannot be mapped: name another file, or mend this one."
             raise UserError(error.what, where=error.where, fix=fix) from None
     methods: dict[ComparedMethod, FinetuneSettings] = {}
     not_run: dict[str, str] = {}

@@ -55,7 +55,7 @@ def test_mistakes_are_one_line(
     ("words", "said"),
     [
         (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
-        (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file. Name another `second_data`"),
+        (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file. This is `second_data`"),
         (["--forgetting_text", "nowhere.txt"], "nowhere.txt: the text cannot be read: No such file"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -29,7 +28,6 @@ from trl import SFTTrainer
 
 from grit import GritCallback, GRITConfig, GRITManager, GritTrainer
 from grit.callback import STATE_FILE
-from grit.config import Throttle
 from tests.grit.test_trainer import arguments, network
 
 QUICK = {"kfac_update_freq": 2, "cov_update_freq": 1, "kfac_min_samples": 1}
@@ -88,46 +86,6 @@ def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
         scale = 1e-3 * float(value.abs().max())
         torch.testing.assert_close(sft[name], value, rtol=1e-3, atol=scale)
         torch.testing.assert_close(plain[name], value, rtol=1e-3, atol=scale)
-
-
-@pytest.mark.parametrize(
-    ("kind", "off", "warned"),
-    [
-        ("GritTrainer", 5, True),
-        ("Trainer", 5, True),
-        ("Trainer", 4, False),
-        ("Trainer", lambda step: 0 if step < 2 else 100, False),
-    ],
-)
-def test_a_warm_up_as_long_as_the_training_is_told(
-    word_tokenizer: PreTrainedTokenizerFast,
-    rows: Dataset,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    off: Throttle,
-    warned: bool,
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        trained(kind, word_tokenizer, rows, tmp_path, GRITConfig(ng_warmup_steps=off, **QUICK))
-    said = "GRIT stays off: ng_warmup_steps covers all of the 5 steps of this training"
-    assert (said in [record.getMessage() for record in caplog.records]) == warned
-
-
-def test_a_second_training_after_the_warm_up_is_no_reason_to_warn(
-    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = network(len(word_tokenizer))
-    manager = GRITManager(model, GRITConfig(ng_warmup_steps=2, **QUICK))
-    trainer = GritTrainer(
-        model=model, grit_manager=manager, args=arguments(tmp_path, max_steps=2), train_dataset=rows,
-        processing_class=word_tokenizer,
-    )  # fmt: skip
-    for said in (1, 0):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "grit.callback"):
-            trainer.train()
-        assert len([record for record in caplog.records if record.name == "grit.callback"]) == said
 
 
 def test_what_the_loss_is_divided_by_is_found_or_asked_for(
