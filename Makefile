@@ -7,10 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONVERTER := $(VENV)/share/llama-cpp-converter
+CONVERTER_REQUIREMENTS := tasks/converter-requirements.txt
 SETUP := $(VENV)/.setup
+SETUP_TEST := $(VENV)/.setup-test
 CONSTRAINTS := constraints.txt
-EXTRAS := demo,dev,judge,cluster
+EXTRAS := demo
+TEST_EXTRAS := $(EXTRAS),cluster,dev,judge
 TORCH = $(shell grep '^torch==' $(CONSTRAINTS))
+PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 export DO_NOT_TRACK := 1
@@ -20,19 +24,33 @@ help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(SETUP) ## make .venv with all that the demo and the tests need
+setup: $(SETUP) ## make .venv with all that the demo needs
 
-# Where there is no NVIDIA GPU, torch's CPU build: from the indexes that pip knows, or else from PyTorch's own.
-$(SETUP): pyproject.toml $(CONSTRAINTS) tasks/converter-requirements.txt
+.PHONY: setup-test
+setup-test: $(SETUP_TEST) ## add what the tests need: Ray, Dask, a judge's client, the developer's tools
+
+$(SETUP): pyproject.toml $(CONSTRAINTS) $(CONVERTER_REQUIREMENTS) | $(VENV)/.torch
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
+	$(BIN)/pip install --no-deps --require-hashes --upgrade --target $(CONVERTER) --requirement $(CONVERTER_REQUIREMENTS)
+	@touch $@
+
+$(SETUP_TEST): $(SETUP)
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(TEST_EXTRAS)]'
+	@touch $@
+
+# On Linux without an NVIDIA GPU: torch's CPU build, from where pip looks or from PyTorch's own index. Where neither is
+# reached, the next step installs PyPI's build, which needs CUDA's libraries on every machine.
+$(VENV)/.torch: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	@if nvidia-smi -L >/dev/null 2>&1; then echo "NVIDIA GPU found: torch with CUDA"; \
-	elif [ "$$(uname -s)" = Linux ]; then echo "no NVIDIA GPU: torch's CPU build"; \
-	  $(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null || \
-	  $(BIN)/pip install "$(TORCH)+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
-	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
-	$(BIN)/pip install --no-deps --require-hashes --upgrade --target $(CONVERTER) --requirement tasks/converter-requirements.txt
-	@touch $(SETUP)
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "NVIDIA GPU found: torch with CUDA."; \
+	elif [ "$$(uname -s)" = Linux ]; then \
+	  echo "No NVIDIA GPU found: installing torch's CPU build."; \
+	  $(BIN)/pip install --no-deps --timeout 10 --retries 1 --extra-index-url $(PYTORCH_INDEX) "$(TORCH)+cpu" || \
+	  echo "The CPU build cannot be reached. PyPI's build comes with CUDA: 3 GB more to download, 5 GB more on disk."; \
+	fi
+	@touch $@
 
 .PHONY: setup-unsloth
 setup-unsloth: ## on a CUDA machine: make .venv-unsloth, where the baseline trains with Unsloth's kernels
@@ -75,7 +93,7 @@ test: lint ## lint, then run all tests
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 3
 
 .PHONY: lint
-lint: $(SETUP) ## check style and types
+lint: $(SETUP_TEST) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
