@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.contenders import ABLATIONS, METHODS
 from benchmarks.grit_convergence import SETUP, best_rates, final_loss, read
-from tasks.figures import log_scale
+from tasks.report.figures import log_scale
 
 REFERENCE = "AdamW"
 

@@ -30,7 +30,7 @@ from benchmarks.contenders import ABLATIONS, METHODS, make
 from benchmarks.machine import machine
 from benchmarks.timing import clock
 from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step
-from tasks.errors import TrainingError
+from tasks.engine.errors import TrainingError
 
 ALL = METHODS | ABLATIONS
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.workload import DEVICE
-from tasks.machine import machine as hardware
+from tasks.training.machine import machine as hardware
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 

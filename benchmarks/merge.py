@@ -44,8 +44,8 @@ def make(directory: Path, layers: int) -> None:
 
 def ours(directory: Path) -> None:
     """The merge of the pipeline."""
-    from tasks.adapter_weights import Adapter
-    from tasks.merging import merge_files
+    from tasks.export.adapter_weights import Adapter
+    from tasks.export.weight_files import merge_files
 
     merge_files(directory / "base", Adapter(directory / "adapter"), directory / "merged")
 
@@ -71,8 +71,8 @@ def child(who: str, directory: Path) -> None:
     import peft  # noqa: F401 - imported before the clock starts
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
-    import tasks.adapter_weights
-    import tasks.merging  # noqa: F401
+    import tasks.export.adapter_weights
+    import tasks.merge  # noqa: F401
 
     before = peak = anonymous_bytes()
     done = threading.Event()

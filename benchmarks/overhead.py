@@ -19,11 +19,11 @@ from typing import Any
 from benchmarks.timing import Seconds, timed
 from flows import finetune as flow_module
 from flows.finetune import finetune, stages
-from tasks import artifacts
-from tasks.planning import without_prefect
-from tasks.presets import Overrides, given, load_settings
-from tasks.progress import ProgressArtifact
-from tasks.stage import Stage
+from tasks.engine import artifacts
+from tasks.engine.planning import without_prefect
+from tasks.engine.stage import Stage
+from tasks.settings.presets import Overrides, given, load_settings
+from tasks.training.progress import ProgressArtifact
 
 
 def seconds_of(run: Callable[[dict[str, Any]], Any], overrides: dict[str, Any]) -> float:

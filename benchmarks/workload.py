@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
 
 from grit import GRITManager
-from tasks.artifacts import Artifact, Store
-from tasks.dataset import prepare_dataset
-from tasks.model import fetch_model
-from tasks.precision import native_dtype
-from tasks.settings import ChatSettings, DataSettings, ModelSettings
-from tasks.source import fetch_data
-from tasks.training_step import supervised_loss
-from tasks.validation_loss import Row, read_rows, validation_loss
+from tasks.engine.artifacts import Artifact, Store
+from tasks.evaluation.validation_loss import Row, read_rows, validation_loss
+from tasks.fetch_data import fetch_data
+from tasks.fetch_model import fetch_model
+from tasks.prepare_dataset import prepare_dataset
+from tasks.settings.finetune import ChatSettings, DataSettings, ModelSettings
+from tasks.settings.precision import native_dtype
+from tasks.training.step import supervised_loss
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK = 16

@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.command_line import parse
 from flows.finetune import stages
-from tasks.artifacts import Store
-from tasks.errors import UserError
-from tasks.llama import load_gguf
-from tasks.modelfile import OllamaModel, ollama_model
-from tasks.planning import planning
-from tasks.presets import load_settings
-from tasks.settings import FinetuneSettings
+from flows.support.command_line import parse
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import UserError
+from tasks.engine.planning import planning
+from tasks.llamacpp.load import load_gguf
+from tasks.ollama.modelfile import OllamaModel, ollama_model
+from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.presets import load_settings
 
 if TYPE_CHECKING:
     from llama_cpp import Llama

@@ -20,19 +20,20 @@ from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from flows.command_line import exit_status, leave, parse, stopping_at_once
 from flows.comparison_stages import runnable, stages
-from flows.publishing import show_report, show_user_errors_as_one_line
-from tasks.artifacts import Artifact, Store
-from tasks.comparison_settings import CompareSettings, settings_of, validated_by_tokens
-from tasks.errors import UserError
-from tasks.estimate import check_disk, disk_needs, estimate
-from tasks.finished import remember_comparison
-from tasks.judge import check_judge
-from tasks.model import fetch_model
-from tasks.planning import Plan, planning, recording
-from tasks.presets import Overrides, given, load_settings, settings_error
-from tasks.settings import FinetuneSettings, Method
+from flows.support.command_line import exit_status, leave, parse, stopping_at_once
+from flows.support.publishing import show_report, show_user_errors_as_one_line
+from tasks.analysis.methods import settings_of, validated_by_tokens
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.engine.planning import Plan, planning, recording
+from tasks.evaluation.judge import check_judge
+from tasks.fetch_model import fetch_model
+from tasks.runs.estimate import check_disk, disk_needs, estimate
+from tasks.runs.finished import remember_comparison
+from tasks.settings.comparison import CompareSettings
+from tasks.settings.finetune import FinetuneSettings, Method
+from tasks.settings.presets import Overrides, given, load_settings, settings_error
 
 
 def _name() -> str:
@@ -141,7 +142,7 @@ def show_plan(settings: FinetuneSettings, comparison: CompareSettings) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Compare from the command line and return the exit status, as `flows.command_line.run` does."""
+    """Compare from the command line and return the exit status, as `flows.support.command_line.run` does."""
 
     def act() -> None:
         preset, plan, comparison, values = parse_comparison(sys.argv[1:] if arguments is None else arguments)

@@ -15,24 +15,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flows.cluster import Branch, run_on_cluster
 from flows.finetune import Tuned, prepared, trained, tuned
-from tasks.answers import answer_prompts
-from tasks.artifacts import Artifact, Store
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.comparison_report import write_comparison
-from tasks.comparison_settings import FAULT, ComparedMethod, CompareSettings, at_rate, settings_of, validated_by_tokens
-from tasks.dataset import prepare_dataset
-from tasks.errors import TemporaryError, TrainingError, UserError
-from tasks.forgetting import measure_forgetting, read_text
-from tasks.judge import judge_answers
-from tasks.logs import run_logger
-from tasks.planning import Pending
-from tasks.preflight import check_data, check_settings
-from tasks.second_data import measure_second_data, second_settings
-from tasks.settings import FinetuneSettings, ScoringSettings
-from tasks.source import fetch_data
-from tasks.study_fault import reproduce_fault
+from flows.support.cluster import Branch, run_on_cluster
+from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
+from tasks.analysis.methods import at_rate, settings_of, validated_by_tokens
+from tasks.comparison.answer_prompts import answer_prompts
+from tasks.comparison.judge_answers import judge_answers
+from tasks.comparison.measure_forgetting import measure_forgetting, read_text
+from tasks.comparison.measure_second_data import measure_second_data, second_settings
+from tasks.comparison.reproduce_fault import reproduce_fault
+from tasks.comparison.write_comparison import write_comparison
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, TrainingError, UserError
+from tasks.engine.logs import run_logger
+from tasks.engine.planning import Pending
+from tasks.fetch_data import fetch_data
+from tasks.prepare_dataset import prepare_dataset
+from tasks.runs.preflight import check_data, check_settings
+from tasks.settings.comparison import FAULT, ComparedMethod, CompareSettings
+from tasks.settings.finetune import FinetuneSettings, ScoringSettings
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
-from tasks.waiting import SLOT
+from tasks.engine.locks import SLOT
+from tasks.engine.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = get_current_settings().home
 API = str(get_current_settings().api.url)
 PREFECT = str(Path(sys.executable).with_name("prefect"))

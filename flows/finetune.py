@@ -15,29 +15,29 @@ from typing import Any, NamedTuple
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.command_line import main
-from flows.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
-from tasks.artifacts import Artifact, Store
-from tasks.conversion import Description, convert
-from tasks.dataset import prepare_dataset
-from tasks.estimate import check_disk, disk_needs
-from tasks.fidelity import check_fidelity
-from tasks.finished import remember, same_run
-from tasks.logs import run_logger
-from tasks.merge_candidates import nf4_merge
-from tasks.merging import merge
-from tasks.model import fetch_model
-from tasks.planning import Pending, Plan, looking, planning, recording
-from tasks.preflight import check_prepared, check_registry, check_settings
-from tasks.presets import Overrides, given, load_settings
-from tasks.promotion import Present, outcome, present_model, promote
-from tasks.registration import register
-from tasks.report import write_report
-from tasks.scoring import score
-from tasks.settings import FinetuneSettings, Method
-from tasks.source import fetch_data
-from tasks.training import Training, train
-from tasks.vocabulary import check_vocabulary
+from flows.support.command_line import main
+from flows.support.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
+from tasks.check_fidelity import check_fidelity
+from tasks.check_vocabulary import check_vocabulary
+from tasks.convert import Description, convert
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.logs import run_logger
+from tasks.engine.planning import Pending, Plan, looking, planning, recording
+from tasks.export.merge_candidates import nf4_merge
+from tasks.fetch_data import fetch_data
+from tasks.fetch_model import fetch_model
+from tasks.merge import merge
+from tasks.prepare_dataset import prepare_dataset
+from tasks.promote import Present, outcome, present_model, promote
+from tasks.register import register
+from tasks.runs.estimate import check_disk, disk_needs
+from tasks.runs.finished import remember, same_run
+from tasks.runs.preflight import check_prepared, check_registry, check_settings
+from tasks.score import score
+from tasks.settings.finetune import FinetuneSettings, Method
+from tasks.settings.presets import Overrides, given, load_settings
+from tasks.train import Training, train
+from tasks.write_report import write_report
 
 
 class Finetuned(BaseModel):

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from tasks.artifacts import Store
-from tasks.errors import TemporaryError, UserError
-from tasks.presets import settings_error
-from tasks.pruning import find_waste, kept_comparisons, kept_runs, remove
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.runs.pruning import find_waste, kept_comparisons, kept_runs, remove
+from tasks.settings.presets import settings_error
 
 
 class Prune(BaseSettings):

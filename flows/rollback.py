@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.command_line import CommandLine, exit_status, parse
-from tasks.artifacts import Store
-from tasks.presets import load_settings
-from tasks.rollback import Version, Versions
+from flows.support.command_line import CommandLine, exit_status, parse
+from tasks.engine.artifacts import Store
+from tasks.ollama.rollback import Version, Versions
+from tasks.settings.presets import load_settings
 
 
 class RollbackLine(CommandLine):

@@ -8,13 +8,13 @@ import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from tasks.artifacts import Artifact, Store
-from tasks.conversion import find_converter, run_converter
-from tasks.export_settings import ExportSettings
-from tasks.llama import check_loads, load_gguf
-from tasks.logs import run_logger
-from tasks.stage import stage
-from tasks.token_ids import mismatches, torture
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.logs import run_logger
+from tasks.engine.stage import stage
+from tasks.export.converter import find_converter, run_converter
+from tasks.llamacpp.load import check_loads, load_gguf
+from tasks.llamacpp.token_ids import mismatches, torture
+from tasks.settings.export import ExportSettings
 
 CONFIGURATION = ("config.json", "generation_config.json")
 

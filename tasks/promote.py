@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError
-from tasks.export_settings import OllamaSettings
-from tasks.fidelity_limits import Check
-from tasks.ollama_names import ModelName, parse_name, replaced_name
-from tasks.promotion_rule import judged
-from tasks.registry import Registry, registry
-from tasks.rendering import LIBRARIES
-from tasks.settings import FinetuneSettings
-from tasks.stage import stage
-from tasks.tag_records import History, TagRecord, remember_tag
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.stage import stage
+from tasks.export.fidelity_limits import Check
+from tasks.ollama.names import ModelName, parse_name, replaced_name
+from tasks.ollama.promotion_rule import judged
+from tasks.ollama.registry import Registry, registry
+from tasks.ollama.tag_history import History, TagRecord, remember_tag
+from tasks.report.rendering import LIBRARIES
+from tasks.settings.export import OllamaSettings
+from tasks.settings.finetune import FinetuneSettings
 
 
 class Present(NamedTuple):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Artifact, Store, file_sha256
-from tasks.errors import TemporaryError, UserError
-from tasks.export_settings import OllamaSettings
-from tasks.modelfile import MODELFILES, OllamaModel, is_servable, ollama_model, render_modelfile
-from tasks.ollama_names import ModelName, is_version_of, parse_name, version_name
-from tasks.ollama_server import OllamaServer
-from tasks.ollama_store import OllamaDirectory
-from tasks.registry import Registry, registry
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store, file_sha256
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.paths import checkout_directory
+from tasks.engine.stage import stage
+from tasks.ollama.directory import OllamaDirectory
+from tasks.ollama.modelfile import OllamaModel, is_servable, ollama_model, render_modelfile
+from tasks.ollama.names import ModelName, is_version_of, parse_name, version_name
+from tasks.ollama.registry import Registry, registry
+from tasks.ollama.server import OllamaServer
+from tasks.settings.export import OllamaSettings
 
 
 def is_registered(
@@ -48,7 +48,7 @@ def model_files_sha256(
     gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
 ) -> str:
     """What outside arguments and code decides a registration: the templates in `modelfiles/`."""
-    return " ".join(file_sha256(path) for path in sorted(MODELFILES.iterdir()))
+    return " ".join(file_sha256(path) for path in sorted(checkout_directory("modelfiles").iterdir()))
 
 
 @stage(retries=2, libraries=("llama-cpp-python", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
@@ -100,30 +100,6 @@ def _version(place: Registry | None, name: ModelName, sha256: str, model: Ollama
     version = version_name(name, datetime.now(UTC).date(), hashlib.sha256(content.encode()).hexdigest())
     same = (known for known in (place.models() if place else ()) if is_version_of(known, version))
     return next(same, version)
-
-
-def next_commands(registration: Artifact, promotion: Artifact) -> list[str]:
-    """What to type to talk to the model, in a terminal for each command; nothing where Ollama has no template for it.
-
-    Args:
-        registration: what `register` returned.
-        promotion: what `promote` returned.
-    """
-    target, promoted = registration.facts["target"], promotion.facts["promoted"]
-    name = registration.facts["name"] if promoted or target == "none" else registration.facts["model"]
-    if target == "server":
-        return [f"ollama run {name}"]
-    if target == "store":
-        models = shlex.quote(OllamaDirectory(Path(registration.facts["models"])).where)
-        return [f"OLLAMA_MODELS={models} ollama serve", f"ollama run {name}"]
-    if "Modelfile" in registration.files:
-        return [f"ollama create {name} -f {shlex.quote(str(registration.path / 'Modelfile'))}"]
-    return []
-
-
-def without_commands(gguf: Artifact) -> str:
-    """What to say where there is no next command."""
-    return f"the GGUF is {gguf.path / 'model.gguf'}; Ollama has no template for its chat format"
 
 
 def _recorded(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:

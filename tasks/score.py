@@ -10,19 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import trange
-
-from tasks.artifacts import Artifact, Store
-from tasks.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
-from tasks.settings import ModelSettings, ScoringSettings
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import stage
+from tasks.evaluation.answering import sample_answers
+from tasks.evaluation.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
+from tasks.evaluation.loading import COMPUTING, load_model
+from tasks.settings.finetune import ModelSettings, ScoringSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
-COMPUTING = ("dtype", "trust_remote_code")
-"""Of the base model's settings those that matter to what is measured of a model."""
 
 
 def _watch(settings: ScoringSettings, **_others: object) -> str:
@@ -60,7 +58,7 @@ def score(
     from accelerate.utils.memory import clear_device_cache
     from transformers import set_seed
 
-    from tasks.validation_loss import read_rows, validation_loss
+    from tasks.evaluation.validation_loss import read_rows, validation_loss
 
     clock = _Clock()
     with clock.measure("lm_eval_loading"):  # before the model, so that a wrong name fails in seconds
@@ -99,119 +97,6 @@ def score(
         _write_json(draft.path / "rows.json", rows)
         draft.facts = _headline(scores) | {"seconds": clock.seconds}
     return draft.done()
-
-
-def load_model(model: Artifact, dataset: Artifact, dtype: str, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
-    """Load the model, once, set up to answer greedily, and the data set's tokenizer.
-
-    Args:
-        model: its directory.
-        dataset: the tokenizer, and how a turn ends.
-        dtype: the setting `model.dtype`: what is computed in.
-        trust_remote_code: run Python code that comes with the model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        dataset.path / "tokenizer", local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    network = AutoModelForCausalLM.from_pretrained(
-        model.path,
-        dtype=getattr(torch, dtype),
-        device_map="cuda" if torch.cuda.is_available() else "cpu",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-    )
-    network.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=_end_tokens(network, tokenizer, dataset.facts["end_of_turn"]),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return network, tokenizer
-
-
-def sample_answers(
-    model: PreTrainedModel, tokenizer: Any, dataset: Artifact, settings: ScoringSettings
-) -> list[dict[str, str]]:
-    """Let the model answer the first held-out conversations: test rows, or validation rows if there are none.
-
-    Returns:
-        For each one the last user turn, the expected answer and the model's.
-    """
-    rows = conversations(dataset, settings.samples)
-    answers = generate(model, tokenizer, dataset, rows, settings)
-    return [
-        {"prompt": row["prompt"], "expected": row["completion"], "answer": answer}
-        for row, (answer, _stopped) in zip(rows, answers, strict=True)
-    ]
-
-
-def generate(
-    model: PreTrainedModel, tokenizer: Any, dataset: Artifact, rows: list[dict[str, Any]], settings: ScoringSettings
-) -> list[tuple[str, bool]]:
-    """Answer conversations greedily.
-
-    Args:
-        model: from `load_model`.
-        tokenizer: with the chat template.
-        dataset: says how a turn ends.
-        rows: conversations, whose last message is left out.
-        settings: longest answer, rows in one forward pass.
-
-    Returns:
-        For each conversation the answer, and whether the model ended its turn itself.
-    """
-    import torch
-
-    from tasks.validation_loss import evaluating
-
-    ends = torch.tensor(model.generation_config.eos_token_id)
-    answers: list[tuple[str, bool]] = []
-    for start in trange(0, len(rows), settings.batch_size, desc="Answers", unit="batch"):
-        prompts = [
-            tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-            for row in rows[start : start + settings.batch_size]
-        ]
-        encoded = tokenizer(
-            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        ).to(model.device)
-        with evaluating(model), torch.no_grad():
-            tokens = model.generate(  # type: ignore[operator]
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                max_new_tokens=settings.max_new_tokens,
-            )[:, encoded["input_ids"].shape[1] :].cpu()
-        stopped = torch.isin(tokens, ends).any(dim=1).tolist()
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        answers += [
-            (text.partition(dataset.facts["end_of_turn"])[0].strip(), done or dataset.facts["end_of_turn"] in text)
-            for text, done in zip(texts, stopped, strict=True)
-        ]
-    return answers
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: Any, end_of_turn: str) -> list[int]:
-    """Tokens that end an answer: the chat format's, and those of the model itself."""
-    own = model.generation_config.eos_token_id
-    turn = tokenizer.encode(end_of_turn, add_special_tokens=False)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(turn if len(turn) == 1 else [])}
-    return sorted(found - {None})
-
-
-def conversations(dataset: Artifact, number: int) -> list[dict[str, Any]]:
-    """The first held-out conversations: test rows, or validation rows if there are none.
-
-    Args:
-        dataset: the data set.
-        number: of conversations, at most.
-    """
-    path = next((p for p in (dataset.path / "test.jsonl", dataset.path / "validation.jsonl") if p.is_file()), None)
-    if path is None:
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line, _ in zip(lines, range(number), strict=False)]
 
 
 def _headline(scores: dict[str, Any]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ import torch
 import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.conversion import find_converter, run_converter
-from tasks.export_settings import ExportSettings, OllamaSettings
-from tasks.model import packaged_tokenizer
-from tasks.ollama_server import Answer, OllamaServer
-from tasks.training_job import Job
-from tests import go_template
-from tests.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.export.converter import find_converter, run_converter
+from tasks.model.packaged import packaged_tokenizer
+from tasks.ollama.server import Answer, OllamaServer
+from tasks.settings.export import ExportSettings, OllamaSettings
+from tasks.training.job import Job
+from tests.support import go_template
+from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
 FEWEST_TESTS = 1179
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
@@ -199,7 +199,7 @@ def in_this_process() -> Iterator[None]:
     """Training without its child process, which takes seconds to begin and which test_training_process is about."""
 
     def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
-        from tasks.training_run import Training
+        from tasks.training.run import Training
 
         facts = Training(job, show).run()
         assert facts is not None, "nothing stops it here"
@@ -213,7 +213,7 @@ def in_this_process() -> Iterator[None]:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """A directory with the lm-eval tasks of `tests.own_tasks`."""
+    """A directory with the lm-eval tasks of `tests.support.own_tasks`."""
     path = tmp_path / "own_tasks"
     path.mkdir()
     (path / "city.yaml").write_text(GENERATION_TASK, encoding="utf-8")
@@ -242,7 +242,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 def full_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with one megabyte left."""
     usage = shutil.disk_usage(workplace)
-    monkeypatch.setattr("tasks.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+    monkeypatch.setattr("tasks.runs.estimate.shutil.disk_usage", lambda path: usage._replace(free=10**6))
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def server(tmp_path: Path, go_render: Path) -> Iterator[Any]:
 @pytest.fixture(params=["server", "store"])
 def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The end of a run with each target; a server's model answers well without being run."""
-    from tests.versions import Pipeline
+    from tests.support.versions import Pipeline
 
     monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))
     return Pipeline(store, OllamaSettings(name="it", target=request.param, host=server.url, models=server.models))
@@ -266,6 +266,6 @@ def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypa
 @pytest.fixture
 def on_disk(store: Store, tmp_path: Path) -> Any:
     """The end of a run that writes into a model directory."""
-    from tests.versions import Pipeline
+    from tests.support.versions import Pipeline
 
     return Pipeline(store, OllamaSettings(name="it", target="store", models=tmp_path / "models"))

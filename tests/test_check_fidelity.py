@@ -22,16 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.chat_formats import apply_chat_format
-from tasks.conversion import Description, convert
-from tasks.errors import UserError
-from tasks.export_settings import ExportSettings, FidelitySettings, GgufType
-from tasks.fidelity import check_fidelity, compare_row, read, summary
-from tasks.fidelity_limits import DEFAULTS, Check, judged, limits
-from tasks.merging import merge
-from tasks.settings import ModelSettings
-from tasks.token_ids import TORTURE, torture
+from tasks.chat.formats import apply_chat_format
+from tasks.check_fidelity import check_fidelity, read
+from tasks.convert import Description, convert
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.export.fidelity_limits import DEFAULTS, Check, judged, limits
+from tasks.export.fidelity_measures import compare_row, summary
+from tasks.llamacpp.token_ids import TORTURE, torture
+from tasks.merge import merge
+from tasks.settings.export import ExportSettings, FidelitySettings, GgufType
+from tasks.settings.finetune import ModelSettings
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
 HELD = ModelSettings(dtype="float32")

@@ -13,18 +13,19 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.chat_formats import apply_chat_format
-from tasks.conversion import Converter, Description, convert, find_converter, run_converter
-from tasks.dataset import prepare_dataset
-from tasks.errors import UserError
-from tasks.export_settings import ExportSettings, OllamaSettings
-from tasks.llama import load_gguf
-from tasks.merging import merge
-from tasks.registration import register
-from tasks.settings import ChatSettings, DataSettings
-from tasks.source import fetch_data
-from tasks.vocabulary import check_vocabulary
+from tasks.chat.formats import apply_chat_format
+from tasks.check_vocabulary import check_vocabulary
+from tasks.convert import Description, convert
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.export.converter import Converter, find_converter, run_converter
+from tasks.fetch_data import fetch_data
+from tasks.llamacpp.load import load_gguf
+from tasks.merge import merge
+from tasks.prepare_dataset import prepare_dataset
+from tasks.register import register
+from tasks.settings.export import ExportSettings, OllamaSettings
+from tasks.settings.finetune import ChatSettings, DataSettings
 
 DESCRIPTION = Description(base_model="me/tiny", data="rows.jsonl", training="LoRA by GRIT, rank 4")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -189,7 +190,7 @@ def test_llama_cpp_goes_on_like_transformers(
 def test_a_missing_converter_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no convert_hf_to_gguf.py here. Point export.llama_cpp"):
         find_converter(ExportSettings(llama_cpp=tmp_path))
-    monkeypatch.setattr("tasks.conversion.INSTALLED", tmp_path)
+    monkeypatch.setattr("tasks.export.converter.INSTALLED", tmp_path)
     with pytest.raises(UserError, match="Run `make setup`"):
         find_converter(ExportSettings())
 
@@ -210,7 +211,7 @@ def test_the_converters_code_is_part_of_the_cache_key(
 ) -> None:
     before = convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     other = Converter(Path("x"), Path("y"), "another version")
-    monkeypatch.setattr("tasks.conversion.find_converter", lambda settings: other)
+    monkeypatch.setattr("tasks.export.converter.find_converter", lambda settings: other)
     assert convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store) != before
 
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.chat_formats import apply_chat_format
-from tasks.errors import UserError
-from tasks.export_settings import OllamaSettings
-from tasks.llama import check_loads
-from tasks.merging import merge
-from tasks.model_files import model_facts
-from tasks.registration import register
+from tasks.chat.formats import apply_chat_format
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.llamacpp.load import check_loads
+from tasks.merge import merge
+from tasks.model.files import model_facts
+from tasks.register import register
+from tasks.settings.export import OllamaSettings
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"

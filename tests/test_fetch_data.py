@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError
-from tasks.settings import DataSettings
-from tasks.source import fetch_data, newest_commit, read_rows
+from tasks.data.files import read_rows
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.fetch_data import fetch_data, newest_commit
+from tasks.settings.finetune import DataSettings
 
 ROWS = [{"prompt": "Grüße,\n„hallo“", "completion": "a, b"}, {"prompt": "2", "completion": "😀"}]
 
@@ -93,9 +94,9 @@ def distribution(name):
 importlib.metadata.distribution = distribution
 from pathlib import Path
 from flows.finetune import stages
-from tasks.artifacts import Store
-from tasks.settings import DataSettings
-from tasks.source import fetch_data
+from tasks.engine.artifacts import Store
+from tasks.settings.finetune import DataSettings
+from tasks.fetch_data import fetch_data
 store = Store(Path({str(tmp_path)!r}) / "store")
 settings = DataSettings(source={str(tmp_path / "rows.json")!r})
 fetch_data.key(settings, 1, store=store)

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2Model
 
-from tasks import model as model_stage
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.model import fetch_model, parameters_of_source, state_of_source
-from tasks.settings import ModelSettings
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.fetch_model import fetch_model
+from tasks.model import sources as model_stage
+from tasks.model.sources import parameters_of_source, state_of_source
+from tasks.settings.finetune import ModelSettings
 
 Change = Callable[[Path], object]
 

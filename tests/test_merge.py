@@ -15,10 +15,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tasks.adapter_weights import Adapter, rounded
-from tasks.artifacts import Artifact, Store, reference
-from tasks.errors import UserError
-from tasks.merging import merge, merge_files, weight_files
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.export.adapter_weights import Adapter, rounded
+from tasks.export.weight_files import merge_files, weight_files
+from tasks.merge import merge
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.chat_formats import apply_chat_format, render
-from tasks.dataset import prepare_dataset, stop_tokens
-from tasks.errors import UserError
-from tasks.settings import ChatSettings, DataSettings
-from tasks.source import fetch_data
-from tasks.tokenization import UNSUPERVISED, tokenize
+from tasks.chat.formats import apply_chat_format, render
+from tasks.data.tokenization import UNSUPERVISED, tokenize
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.fetch_data import fetch_data
+from tasks.prepare_dataset import prepare_dataset, stop_tokens
+from tasks.settings.finetune import ChatSettings, DataSettings
 
 # SmolLM2's vocabulary lacks some bytes: control characters and those with which unassigned planes of Unicode begin.
 LETTERS = st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t", max_codepoint=0x1FFFF)

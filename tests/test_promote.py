@@ -8,17 +8,17 @@ from typing import Any
 import ollama
 import pytest
 
-from tasks.artifacts import Store
-from tasks.errors import UserError
-from tasks.export_settings import OllamaSettings
-from tasks.ollama_names import ModelName, parse_name
-from tasks.ollama_server import Answer, OllamaServer
-from tasks.promotion import outcome
-from tasks.promotion_rule import _not_worse
-from tasks.registration import register
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import UserError
+from tasks.ollama.names import ModelName, parse_name
+from tasks.ollama.promotion_rule import _not_worse
+from tasks.ollama.server import Answer, OllamaServer
+from tasks.promote import outcome
+from tasks.register import register
+from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_server import Faults, OllamaStandIn
-from tests.test_registration import make_dataset
-from tests.versions import LATEST, Pipeline, failed, tag_of
+from tests.support.versions import LATEST, Pipeline, failed, tag_of
+from tests.test_register import make_dataset
 
 LOSS_ROWS = ", nats per token (4 rows)"
 

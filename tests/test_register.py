@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError
-from tasks.export_settings import OllamaSettings
-from tasks.gguf_header import gguf_config, human_parameters
-from tasks.modelfile import ollama_model, render_modelfile
-from tasks.ollama_names import ModelName, parse_name
-from tasks.registration import is_registered, next_commands, register
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.llamacpp.header import gguf_config, human_parameters
+from tasks.ollama.modelfile import ollama_model, render_modelfile
+from tasks.ollama.names import ModelName, parse_name
+from tasks.ollama.next_commands import next_commands
+from tasks.register import is_registered, register
+from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_models import config_of
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 
@@ -31,7 +32,7 @@ TINY: list[Path] = []
 @pytest.fixture(autouse=True)
 def tiny(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TINY[:] = [tiny_gguf]
-    monkeypatch.setattr("tasks.ollama_server.ANSWER", 4)  # it never ends, and need not say more
+    monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)  # it never ends, and need not say more
 
 
 def make_gguf(store: Store, fill: int = 1) -> Artifact:

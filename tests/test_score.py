@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tasks.answers import answer_prompts
-from tasks.artifacts import Artifact, Store, reference
-from tasks.errors import UserError
-from tasks.forgetting import measure_forgetting, paragraphs, read_text, windows
-from tasks.scoring import load_model, score
-from tasks.settings import ModelSettings, ScoringSettings
-from tests.own_tasks import CHOICES, GENERATION_TASK
+from tasks.comparison.answer_prompts import answer_prompts
+from tasks.comparison.measure_forgetting import measure_forgetting, paragraphs, read_text, windows
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.engine.errors import UserError
+from tasks.evaluation.loading import load_model
+from tasks.score import score
+from tasks.settings.finetune import ModelSettings, ScoringSettings
+from tests.support.own_tasks import CHOICES, GENERATION_TASK
 
 HELD = ModelSettings(dtype="float32")
 CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Accra", "Rome")

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import add_fused_lm_head
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.machine import machine, processor
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
-from tasks.training import Training, train
-from tasks.training_model import load_network
-from tasks.training_step import supervised_loss
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.train import Training, train
+from tasks.training.machine import machine, processor
+from tasks.training.network import load_network
+from tasks.training.step import supervised_loss
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8)
@@ -280,7 +280,7 @@ def test_what_cannot_work_is_one_clear_line(
     """With `cuda` said, whatever machine this is: the check comes before CUDA would be used."""
     if cuda is not None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr("tasks.training.find_spec", lambda name: None)
+        monkeypatch.setattr("tasks.train.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         run(tiny_model, dataset, store, **changes)
     assert said in str(caught.value)

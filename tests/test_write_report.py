@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import Artifact, Store
-from tasks.presets import load_settings
-from tasks.report import verdict, write_report
-from tasks.score_differences import lm_eval_rows, validation_row
+from tasks.engine.artifacts import Artifact, Store
+from tasks.report.sections import verdict
+from tasks.settings.presets import load_settings
+from tasks.stats.score_differences import lm_eval_rows, validation_row
+from tasks.write_report import write_report
 
 HOSTILE = '<script>alert("x")</script></pre> & {{ 7 * 7 }} | `$(id)`'
 

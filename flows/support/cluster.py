@@ -16,11 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 from prefect.transactions import CommitMode, transaction
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TrainingError, UserError
-from tasks.logs import run_logger
-from tasks.planning import looking, planning
-from tasks.stage import branch_named
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TrainingError, UserError
+from tasks.engine.logs import run_logger
+from tasks.engine.planning import looking, planning
+from tasks.engine.stage import branch_named
 
 K = TypeVar("K", bound=Hashable)
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from tasks.errors import TemporaryError, UserError
-from tasks.estimate import estimate
-from tasks.planning import planning
-from tasks.preflight import check_registry, check_settings
-from tasks.presets import load_settings
-from tasks.promotion import outcome
-from tasks.registration import next_commands, without_commands
-from tasks.settings import FinetuneSettings
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.planning import planning
+from tasks.ollama.next_commands import next_commands, without_commands
+from tasks.promote import outcome
+from tasks.runs.estimate import estimate
+from tasks.runs.preflight import check_registry, check_settings
+from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.presets import load_settings
 
 
 class CommandLine(BaseSettings, FinetuneSettings):

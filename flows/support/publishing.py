@@ -13,11 +13,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact
-from tasks.errors import TemporaryError, UserError
-from tasks.finished import FinishedRun
-from tasks.logs import run_logger
-from tasks.presets import given, load_settings
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.logs import run_logger
+from tasks.runs.finished import FinishedRun
+from tasks.settings.presets import given, load_settings
 
 
 def published(report: Artifact, result: BaseModel, outcome: str = "") -> State[Any]:

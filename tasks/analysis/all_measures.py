@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from tasks.artifacts import Artifact
-from tasks.compared_runs import BaseFigures, ComparedRun
-from tasks.comparison import Measure, Runs, answer_measures
-from tasks.comparison_lm_eval import lm_eval_measures
-from tasks.history import LAST, final_training_loss, kept_loss, last_steps, steps_of, steps_to_kept
-from tasks.model_files import opened
-from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
+from tasks.analysis.compared_runs import BaseFigures, ComparedRun
+from tasks.analysis.lm_eval_measures import lm_eval_measures
+from tasks.analysis.measure import Measure, Runs, answer_measures
+from tasks.engine.artifacts import Artifact
+from tasks.evaluation.quality import LOWER_IS_BETTER, MEASURES, matrix
+from tasks.model.files import opened
+from tasks.training.history import LAST, final_training_loss, kept_loss, last_steps, steps_of, steps_to_kept
 
 
 def reached(run: ComparedRun, target: float) -> tuple[float, float] | None:

@@ -6,8 +6,8 @@ import math
 
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact
-from tasks.history import kept_loss
+from tasks.engine.artifacts import Artifact
+from tasks.training.history import kept_loss
 
 
 class BaseFigures(BaseModel):

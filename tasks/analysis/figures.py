@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 
-from tasks.artifacts import Artifact
-from tasks.compared_runs import ComparedRun, FaultRun
-from tasks.comparison import Runs
-from tasks.figures import PLAIN, smoothed, svg
-from tasks.history import steps_of
+from tasks.analysis.compared_runs import ComparedRun, FaultRun
+from tasks.analysis.measure import Runs
+from tasks.engine.artifacts import Artifact
+from tasks.report.figures import PLAIN, smoothed, svg
+from tasks.training.history import steps_of
 
 COLOURS = (
     "#3b82c4",

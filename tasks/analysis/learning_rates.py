@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.compared_runs import RateTrial
+from tasks.analysis.compared_runs import RateTrial
 
 
 def chosen_rate(trials: Sequence[RateTrial], method: str) -> float:

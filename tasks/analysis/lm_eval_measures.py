@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.artifacts import Artifact
-from tasks.comparison import Measure, Runs
+from tasks.analysis.measure import Measure, Runs
+from tasks.engine.artifacts import Artifact
 
 
 def lm_eval_measures(runs: Runs, base: Artifact) -> list[Measure]:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.answers import read_answers
-from tasks.artifacts import Artifact
-from tasks.compared_runs import ComparedRun
-from tasks.judge import outcomes
-from tasks.quality import LOWER_IS_BETTER, MEASURES, matrix
-from tasks.statistics import Estimate, over_seeds, over_seeds_and_rows, paired
+from tasks.analysis.compared_runs import ComparedRun
+from tasks.engine.artifacts import Artifact
+from tasks.evaluation.answering import read_answers
+from tasks.evaluation.judge import outcomes
+from tasks.evaluation.quality import LOWER_IS_BETTER, MEASURES, matrix
+from tasks.stats.estimates import Estimate, over_seeds, over_seeds_and_rows, paired
 
 Runs = dict[str, list[ComparedRun]]
 """By method, in the order of the seeds."""

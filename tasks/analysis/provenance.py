@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Artifact
-from tasks.compared_runs import BaseFigures, ComparedRun
-from tasks.rendering import provenance
-from tasks.settings import REPOSITORY, FinetuneSettings
+from tasks.analysis.compared_runs import BaseFigures, ComparedRun
+from tasks.engine.artifacts import Artifact
+from tasks.engine.paths import REPOSITORY
+from tasks.report.rendering import provenance
+from tasks.settings.finetune import FinetuneSettings
 
 GIT_SECONDS = 10
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.compared_runs import FaultRun
-from tasks.comparison import Runs
-from tasks.comparison_table import number
-from tasks.history import final_training_loss, steps_of
-from tasks.statistics import Estimate
-from tasks.study import PUBLISHED, Published
+from tasks.analysis.compared_runs import FaultRun
+from tasks.analysis.measure import Runs
+from tasks.analysis.published_study import PUBLISHED, Published
+from tasks.analysis.table import number
+from tasks.stats.estimates import Estimate
+from tasks.training.history import final_training_loss, steps_of
 
 
 def published_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tasks.comparison import Measure, shared_confidence
-from tasks.statistics import Estimate
-from tasks.uncertainty import is_zero
+from tasks.analysis.measure import Measure, shared_confidence
+from tasks.stats.estimates import Estimate
+from tasks.stats.uncertainty import is_zero
 
 GROUPS = {
     "loss": "Loss",

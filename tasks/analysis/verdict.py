@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.comparison import Measure, shared_confidence
-from tasks.comparison_table import reading, signed
-from tasks.statistics import Estimate
+from tasks.analysis.measure import Measure, shared_confidence
+from tasks.analysis.table import reading, signed
+from tasks.stats.estimates import Estimate
 
 FEW = 4
 """Differences that a sentence can hold."""

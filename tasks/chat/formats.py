@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
-from tasks.errors import UserError
-from tasks.settings import ChatFormat
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import ChatFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from tasks.artifacts import Artifact, Store
-from tasks.quality import measure
-from tasks.scoring import COMPUTING, conversations, load_model
-from tasks.settings import ModelSettings, ScoringSettings
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import stage
+from tasks.evaluation.answering import conversations
+from tasks.evaluation.loading import COMPUTING, load_model
+from tasks.evaluation.quality import measure
+from tasks.settings.finetune import ModelSettings, ScoringSettings
 
 
 @stage(
@@ -32,11 +32,11 @@ def answer_prompts(
 
     Returns:
         The artifact `answers`: a line of JSON for each with `prompt`, `expected`, `answer`, `stopped` (it ended its
-        turn itself) and `measures`, see `tasks.quality`.
+        turn itself) and `measures`, see `tasks.evaluation.quality`.
     """
     from accelerate.utils.memory import clear_device_cache
 
-    from tasks.scoring import generate
+    from tasks.evaluation.answering import generate
 
     network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
     rows = conversations(dataset, number)
@@ -50,13 +50,3 @@ def answer_prompts(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         draft.facts = {"answers": len(rows)}
     return draft.done()
-
-
-def read_answers(answers: Artifact) -> list[dict[str, Any]]:
-    """The lines of the artifact `answers`.
-
-    Args:
-        answers: what `answer_prompts` returned.
-    """
-    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]  # answers may hold other separators of lines

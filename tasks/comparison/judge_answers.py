@@ -7,46 +7,17 @@ preference that survives the swap counts. It is an opinion beside the measures, 
 from __future__ import annotations
 
 import json
-import os
-import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tasks.answers import read_answers
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import stage
+from tasks.evaluation.answering import read_answers
+from tasks.evaluation.judge import Judge, no_letter
 
 if TYPE_CHECKING:
-    from openai import OpenAI
-
-PROMPT = """Two assistants have answered the same request. Which answer is better: more correct, more helpful, and as \
-short as the request wants it? The reference answer shows what was expected; another wording is no fault.
-Reply with one letter: A if answer A is better, B if answer B is better, C if both are equally good or equally bad.
-
-[Request]
-{prompt}
-
-[Reference answer]
-{expected}
-
-[Answer A]
-{a}
-
-[Answer B]
-{b}
-
-[Your letter]"""
-TOKENS = 8
-"""Of the judge's reply, at most."""
-SECONDS = 120
-"""For one reply."""
-LETTER = re.compile(
-    r"\W*(?:(?i:(?:(?:my|your|the|final|better)\s+)*(?:answer|letter|choice)(?:\s+is)?)\W+)?"
-    r"([ABC])(?:\W*$|[^\w\s]|\n| is\b)"
-)
-"""How a reply begins that names one: with "B", "Answer: B" or "B is better", not with the article of "A clear case"."""
+    pass
 
 
 @stage(libraries=("openai",), retries=2)
@@ -68,7 +39,7 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
         UserError: the server refuses, or no reply was a letter.
         TemporaryError: the server does not answer.
     """
-    lines, asked, unclear, judge = [], 0, 0, _Judge(url, model)
+    lines, asked, unclear, judge = [], 0, 0, Judge(url, model)
     pairs = list(zip(read_answers(reference), read_answers(answers), strict=True))
     for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
         first = second = "C"
@@ -80,7 +51,7 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
         outcome = {("A", "B"): 1, ("B", "A"): -1}.get((first, second), 0)
         lines.append({"prompt": one["prompt"], "replies": [first, second], "outcome": outcome})
     if unclear and unclear == asked:
-        raise _no_letter(model, unclear)
+        raise no_letter(model, unclear)
     with store.draft("judgement") as draft:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (draft.path / "judgement.jsonl").write_text(text, encoding="utf-8")
@@ -93,87 +64,3 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
             "options": judge.options,
         }
     return draft.done()
-
-
-def check_judge(url: str, model: str) -> None:
-    """Ask the judge once, before anything is trained.
-
-    Args:
-        url: as for `judge_answers`.
-        model: as for `judge_answers`.
-
-    Raises:
-        UserError, TemporaryError: as `judge_answers`.
-    """
-    line = {"prompt": "What is 1 + 1?", "expected": "2"}
-    if _Judge(url, model).ask(line, a="2", b="3") == "?":
-        raise _no_letter(model, 1)
-
-
-def outcomes(judgement: Artifact) -> list[int]:
-    """The outcome of each prompt.
-
-    Args:
-        judgement: what `judge_answers` returned.
-    """
-    text = (judgement.path / "judgement.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["outcome"] for line in text.split("\n") if line]
-
-
-def _no_letter(model: str, replies: int) -> UserError:
-    fix = f"Name a model that follows instructions, and answers in {TOKENS} tokens, without reasoning before."
-    return UserError(f"none of {replies} replies of {model} was A, B or C", where="judge_model", fix=fix)
-
-
-def _client(url: str) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ModuleNotFoundError:
-        fix = "Install it: pip install openai, or the extra `judge`."
-        raise UserError("the package openai is not installed", where="judge_model", fix=fix) from None
-    # Local servers want no key, and the client wants some.
-    return OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=SECONDS)
-
-
-class _Judge:
-    """A model on a server, and the options that it takes.
-
-    Args:
-        url: as for `judge_answers`.
-        model: as for `judge_answers`.
-    """
-
-    def __init__(self, url: str, model: str) -> None:
-        self.url, self.model, self.client = url, model, _client(url)
-        self.options: dict[str, int] = {"temperature": 0, "seed": 0, "max_tokens": TOKENS}
-
-    def ask(self, line: dict[str, Any], *, a: str, b: str) -> Literal["A", "B", "C", "?"]:
-        """The judge's letter, or a question mark where it says something else."""
-        import openai
-
-        try:
-            said = self._complete(PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b))
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-            raise TemporaryError(f"{self.url}: the judge does not answer: {error}") from error
-        except openai.APIError as error:
-            fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
-            raise UserError(f"the judge's server refuses: {error}", where=self.url, fix=fix) from None
-        letter = LETTER.match(said)
-        found: Any = letter[1] if letter else "?"
-        return found
-
-    def _complete(self, content: str) -> str:
-        """The reply. Models that reason refuse some options: what the refusal names is left out from then on."""
-        import openai
-
-        messages: Any = [{"role": "user", "content": content}]
-        options: Any = self.options
-        try:
-            made = self.client.chat.completions.create(model=self.model, messages=messages, **options)
-        except openai.BadRequestError as error:
-            names = {name for name in self.options if name == error.param or re.search(rf"\b{name}\b", str(error))}
-            if not names:
-                raise
-            self.options = {name: value for name, value in self.options.items() if name not in names}
-            return self._complete(content)
-        return (made.choices[0].message.content or "") if made.choices else ""

@@ -6,12 +6,12 @@ import hashlib
 import re
 from pathlib import Path
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.row_losses import write_losses
-from tasks.scoring import COMPUTING, load_model
-from tasks.settings import ModelSettings, ScoringSettings
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.engine.stage import stage
+from tasks.evaluation.loading import COMPUTING, load_model
+from tasks.evaluation.row_losses import write_losses
+from tasks.settings.finetune import ModelSettings, ScoringSettings
 
 OWN_TEXT = Path(__file__).with_name("forgetting.txt")
 
@@ -54,7 +54,7 @@ def measure_forgetting(
     """
     from accelerate.utils.memory import clear_device_cache
 
-    from tasks.validation_loss import validation_loss
+    from tasks.evaluation.validation_loss import validation_loss
 
     network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
     length, pieces, cut = dataset.facts["max_length"], [], 0

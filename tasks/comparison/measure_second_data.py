@@ -6,16 +6,16 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.logs import run_logger
-from tasks.row_losses import write_losses
-from tasks.scoring import COMPUTING, load_model
-from tasks.settings import DataSettings, ModelSettings, ScoringSettings
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.engine.logs import run_logger
+from tasks.engine.stage import stage
+from tasks.evaluation.loading import COMPUTING, load_model
+from tasks.evaluation.row_losses import write_losses
+from tasks.settings.finetune import DataSettings, ModelSettings, ScoringSettings
 
 if TYPE_CHECKING:
-    from tasks.validation_loss import Row
+    from tasks.evaluation.validation_loss import Row
 
 
 def second_settings(data: DataSettings, source: str) -> DataSettings:
@@ -67,7 +67,7 @@ def measure_second_data(
     """
     from accelerate.utils.memory import clear_device_cache
 
-    from tasks.validation_loss import read_rows, validation_loss
+    from tasks.evaluation.validation_loss import read_rows, validation_loss
 
     rows = read_rows(second.path / "train.parquet")
     unseen = without_trained(rows, read_rows(trained.path / "train.parquet"))
@@ -101,7 +101,7 @@ def without_trained(rows: list[Row], trained: list[Row]) -> list[Row]:
 
 def _prompts(row: Row) -> list[tuple[int, ...]]:
     """All tokens before each answer."""
-    from tasks.validation_loss import UNSUPERVISED
+    from tasks.evaluation.validation_loss import UNSUPERVISED
 
     ids, labels = row["input_ids"], row["labels"]
     masked = [label == UNSUPERVISED for label in labels]

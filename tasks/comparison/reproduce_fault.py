@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TrainingError
-from tasks.progress import ProgressArtifact
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
-from tasks.stage import stage
-from tasks.training_job import Job
-from tasks.training_process import OutOfMemoryError, train_in_child
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TrainingError
+from tasks.engine.stage import stage
+from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training.job import Job
+from tasks.training.process import OutOfMemoryError, train_in_child
+from tasks.training.progress import ProgressArtifact
 
 
 @stage(

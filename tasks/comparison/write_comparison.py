@@ -6,12 +6,14 @@ import json
 import shutil
 from typing import Any
 
-from tasks.answers import read_answers
-from tasks.artifacts import Artifact, Store
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.comparison_settings import FAULT, CompareSettings, at_rate, settings_of, settings_that_differ
-from tasks.settings import FinetuneSettings
-from tasks.stage import stage
+from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
+from tasks.analysis.methods import at_rate, settings_of, settings_that_differ
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import stage
+from tasks.evaluation.answering import read_answers
+from tasks.report.rendering import flat_settings, jinja, template_files
+from tasks.settings.comparison import FAULT, CompareSettings
+from tasks.settings.finetune import FinetuneSettings
 
 SAMPLES = 4
 """Prompts whose answers are shown side by side."""
@@ -19,7 +21,7 @@ SAMPLES = 4
 
 @stage(
     libraries=("matplotlib", "jinja2", "scipy", "numpy"),
-    templates=("comparison.html.j2", "comparison.md.j2", "style.css.j2"),
+    templates=template_files("comparison"),
 )
 def write_comparison(
     settings: FinetuneSettings,
@@ -51,16 +53,15 @@ def write_comparison(
     Returns:
         The artifact `comparison`: `report.html`, `report.json`, `report.md`, and `tensorboard/METHOD/seed-SEED/`.
     """
-    from tasks import comparison_figures as pictures
-    from tasks.comparison import Runs, shared_confidence, wins
-    from tasks.comparison_measures import measures
-    from tasks.comparison_provenance import batch_notes, by_machine, choice_notes, origins
-    from tasks.comparison_rates import chosen_rate, edge_sentence, trial_rows
-    from tasks.comparison_study import fault_summary, published_rows
-    from tasks.comparison_table import GROUPS, comparable, reading, table
-    from tasks.comparison_verdict import verdict
-    from tasks.rendering import flat_settings, jinja
-    from tasks.study import SETUP
+    from tasks.analysis import figures as pictures
+    from tasks.analysis.all_measures import measures
+    from tasks.analysis.learning_rates import chosen_rate, edge_sentence, trial_rows
+    from tasks.analysis.measure import Runs, shared_confidence, wins
+    from tasks.analysis.provenance import batch_notes, by_machine, choice_notes, origins
+    from tasks.analysis.published_study import SETUP
+    from tasks.analysis.study_comparison import fault_summary, published_rows
+    from tasks.analysis.table import GROUPS, comparable, reading, table
+    from tasks.analysis.verdict import verdict
 
     methods = [method for method in comparison.methods if any(run.method == method for run in runs)]
     by_method: Runs = {method: [run for run in runs if run.method == method] for method in methods}

@@ -18,7 +18,7 @@ from typing import Any
 
 from faker import Faker
 
-from tasks.extraction_text import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFFS, TEMPLATES
+from tasks.data.demo_wording import ASIDES, ATTRIBUTES, GREETINGS, ITEMS, SIGN_OFFS, TEMPLATES
 
 ROWS: Mapping[str, int] = {"train": 3000, "validation": 64, "test": 100}
 SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.08, "test": 0.12}

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.settings import DataSettings
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import DataSettings
 
 Messages = list[dict[str, str]]
 Row = Mapping[str, Any]

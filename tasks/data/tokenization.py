@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tasks.chat_formats import Messages, render
-from tasks.errors import UserError
+from tasks.chat.formats import Messages, render
+from tasks.engine.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.remote import Remote
+from tasks.engine.remote import Remote
 
 R = TypeVar("R", bound=BaseModel)
 

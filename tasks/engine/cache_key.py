@@ -9,13 +9,14 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
-from tasks.artifacts import Artifact, artifacts_in, file_sha256
-from tasks.section import NO_MATTER
-from tasks.settings import REPOSITORY
+from tasks.engine.artifacts import Artifact, artifacts_in, file_sha256
+from tasks.engine.paths import REPOSITORY
 
 OWN_PACKAGES = ("tasks", "grit")
+NO_MATTER: dict[str, JsonValue] = {"decides_the_result": False}
+"""Marks a setting that decides nothing about the result, and so is no part of a cache key."""
 
 
 def own_modules(module: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.artifacts import Store
+from tasks.engine.artifacts import Store
 
 R = TypeVar("R", bound=BaseModel)
 

@@ -15,10 +15,10 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import deployment
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tasks.artifacts import Store
-from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.gpus import first_gpu
-from tasks.logs import run_logger
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import TemporaryError, UserError, is_temporary
+from tasks.engine.gpus import first_gpu
+from tasks.engine.logs import run_logger
 
 NAME = "LLAMA3_GRIT_SLOT"
 """Environment variable: what a worker's share of its machine is called, where several train on one at a time."""

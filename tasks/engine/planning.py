@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from tasks.stage import Stage
+    from tasks.engine.stage import Stage
 
 R = TypeVar("R", bound=BaseModel)
 

@@ -14,8 +14,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from tasks.errors import FULL, TemporaryError, UserError
-from tasks.logs import run_logger
+from tasks.engine.errors import FULL, TemporaryError, UserError
+from tasks.engine.logs import run_logger
 
 R = TypeVar("R")
 PATIENCE, UNATTENDED_PATIENCE = 30.0, 600.0
@@ -103,7 +103,7 @@ class Remote:
         return f"{self.root.rstrip('/')}/{name}"
 
     def _try(self, action: Callable[[], R]) -> R:
-        from prefect.runtime import deployment  # as in `tasks.logs`
+        from prefect.runtime import deployment  # as in `tasks.engine.logs`
 
         try:
             return Retrying(

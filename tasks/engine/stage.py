@@ -26,12 +26,12 @@ from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
-from tasks.cache_key import identity, own_modules, source_sha256
-from tasks.errors import TemporaryError, UserError, is_temporary, unwritable
-from tasks.logs import run_logger
-from tasks.planning import instead, note
-from tasks.waiting import device, locked
+from tasks.engine.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
+from tasks.engine.cache_key import identity, own_modules, source_sha256
+from tasks.engine.errors import TemporaryError, UserError, is_temporary, unwritable
+from tasks.engine.locks import device, locked
+from tasks.engine.logs import run_logger
+from tasks.engine.planning import instead, note
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -61,7 +61,7 @@ def branch_named(name: str) -> Iterator[None]:
 def stage(
     *,
     libraries: tuple[str, ...] = (),
-    templates: tuple[str, ...] = (),
+    templates: tuple[Path, ...] = (),
     retries: int = 0,
     watch: Callable[..., str] | None = None,
     reads: Mapping[str, Collection[str]] | None = None,
@@ -72,7 +72,7 @@ def stage(
 
     Args:
         libraries: distributions whose version shapes the result.
-        templates: files beside the stage's module that count as its code.
+        templates: files that count as the stage's code.
         retries: further attempts after a temporary failure, with exponential back-off and jitter; more in a deployed
             run, which nobody waits for.
         watch: called with the stage's arguments (without `store`); what it returns is part of the cache key. For
@@ -92,7 +92,7 @@ class Stage(Generic[P, R]):
         self,
         function: Callable[P, R],
         libraries: tuple[str, ...],
-        templates: tuple[str, ...],
+        templates: tuple[Path, ...],
         retries: int,
         watch: Callable[..., str] | None,
         reads: Mapping[str, Collection[str]],
@@ -102,7 +102,7 @@ class Stage(Generic[P, R]):
         functools.update_wrapper(self, function)
         self.function, self.libraries, self.watch, self.reads = function, libraries, watch, reads
         self.still, self.alone = still, alone
-        self.templates = [Path(inspect.getfile(function)).with_name(name) for name in templates]
+        self.templates = templates
         self.name = function.__name__
 
         @functools.wraps(function)

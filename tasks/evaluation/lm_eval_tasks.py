@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from tasks.errors import NO_ANSWER, TemporaryError, UserError
-from tasks.settings import REPOSITORY, ScoringSettings
+from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.settings.finetune import ScoringSettings
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Artifact, Store
+from tasks.engine.artifacts import Artifact, Store
 
 if TYPE_CHECKING:
-    from tasks.validation_loss import ValidationLoss
+    from tasks.evaluation.validation_loss import ValidationLoss
 
 
 def write_losses(kind: str, loss: ValidationLoss, store: Store, **facts: Any) -> Artifact:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from tasks.errors import TrainingError, UserError
-from tasks.uncertainty import ratio_stderr
+from tasks.engine.errors import TrainingError, UserError
+from tasks.stats.uncertainty import ratio_stderr
 
 UNSUPERVISED = -100
 """Label of a token that is no target: PyTorch's default `ignore_index`."""

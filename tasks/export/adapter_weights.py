@@ -13,8 +13,8 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from tasks.errors import UserError
-from tasks.model_files import opened
+from tasks.engine.errors import UserError
+from tasks.model.files import opened
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."

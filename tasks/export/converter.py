@@ -9,27 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from tasks.artifacts import Artifact, Store, file_sha256
-from tasks.chat_formats import render
-from tasks.errors import TemporaryError, TrainingError, UserError, unwritable
-from tasks.export_settings import ExportSettings
-from tasks.llama import check_loads, load_gguf
-from tasks.quantization import CONVERTED, quantize
-from tasks.stage import stage
+from tasks.engine.artifacts import file_sha256
+from tasks.engine.errors import TemporaryError, UserError, unwritable
+from tasks.settings.export import ExportSettings
 
 SCRIPT = "convert_hf_to_gguf.py"
 INSTALLED = Path(sys.prefix) / "share" / "llama-cpp-converter"
-FALLBACK_PROMPT = "What is the capital of France?"
-ANSWER_TOKENS = 96
-CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -62,99 +52,6 @@ def find_converter(settings: ExportSettings) -> Converter:
         )
     package = " ".join(f"{found.name} {found.version}" for found in distributions(path=[str(INSTALLED)]))
     return _converter(package, INSTALLED / SCRIPT, INSTALLED)
-
-
-class Description(BaseModel):
-    """What the GGUF says of itself."""
-
-    base_model: str
-    """As the settings name it; of a local path only the last part is written down."""
-    data: str
-    """Where the instruction data comes from; of a local path only the last part."""
-    training: str
-    """Method and size of the training, for people to read."""
-
-
-def converter_version(
-    merged: Artifact, dataset: Artifact, settings: ExportSettings, license_name: str | None, description: Description
-) -> str:
-    """What outside the settings decides the GGUF's bytes."""
-    return find_converter(settings).version
-
-
-@stage(
-    libraries=("llama-cpp-python", "transformers"),
-    watch=converter_version,
-    reads={"settings": ("gguf_type", "llama_cpp")},
-)
-def convert(
-    merged: Artifact,
-    dataset: Artifact,
-    settings: ExportSettings,
-    license_name: str | None,
-    description: Description,
-    *,
-    store: Store,
-) -> Artifact:
-    """Convert, for K-quants by way of a file in bfloat16, then load the result in llama.cpp and let it answer.
-
-    Args:
-        merged: the merged model.
-        dataset: for a prompt that the model was not trained on.
-        settings: type of the large tensors, and which converter.
-        license_name: the base model's, if known.
-        description: written into the file.
-        store: where the artifact goes.
-
-    Returns:
-        The artifact `gguf`: `model.gguf`; its facts hold type, size, converter and the answer.
-
-    Raises:
-        UserError: no converter, it refuses the model, or llama.cpp cannot load the GGUF.
-        TrainingError: the GGUF gives no answer.
-    """
-    converter = find_converter(settings)
-    with store.draft("gguf") as draft:
-        file = draft.path / "model.gguf"
-        log = store.root / "logs" / f"convert-{merged.digest[:16]}.log"
-        said = metadata(description, dataset, license_name)
-        if settings.gguf_type in CONVERTED:
-            run_converter(converter, merged.path, file, settings.gguf_type, said, log)
-        else:
-            with tempfile.TemporaryDirectory(dir=draft.path) as directory:
-                whole = Path(directory) / "bf16.gguf"
-                run_converter(converter, merged.path, whole, "bf16", said, log)
-                done = quantize(whole, file, settings.gguf_type)
-                check_ended(done, file, "llama.cpp cannot quantise the model", "tasks/quantization.py", log)
-        check_loads(file)
-        draft.facts = {
-            "type": settings.gguf_type,
-            "bytes": file.stat().st_size,
-            "converter": converter.version,
-            "answer": answer(file, dataset),
-        }
-    return draft.done()
-
-
-def metadata(description: Description, dataset: Artifact, license_name: str | None) -> dict[str, Any]:
-    """What the converter is to write into the GGUF about its origin, by GGUF's standard keys.
-
-    Args:
-        description: base model, data and training.
-        dataset: its digest is the version of the data.
-        license_name: the base model's, if known.
-    """
-    base, data = (name.rstrip("/").rpartition("/")[2] for name in (description.base_model, description.data))
-    said: dict[str, Any] = {
-        # The name would otherwise be that of the directory, a digest.
-        "general.name": f"{base} fine-tuned",
-        "general.basename": base,
-        "general.finetune": description.training.partition(",")[0],
-        "general.description": f"{base}, fine-tuned on {data}: {description.training}",
-        "general.base_models": [{"name": base}],
-        "general.datasets": [{"name": data, "version": dataset.digest[:16]}],
-    }
-    return said | ({"general.license.name": license_name} if license_name else {})
 
 
 def run_converter(
@@ -225,52 +122,6 @@ def check_ended(
         raise full
     fix = f"If the model is newer than the converter, set export.llama_cpp to a newer checkout.{kept}"
     raise UserError(f"{what}: {last}", where=where, fix=fix)
-
-
-def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
-    """Load a GGUF in llama.cpp and answer one held-out prompt greedily.
-
-    Args:
-        file: the GGUF.
-        dataset: gives prompt and chat format.
-
-    Returns:
-        Prompt, text, and generated tokens per second (reading the prompt included in the time).
-
-    Raises:
-        TrainingError: nothing but space was generated.
-    """
-    from transformers import AutoTokenizer
-
-    messages = _prompt(dataset)
-    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
-    text = render(tokenizer, messages, prompt=True)
-    llama = load_gguf(file, n_ctx=CONTEXT, seed=0)
-    # The rendered text holds the beginning-of-text token already where the model has one.
-    tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(CONTEXT - ANSWER_TOKENS) :]
-    started = time.perf_counter()
-    made: Any = llama.create_completion(tokens, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[tokenizer.eos_token])
-    seconds = time.perf_counter() - started
-    llama.close()
-    generated = made["usage"]["completion_tokens"]
-    if generated == 0 or not made["choices"][0]["text"].strip():
-        what = f"the GGUF loads in llama.cpp and answers nothing to {messages[-1]['content']!r}"
-        fix = "Look at the training's losses: lower training.learning_rate, or train on answers that are not empty."
-        raise TrainingError(what, where="export", fix=fix)
-    return {
-        "prompt": messages[-1]["content"],
-        "text": made["choices"][0]["text"].strip(),
-        "tokens_per_second": round(generated / seconds, 1),
-    }
-
-
-def _prompt(dataset: Artifact) -> list[dict[str, str]]:
-    for name in ("test.jsonl", "validation.jsonl"):
-        if (path := dataset.path / name).is_file():
-            with path.open(encoding="utf-8") as file:
-                messages: list[dict[str, str]] = json.loads(file.readline())["messages"][:-1]
-                return messages
-    return [{"role": "user", "content": FALLBACK_PROMPT}]
 
 
 def _converter(name: str, script: Path, gguf_directory: Path) -> Converter:

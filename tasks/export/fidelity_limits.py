@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from tasks.export_settings import FidelitySettings, GgufType
+from tasks.settings.export import FidelitySettings, GgufType
 
 FILE_TYPES: dict[GgufType, int] = {"f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
 """llama.cpp's number of each type, `general.file_type` in the GGUF (enum llama_ftype in llama.h)."""

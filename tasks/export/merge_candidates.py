@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.artifacts import Artifact
-from tasks.section import Section
-from tasks.settings import FinetuneSettings
-from tasks.uncertainty import ratio_stderr
+from tasks.engine.artifacts import Artifact
+from tasks.settings.base import Section
+from tasks.settings.finetune import FinetuneSettings
+from tasks.stats.uncertainty import ratio_stderr
 
 if TYPE_CHECKING:
-    from tasks.validation_loss import ValidationLoss
+    from tasks.evaluation.validation_loss import ValidationLoss
 
 Weights = Literal["original", "dequantized"]
 CANDIDATES: tuple[Weights, ...] = ("original", "dequantized")
@@ -88,8 +88,8 @@ def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool,
 def _measure(directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: Nf4Merge) -> ValidationLoss:
     from accelerate.utils.memory import clear_device_cache
 
-    from tasks.scoring import load_model
-    from tasks.validation_loss import read_rows, validation_loss
+    from tasks.evaluation.loading import load_model
+    from tasks.evaluation.validation_loss import read_rows, validation_loss
 
     candidate = Artifact(kind="merged", path=directory, files={}, size=0, facts={})
     network, tokenizer = load_model(candidate, dataset, nf4.dtype, trust_remote_code)

@@ -1,4 +1,4 @@
-"""Quantising a 16-bit GGUF to one of llama.cpp's K-quants, in a process of its own: `python -m tasks.quantization`."""
+"""Quantising a 16-bit GGUF to one of llama.cpp's K-quants, in a process of its own: `python -m tasks.export.quantization`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from tasks.export_settings import GgufType
-from tasks.fidelity_limits import FILE_TYPES
-from tasks.llama import run_module
+from tasks.export.fidelity_limits import FILE_TYPES
+from tasks.llamacpp.load import run_module
+from tasks.settings.export import GgufType
 
 CONVERTED: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
 """What llama.cpp's converter writes itself; the other types are quantised from bfloat16."""
@@ -26,7 +26,7 @@ def quantize(source: Path, target: Path, gguf_type: GgufType) -> CompletedProces
     Returns:
         The ended process, with what it printed.
     """
-    return run_module("tasks.quantization", str(source), str(target), str(FILE_TYPES[gguf_type]))
+    return run_module("tasks.export.quantization", str(source), str(target), str(FILE_TYPES[gguf_type]))
 
 
 def _main(source: str, target: str, file_type: str) -> int:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import UserError
+from tasks.engine.errors import UserError
 
 FILE_TYPES = {"1": "F16", "7": "Q8_0", "15": "Q4_K_M", "17": "Q5_K_M", "18": "Q6_K", "32": "BF16"}
 

@@ -1,4 +1,4 @@
-"""Loading a GGUF in llama.cpp; `python -m tasks.llama FILE` only tries it."""
+"""Loading a GGUF in llama.cpp; `python -m tasks.llamacpp.load FILE` only tries it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UserError
-from tasks.settings import REPOSITORY
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -42,7 +42,7 @@ def check_loads(file: Path, *, vocabulary_only: bool = False) -> None:
     Raises:
         UserError: llama.cpp cannot load it.
     """
-    done = run_module("tasks.llama", str(file), *(["--vocabulary-only"] if vocabulary_only else []))
+    done = run_module("tasks.llamacpp.load", str(file), *(["--vocabulary-only"] if vocabulary_only else []))
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower() or "assert" in line.lower()]
         why = said[0].strip() if said else f"exit {done.returncode}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat_formats import Messages, adds_bos, render
+from tasks.chat.formats import Messages, adds_bos, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,8 +17,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
-from tasks.errors import UserError
-from tasks.settings import LoraSettings
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import LoraSettings
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 FILES = (

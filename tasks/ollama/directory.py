@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from tasks.artifacts import file_sha256
-from tasks.errors import UserError
-from tasks.gguf_header import gguf_config
-from tasks.modelfile import OllamaModel
-from tasks.ollama_names import ModelName
+from tasks.engine.artifacts import file_sha256
+from tasks.engine.errors import UserError
+from tasks.llamacpp.header import gguf_config
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import ModelName
 
 MEDIA = "application/vnd.ollama.image."
 CHUNK = 2**22

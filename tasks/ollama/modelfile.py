@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.artifacts import Artifact
-from tasks.errors import UserError
-from tasks.export_settings import OllamaSettings
-from tasks.settings import REPOSITORY
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.settings.export import OllamaSettings
 
 MODELFILES = REPOSITORY / "modelfiles"
 STOPS = {

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from datetime import date
 
-from tasks.errors import UserError
+from tasks.engine.errors import UserError
 
 _PART = {
     "host": r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}",

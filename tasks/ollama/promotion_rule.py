@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.artifacts import Artifact
-from tasks.export_settings import PromotionSettings
-from tasks.fidelity_limits import Check
-from tasks.rendering import figure, plusminus, signed
-from tasks.score_differences import score_differences
+from tasks.engine.artifacts import Artifact
+from tasks.export.fidelity_limits import Check
+from tasks.settings.export import PromotionSettings
+from tasks.stats.numbers import figure, plusminus, signed
+from tasks.stats.score_differences import score_differences
 
 LOSS = "Validation loss"
 """How the name of its row begins."""

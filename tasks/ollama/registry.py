@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from tasks.export_settings import OllamaSettings
-from tasks.modelfile import OllamaModel
-from tasks.ollama_names import ModelName
-from tasks.ollama_server import OllamaServer
-from tasks.ollama_store import OllamaDirectory
+from tasks.ollama.directory import OllamaDirectory
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import ModelName
+from tasks.ollama.server import OllamaServer
+from tasks.settings.export import OllamaSettings
 
 
 class Registry(Protocol):

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from tasks.artifacts import Store
-from tasks.errors import UserError
-from tasks.export_settings import OllamaSettings
-from tasks.ollama_names import ModelName, parse_name
-from tasks.registry import Registry, registry
-from tasks.tag_records import History, TagRecord, remember_tag
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import UserError
+from tasks.ollama.names import ModelName, parse_name
+from tasks.ollama.registry import Registry, registry
+from tasks.ollama.tag_history import History, TagRecord, remember_tag
+from tasks.settings.export import OllamaSettings
 
 
 class Version(NamedTuple):

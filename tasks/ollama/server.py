@@ -13,10 +13,10 @@ import httpx
 import ollama
 from tqdm import tqdm
 
-from tasks.errors import TemporaryError, UserError
-from tasks.gguf_header import gguf_config
-from tasks.modelfile import OllamaModel
-from tasks.ollama_names import ModelName, known_name
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.llamacpp.header import gguf_config
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import ModelName, known_name
 
 CHUNK = 2**22
 ANSWER = 512

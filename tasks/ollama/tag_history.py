@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, Store
-from tasks.fidelity_limits import Check
-from tasks.journal import append, entries
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.journal import append, entries
+from tasks.export.fidelity_limits import Check
 
 TAGS = "tags"
 PORT = 11434

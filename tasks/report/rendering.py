@@ -12,24 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact
+from tasks.engine.artifacts import Artifact
+from tasks.stats.numbers import figure, plusminus, signed
 
+TEMPLATES = Path(__file__).parent / "templates"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
-
-
-def figure(value: float | None) -> str:
-    """A figure to four digits after the point; a dash where there is none."""
-    return "—" if value is None else f"{value:.4f}"
-
-
-def signed(value: float | None) -> str:
-    """A difference, always with its sign; a dash where there is none."""
-    return "—" if value is None else f"{value:+.4f}"
-
-
-def plusminus(error: float | None) -> str:
-    """One standard error, or nothing where none is known."""
-    return "" if error is None else f" ± {error:.4f}"
 
 
 def flat_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,11 +50,20 @@ def provenance(device: str, artifacts: Iterable[tuple[str, Artifact]]) -> list[t
 
 
 def jinja() -> Environment:
-    """The templates beside this file; what is not there is an error, and texts stay texts."""
+    """The templates of the reports; what is not there is an error, and texts stay texts."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
     )
     environment.filters |= {"figure": figure, "signed": signed, "plusminus": plusminus}
     return environment
+
+
+def template_files(report: str) -> tuple[Path, ...]:
+    """The files that a report is rendered from, in HTML and Markdown.
+
+    Args:
+        report: `report` or `comparison`.
+    """
+    return tuple(TEMPLATES / name for name in (f"{report}.html.j2", f"{report}.md.j2", "style.css.j2"))

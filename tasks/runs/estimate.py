@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import Artifact
-from tasks.errors import UserError, unwritable_store
-from tasks.merge_candidates import nf4_merge
-from tasks.model import parameters_of_source, to_fetch
-from tasks.planning import Plan
-from tasks.quantization import CONVERTED
-from tasks.settings import FinetuneSettings
-from tasks.tag_records import same_place
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError, unwritable_store
+from tasks.engine.planning import Plan
+from tasks.export.merge_candidates import nf4_merge
+from tasks.export.quantization import CONVERTED
+from tasks.model.sources import parameters_of_source, to_fetch
+from tasks.ollama.tag_history import same_place
+from tasks.settings.finetune import FinetuneSettings
+from tasks.training.token_counts import supervised_tokens, tokens_per_step
 
 BYTES_PER_WEIGHT = {"q8_0": 34 / 32, "f16": 2, "bf16": 2, "q6_k": 0.83, "q5_k_m": 0.75, "q4_k_m": 0.65}
 """Q8_0: 32 weights of 8 bits and one 16-bit scale. K-quants: the most of a large model, whose embedding takes more."""
@@ -150,7 +151,7 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
     if dataset is not None:
         card = dataset.facts
         rows, bound = card["rows"]["validation"], "about"
-    length, in_step = card["tokens"]["train"] / card["rows"]["train"], training.tokens_per_step(card)
+    length, in_step = card["tokens"]["train"] / card["rows"]["train"], tokens_per_step(training, card)
     rate = 0.5 * _matmul_rate(settings.model.dtype)
     parts = []
     if trainings or faults:
@@ -166,7 +167,7 @@ def _time(settings: FinetuneSettings, parameters: int, plan: Plan) -> str:
             measured += 2 * waiting.count("merge")
         intervals = training.max_steps / training.eval_steps if training.eval_steps else 1.0
         if training.eval_tokens:
-            intervals = min(training.max_steps, training.supervised_tokens(card) / training.eval_tokens)
+            intervals = min(training.max_steps, supervised_tokens(training, card) / training.eval_tokens)
         measured += (trainings + faults) * (1 + math.ceil(intervals))
         parts.append(f"validation {bound} {_minutes(2 * parameters * measured * rows * length / rate)}")
     others = [what for name, what in ON_TOP.items() if name in waiting]

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, Store, artifacts_in
-from tasks.journal import append, entries
-from tasks.planning import Plan
+from tasks.engine.artifacts import Artifact, Store, artifacts_in
+from tasks.engine.journal import append, entries
+from tasks.engine.planning import Plan
 
 RUNS, COMPARISONS = "runs", "comparisons"
 

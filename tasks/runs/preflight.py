@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from tasks.artifacts import Artifact
-from tasks.conversations import to_conversations
-from tasks.conversion import find_converter
-from tasks.errors import TemporaryError, UserError
-from tasks.export_settings import OllamaSettings
-from tasks.logs import run_logger
-from tasks.model_files import check_targets, matrix_layers
-from tasks.modelfile import check_parameters, is_servable, ollama_model
-from tasks.ollama_names import parse_name, version_name
-from tasks.ollama_store import OllamaDirectory
-from tasks.planning import Pending, looking
-from tasks.registry import registry
-from tasks.settings import DataSettings, FinetuneSettings
-from tasks.source import check_files, read_rows
-from tasks.training import check_machine
+from tasks.data.files import check_files, read_rows
+from tasks.data.shapes import to_conversations
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.logs import run_logger
+from tasks.engine.paths import checkout_directory
+from tasks.engine.planning import Pending, looking
+from tasks.export.converter import find_converter
+from tasks.model.files import check_targets, matrix_layers
+from tasks.ollama.directory import OllamaDirectory
+from tasks.ollama.modelfile import check_parameters, is_servable, ollama_model
+from tasks.ollama.names import parse_name, version_name
+from tasks.ollama.registry import registry
+from tasks.settings.export import OllamaSettings
+from tasks.settings.finetune import DataSettings, FinetuneSettings
+from tasks.training.limits import check_machine
+from tasks.training.token_counts import supervised_tokens
 
 QUICKLY_READ = 32_000_000
 """Bytes of a data file that are read within a second or two."""
@@ -49,6 +51,7 @@ def check_settings(settings: FinetuneSettings) -> None:
         )
     check_data(settings.data)
     find_converter(settings.export)
+    checkout_directory("modelfiles")
     version_name(parse_name(settings.ollama_name), datetime.now(UTC).date(), "0" * 64)
     check_parameters(settings.ollama.parameters)
 
@@ -140,7 +143,7 @@ def check_validations(settings: FinetuneSettings, dataset: Artifact) -> None:
     Raises:
         UserError: the validations were to choose the adapter or the end.
     """
-    every, tokens = settings.training.eval_tokens, settings.training.supervised_tokens(dataset.facts)
+    every, tokens = settings.training.eval_tokens, supervised_tokens(settings.training, dataset.facts)
     if not every or every < tokens:
         return
     seen = f"the training sees some {tokens:.0f} supervised tokens, and {every} pass between two validations"

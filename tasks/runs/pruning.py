@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts import Store, artifacts_in
-from tasks.finished import (
+from tasks.engine.artifacts import Store, artifacts_in
+from tasks.engine.stage import recorded
+from tasks.ollama.tag_history import TAGS, ggufs_in_use
+from tasks.runs.finished import (
     COMPARISONS,
     RUNS,
     FinishedComparison,
@@ -18,8 +20,6 @@ from tasks.finished import (
     finished_comparisons,
     finished_runs,
 )
-from tasks.stage import recorded
-from tasks.tag_records import TAGS, ggufs_in_use
 
 NO_ARTIFACTS = {RUNS, COMPARISONS, TAGS, "results", "locks", "ollama"}
 """Directories of the store that are looked at in another way, or not at all."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-NO_MATTER: dict[str, JsonValue] = {"decides_the_result": False}
-"""Marks a setting that decides nothing about the result, and so is no part of a cache key."""
 
 
 class Section(BaseModel):

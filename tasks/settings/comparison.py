@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tasks.export_settings import without_secret
-from tasks.section import NO_MATTER, Count, PositiveInt, Section
-from tasks.settings import PEFT_OPTIMIZERS, FinetuneSettings
+from tasks.engine.cache_key import NO_MATTER
+from tasks.settings.base import Count, PositiveInt, Section
+from tasks.settings.export import without_secret
 
 ComparedMethod = Literal[
     "baseline",
@@ -28,9 +27,7 @@ ComparedMethod = Literal[
     "study-fault",
 ]
 FAULT = "study-fault"
-"""A reproduction of a fault, see `tasks.training_fault`: no method, and nothing is made of it."""
-EVALUATIONS = 10
-"""Validations during a training whose settings ask for none: the curves and the time to a loss need some."""
+"""A reproduction of a fault, see `tasks.training.faulty_step`: no method, and nothing is made of it."""
 
 
 class CompareSettings(Section):
@@ -90,78 +87,3 @@ class CompareSettings(Section):
             seed: the setting `seed`, which is the first of them.
         """
         return tuple(range(seed, seed + self.seeds))
-
-
-def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneSettings:
-    """The settings with which a method is trained, and nothing is registered.
-
-    A method's name says how it optimises, whatever the shared settings say: `baseline` and `grit` take AdamW, with
-    8-bit state where that is set, and all but `baseline-unsloth` train with Transformers.
-
-    Args:
-        method: which.
-        settings: shared by all methods.
-
-    Raises:
-        ValueError: the method is a reproduction of a fault, which has no settings of its own.
-    """
-    if method == FAULT:
-        raise ValueError(f"{FAULT} is no method")
-    name, _, variant = method.partition(":")
-    values = settings.model_dump()
-    if variant:
-        values["grit"]["variant"] = variant
-    if name in PEFT_OPTIMIZERS:
-        values["training"]["optimizer"] = name
-    elif settings.training.optimizer in PEFT_OPTIMIZERS:
-        values["training"]["optimizer"] = "adamw_torch"
-    values["training"]["backend"] = "unsloth" if name == "baseline-unsloth" else "transformers"
-    values["method"] = "grit" if name == "grit" else "baseline"
-    values["ollama"]["target"] = "none"
-    return FinetuneSettings.model_validate(values)
-
-
-def validated_by_tokens(settings: FinetuneSettings, card: Mapping[str, Any]) -> FinetuneSettings:
-    """The same settings; those that ask for no validation during training get `EVALUATIONS` of them.
-
-    They come at fixed counts of supervised tokens, to within one step the same for all methods and seeds.
-
-    Args:
-        settings: shared by all methods.
-        card: the data set's, or its facts.
-    """
-    training = settings.training
-    if training.eval_tokens or training.eval_steps:
-        return settings
-    every = {"eval_tokens": max(1, round(training.supervised_tokens(card) / EVALUATIONS))}
-    return settings.model_copy(update={"training": training.model_copy(update=every)})
-
-
-def at_rate(settings: FinetuneSettings, learning_rate: float) -> FinetuneSettings:
-    """The same settings with another learning rate."""
-    training = settings.training.model_copy(update={"learning_rate": learning_rate})
-    return settings.model_copy(update={"training": training})
-
-
-def settings_that_differ(methods: Mapping[Any, FinetuneSettings]) -> list[tuple[str, dict[str, Any]]]:
-    """Settings in which methods differ, by dotted name: the value of each method.
-
-    Args:
-        methods: settings by method; a baseline's section `grit` counts as off.
-    """
-    flat = {name: dict(_flat(settings)) for name, settings in methods.items()}
-    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
-    rows = [(key, {name: values.get(key, "—") for name, values in flat.items()}) for key in keys]
-    return [(key, values) for key, values in rows if len({str(value) for value in values.values()}) > 1]
-
-
-def _flat(settings: FinetuneSettings) -> list[tuple[str, Any]]:
-    found = []
-    for section, value in settings.model_dump(mode="json").items():
-        if section == "grit" and settings.method != "grit":
-            continue
-        if isinstance(value, dict):
-            found += [(f"{section}.{key}", inner) for key, inner in value.items()]
-        else:
-            found.append((section, value))
-    return found

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from tasks.section import PositiveInt, Section
+from tasks.settings.base import PositiveInt, Section
 
 GgufType = Literal["q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m"]
 

@@ -6,22 +6,19 @@ with the same nesting as `FinetuneSettings`; overrides replace single values in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from grit.config import Basis, GRITConfig, Variant
-from tasks.export_settings import ExportSettings, FidelitySettings, OllamaSettings, PromotionSettings, without_secret
-from tasks.precision import Dtype, native_dtype
-from tasks.section import NO_MATTER, Count, Fraction, PositiveInt, Section
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tasks.engine.cache_key import NO_MATTER
+from tasks.settings.base import Count, Fraction, PositiveInt, Section
+from tasks.settings.export import ExportSettings, FidelitySettings, OllamaSettings, PromotionSettings, without_secret
+from tasks.settings.precision import Dtype, native_dtype
 
 Method = Literal["baseline", "grit"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
-PEFT_OPTIMIZERS = ("lora_plus", "lora_fa", "riemannian")
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
 
 
@@ -163,25 +160,6 @@ class TrainingSettings(Section):
     save_minutes: Annotated[float, Field(gt=0)] = Field(10.0, json_schema_extra=NO_MATTER)
     """A checkpoint every so many minutes."""
 
-    def tokens_per_step(self, card: Mapping[str, Any]) -> float:
-        """Real tokens of one optimizer step, on average; of packed rows what they hold when full.
-
-        Args:
-            card: the data set's, or its facts.
-        """
-        packed = self.batching == "packed"
-        row = card["max_length"] if packed else card["tokens"]["train"] / card["rows"]["train"]
-        return float(self.per_device_batch_size * self.gradient_accumulation_steps * row)
-
-    def supervised_tokens(self, card: Mapping[str, Any]) -> float:
-        """Supervised tokens of all optimizer steps, on average.
-
-        Args:
-            card: the data set's, or its facts.
-        """
-        share = card["supervised_tokens"]["train"] / card["tokens"]["train"]
-        return float(self.max_steps * self.tokens_per_step(card) * share)
-
     @model_validator(mode="after")
     def _warm_up_within_steps(self) -> TrainingSettings:
         if self.warmup_steps >= self.max_steps:
@@ -238,11 +216,6 @@ class GritSettings(Section):
     def _as_grit_wants_them(self) -> GritSettings:
         GRITConfig(**self.model_dump())
         return self
-
-    @property
-    def first_basis(self) -> Basis:
-        """Where A starts, with `basis` resolved."""
-        return GRITConfig(**self.model_dump()).first_basis
 
 
 class ScoringSettings(Section):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from tasks.errors import UserError
-from tasks.section import Section
-from tasks.settings import REPOSITORY, FinetuneSettings
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY, checkout_directory
+from tasks.settings.base import Section
+from tasks.settings.finetune import FinetuneSettings
 
 PRESETS = REPOSITORY / "presets"
 
@@ -59,10 +60,10 @@ def preset_path(preset: str) -> Path:
     """Find a preset by its name in `presets/` or by the path of a YAML file.
 
     Raises:
-        UserError: there is no such preset.
+        UserError: there is no such preset, or no checkout that has some.
     """
     is_file = preset.endswith((".yaml", ".yml"))
-    path = Path(preset).expanduser() if is_file else PRESETS / f"{preset}.yaml"
+    path = Path(preset).expanduser() if is_file else checkout_directory("presets") / f"{preset}.yaml"
     if not path.is_file() or (not is_file and Path(preset).name != preset):
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(

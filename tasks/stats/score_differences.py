@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy import stats
 
-from tasks.artifacts import Artifact
-from tasks.uncertainty import is_zero, ratio_stderr
+from tasks.engine.artifacts import Artifact
+from tasks.stats.uncertainty import is_zero, ratio_stderr
 
 CONFIDENCE = 0.95
 """Of the interval by Student's t that a difference must leave out 0 with, or else lies within its error: of four rows

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tasks.artifacts import file_sha256
+from tasks.engine.artifacts import file_sha256
 
 DIGESTS = "digests.json"
 KEPT = 2

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.training_step import SupervisedStep
-from tasks.validation_loss import UNSUPERVISED, Row
+from tasks.evaluation.validation_loss import UNSUPERVISED, Row
+from tasks.training.step import SupervisedStep
 
 
 class PaddedCollator:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.artifacts import Artifact
+from tasks.engine.artifacts import Artifact
 
 LAST = 10
 """Optimizer steps that are the end of a training, at most."""

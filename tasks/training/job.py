@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.engine.artifacts import Artifact
+from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 
 
 class Job(BaseModel):
@@ -25,6 +25,6 @@ class Job(BaseModel):
     history: Path
     """Directory of lines per step and TensorBoard events."""
     fault: bool = False
-    """Reproduce the study's loss and batch, see `tasks.training_fault`; needs `grit`."""
+    """Reproduce the study's loss and batch, see `tasks.training.faulty_step`; needs `grit`."""
     checkpoints: Path
     """Directory of the checkpoints of this very training; what it holds is gone on from."""

@@ -7,10 +7,10 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from tasks.artifacts import Artifact
-from tasks.model_files import check_targets
-from tasks.nf4 import nf4_config
-from tasks.settings import LoraSettings, ModelSettings, TrainingSettings
+from tasks.engine.artifacts import Artifact
+from tasks.model.files import check_targets
+from tasks.model.nf4 import nf4_config
+from tasks.settings.finetune import LoraSettings, ModelSettings, TrainingSettings
 
 
 def load_network(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from peft import PeftModel
-from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, create_riemannian_optimizer
-from torch.optim import AdamW, Optimizer
+from typing import TYPE_CHECKING
 
-from tasks.settings import LoraSettings, TrainingSettings
+from tasks.settings.finetune import LoraSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.optim import Optimizer
+
+PEFT_OPTIMIZERS = ("lora_plus", "lora_fa", "riemannian")
+"""Of the setting `training.optimizer` those that PEFT makes."""
 
 LORA_PLUS_RATIO = 16.0
 """B's learning rate over A's; the value that the paper of LoRA+ (arXiv 2402.12354) recommends."""
@@ -20,6 +25,9 @@ def peft_optimizer(network: PeftModel, lora: LoraSettings, training: TrainingSet
         lora: rank and scale.
         training: optimizer, learning rate and weight decay.
     """
+    from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, create_riemannian_optimizer
+    from torch.optim import AdamW
+
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "lora_plus":
         slower = rate / LORA_PLUS_RATIO**0.5

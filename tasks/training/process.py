@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from tasks.errors import BUSY, TemporaryError, TrainingError, UserError
-from tasks.settings import REPOSITORY
-from tasks.training_job import Job
+from tasks.engine.errors import BUSY, TemporaryError, TrainingError, UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.training.job import Job
 
 STOP_SECONDS = 300.0
 """How long a stopped training may take to finish its step and write a checkpoint."""
@@ -48,7 +48,7 @@ def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -
     incoming, outgoing = os.pipe()
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.training_process", str(outgoing)],
+        [sys.executable, "-m", "tasks.training.process", str(outgoing)],
         stdin=subprocess.PIPE,
         pass_fds=(outgoing,),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
@@ -134,7 +134,7 @@ def _train(text: str, send: Callable[..., None]) -> None:
     if json.loads(text)["training"]["backend"] == "unsloth":
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # it would tell its maker what machine this is
         import unsloth  # noqa: F401 - patches torch, Transformers and TRL, so it must come before them
-    from tasks.training_run import Training
+    from tasks.training.run import Training
 
     last = 0
 

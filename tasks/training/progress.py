@@ -10,7 +10,7 @@ from typing import Any
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
-from tasks.logs import run_logger
+from tasks.engine.logs import run_logger
 
 PROGRESS_SECONDS = 5.0
 LOG_SECONDS = 60.0

@@ -14,10 +14,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tasks.energy import EnergyMeter, GpuEnergyMeter, Meter, gpu_in_use
-from tasks.errors import TrainingError
-from tasks.history import final_training_loss, last_steps
-from tasks.settings import TrainingSettings
+from tasks.engine.errors import TrainingError
+from tasks.settings.finetune import TrainingSettings
+from tasks.training.energy import EnergyMeter, GpuEnergyMeter, Meter, gpu_in_use
+from tasks.training.history import final_training_loss, last_steps
 
 RECORD = "record.json"
 

@@ -19,21 +19,20 @@ from grit.export import save_adapter as save_without_cut_directions
 from grit.manager import GRITManager
 from grit.proof import GritInactiveError
 from grit.trainer import GritTrainer
-from tasks.artifacts import Artifact
-from tasks.best_weights import BestWeights
-from tasks.checkpoints import Checkpoints
-from tasks.errors import UserError
-from tasks.grit_modules import gradients, module_figures
-from tasks.machine import machine
-from tasks.memory import peak_memory
-from tasks.settings import PEFT_OPTIMIZERS
-from tasks.training_fault import FaultyStep, PaddedCollator
-from tasks.training_job import Job
-from tasks.training_model import load_network
-from tasks.training_optimizer import peft_optimizer
-from tasks.training_record import StepRecorder
-from tasks.training_step import SupervisedStep
-from tasks.validation_loss import validation_loss
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError
+from tasks.evaluation.validation_loss import validation_loss
+from tasks.training.best_weights import BestWeights
+from tasks.training.checkpoints import Checkpoints
+from tasks.training.faulty_step import FaultyStep, PaddedCollator
+from tasks.training.grit_modules import gradients, module_figures
+from tasks.training.job import Job
+from tasks.training.machine import machine
+from tasks.training.memory import peak_memory
+from tasks.training.network import load_network
+from tasks.training.optimizers import PEFT_OPTIMIZERS, peft_optimizer
+from tasks.training.record import StepRecorder
+from tasks.training.step import SupervisedStep
 
 
 class OneDevice(SFTConfig):
@@ -55,7 +54,7 @@ class PreconditionedTrainer(SupervisedStep, GritTrainer):
     diagnose_modules: Callable[[], bool]
     """Whether this step's figures of each module are wanted; asked once its gradients are there."""
     module_figures: list[dict[str, Any]]
-    """Of the last step for which they were wanted, see `tasks.grit_modules`."""
+    """Of the last step for which they were wanted, see `tasks.training.grit_modules`."""
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         if not self.diagnose_modules():
@@ -67,7 +66,7 @@ class PreconditionedTrainer(SupervisedStep, GritTrainer):
 
 
 class FaultyTrainer(FaultyStep, PreconditionedTrainer):
-    """The study's loss and batch, see `tasks.training_fault`."""
+    """The study's loss and batch, see `tasks.training.faulty_step`."""
 
 
 class Training:

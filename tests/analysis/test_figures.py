@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import comparison_figures as pictures
-from tasks.figures import smoothed
-from tests.made_up_comparison import MadeUp
+from tasks.analysis import figures as pictures
+from tasks.report.figures import smoothed
+from tests.support.made_up_comparison import MadeUp
 
 WHOLE = [[0, 3.0], [5, 2.5], [10, 2.0], [15, 1.5], [20, 1.0]]
 

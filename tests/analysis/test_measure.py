@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.artifacts import reference
-from tasks.compared_runs import ComparedRun
-from tasks.comparison import Measure, won
-from tasks.comparison_measures import reached
-from tasks.comparison_study import published_rows
-from tasks.comparison_table import comparable, table
-from tasks.comparison_verdict import verdict
-from tasks.history import steps_to_kept
-from tasks.quality import is_json, matrix, measure, repetition
+from tasks.analysis.all_measures import reached
+from tasks.analysis.compared_runs import ComparedRun
+from tasks.analysis.measure import Measure, won
+from tasks.analysis.study_comparison import published_rows
+from tasks.analysis.table import comparable, table
+from tasks.analysis.verdict import verdict
+from tasks.engine.artifacts import reference
+from tasks.evaluation.quality import is_json, matrix, measure, repetition
+from tasks.training.history import steps_to_kept
 
 METHODS = ("baseline", "grit", "lora_fa")
 
@@ -106,7 +106,7 @@ def test_a_better_method_that_is_worse_elsewhere_is_not_good_news_but_another_ma
 def test_the_verdict_names_the_bootstrap_where_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = losses({"baseline": 0.0, "grit": -0.2})
     assert "bootstrap" not in verdict([measure], METHODS[:2], 0.95)["text"]
-    monkeypatch.setattr("tasks.statistics._bootstrap", lambda *_: (-0.4, 0.1))
+    monkeypatch.setattr("tasks.stats.estimates._bootstrap", lambda *_: (-0.4, 0.1))
     text = verdict([measure], METHODS[:2], 0.95)["text"]
     assert "but the bootstrap's -0.4000 to +0.1000: within error" in text
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-import tasks.memory
+import tasks.training.memory
 from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted, default_dtype
-from tasks.errors import TrainingError
+from tasks.engine.errors import TrainingError
 
 
 def in_this_process(command: list[str]) -> str:
@@ -121,7 +121,7 @@ def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting the garbage of a whole test run takes longer than what is measured here."""
-    for module in (grit_convergence, tasks.memory):
+    for module in (grit_convergence, tasks.training.memory):
         monkeypatch.setattr(module, "gc", SimpleNamespace(collect=lambda: None))
 
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.chat_formats import apply_chat_format, default_system, end_of_turn, known_format, render
-from tasks.errors import UserError
-from tasks.tokenization import tokenize
+from tasks.chat.formats import apply_chat_format, default_system, end_of_turn, known_format, render
+from tasks.data.tokenization import tokenize
+from tasks.engine.errors import UserError
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

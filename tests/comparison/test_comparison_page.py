@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks import statistics
-from tasks.compared_runs import RateTrial
-from tasks.comparison_figures import COLOURS as COLOURS_OF_METHODS
-from tests.chromium import Page, find_chromium, opened
-from tests.made_up_comparison import MadeUp
+from tasks.analysis.compared_runs import RateTrial
+from tasks.analysis.figures import COLOURS as COLOURS_OF_METHODS
+from tasks.stats import estimates
+from tests.support.chromium import Page, find_chromium, opened
+from tests.support.made_up_comparison import MadeUp
 
 METHODS = ("baseline", "grit", "grit:graft")
 TEXT, LINE = 4.5, 3.0
@@ -37,7 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rate in (1e-3, 2e-3)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 50)
+        patch.setattr(estimates, "RESAMPLES", 50)
         return made.report(made.runs(METHODS, 2), trials, fault=True).path / "report.html"
 
 

@@ -8,11 +8,12 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from tasks.answers import read_answers
-from tasks.artifacts import Artifact, Store
-from tasks.comparison_settings import CompareSettings
-from tasks.errors import TemporaryError, UserError
-from tasks.judge import check_judge, judge_answers, outcomes
+from tasks.comparison.judge_answers import judge_answers
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.evaluation.answering import read_answers
+from tasks.evaluation.judge import check_judge, outcomes
+from tasks.settings.comparison import CompareSettings
 from tests.standins.openai_server import KEY, MODEL, Reply, openai_stand_in
 
 REFERENCE = ["good", "bad", "same", "bad"]

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.second_data import measure_second_data, second_settings, without_trained
-from tasks.settings import DataSettings, ModelSettings, ScoringSettings
+from tasks.comparison.measure_second_data import measure_second_data, second_settings, without_trained
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import DataSettings, ModelSettings, ScoringSettings
 
 BASE = ModelSettings(name="tiny", dtype="float32")
 

@@ -11,26 +11,27 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from tasks import comparison_figures as pictures
-from tasks import statistics
-from tasks.compared_runs import RateTrial
-from tasks.comparison import wins
-from tasks.comparison_lm_eval import lm_eval_measures
-from tasks.comparison_provenance import batch_notes, by_machine, choice_notes, commit
-from tasks.comparison_rates import edge_sentence, trial_rows
-from tasks.comparison_settings import ComparedMethod, settings_of
-from tasks.comparison_table import table
-from tasks.comparison_verdict import verdict
-from tasks.history import steps_of
-from tasks.presets import load_settings
-from tests.made_up_comparison import MACHINE, PROMPTS, MadeUp
+from tasks.analysis import figures as pictures
+from tasks.analysis.compared_runs import RateTrial
+from tasks.analysis.learning_rates import edge_sentence, trial_rows
+from tasks.analysis.lm_eval_measures import lm_eval_measures
+from tasks.analysis.measure import wins
+from tasks.analysis.methods import settings_of
+from tasks.analysis.provenance import batch_notes, by_machine, choice_notes, commit
+from tasks.analysis.table import table
+from tasks.analysis.verdict import verdict
+from tasks.settings.comparison import ComparedMethod
+from tasks.settings.presets import load_settings
+from tasks.stats import estimates
+from tasks.training.history import steps_of
+from tests.support.made_up_comparison import MACHINE, PROMPTS, MadeUp
 
 METHODS = ("baseline", "grit")
 
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+    monkeypatch.setattr(estimates, "RESAMPLES", 50)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_twelve_methods_of_five_thousand_steps_stay_far_below_three_megabytes(
 
 
 def test_long_answers_are_cut_in_the_page_and_whole_in_its_data(made: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.made_up_comparison.EXPECTED", "long " * 50_000)
+    monkeypatch.setattr("tests.support.made_up_comparison.EXPECTED", "long " * 50_000)
     runs = tuple(run.model_copy(update={"answers": made.answers("x")}) for run in made.runs(METHODS, 1))
     made.base = made.base.model_copy(update={"answers": runs[0].answers})
     report = made.report(runs)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.extraction import ROWS, compose, generate, pools
-from tasks.presets import PRESETS, load_settings
+from tasks.data.demo_extraction import ROWS, compose, generate, pools
+from tasks.settings.presets import PRESETS, load_settings
 
 PARTS = tuple(ROWS)
 KEYS = ["intent", "name", "item", "quantity", "date"]

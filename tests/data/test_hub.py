@@ -12,10 +12,11 @@ import httpx2
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
-from tasks.artifacts import Store
-from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.settings import DataSettings
-from tasks.source import fetch_data, newest_commit, read_rows
+from tasks.data.files import read_rows
+from tasks.engine.artifacts import Store
+from tasks.engine.errors import TemporaryError, UserError, is_temporary
+from tasks.fetch_data import fetch_data, newest_commit
+from tasks.settings.finetune import DataSettings
 from tests.standins.hub import COMMIT, Hub
 
 ROWS = [{"instruction": f"Grüße {i}", "input": "", "output": "😀"} for i in range(5)]

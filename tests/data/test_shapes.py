@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.conversations import join_rows, merge_columns, to_conversations
-from tasks.errors import UserError
-from tasks.settings import DataSettings
+from tasks.data.shapes import join_rows, merge_columns, to_conversations
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import DataSettings
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 

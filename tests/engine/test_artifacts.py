@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import Artifact, Store, file_sha256
+from tasks.engine.artifacts import Artifact, Store, file_sha256
 
 
 def make(store: Store, text: str = "a") -> Artifact:

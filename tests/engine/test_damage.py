@@ -17,10 +17,10 @@ import requests
 from prefect.settings import PREFECT_API_URL
 
 from flows.finetune import Finetuned, finetune, stages
-from tasks.artifacts import artifacts_in
-from tasks.errors import UserError, is_temporary, unwritable
-from tasks.planning import Plan, planning
-from tasks.presets import load_settings
+from tasks.engine.artifacts import artifacts_in
+from tasks.engine.errors import UserError, is_temporary, unwritable
+from tasks.engine.planning import Plan, planning
+from tasks.settings.presets import load_settings
 
 Preset = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("in_this_process")

@@ -21,11 +21,11 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from tenacity import wait_none
 
-from tasks import gpus, waiting
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.stage import stage
-from tasks.waiting import SLOT, device, device_name
+from tasks.engine import gpus, locks
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.engine.locks import SLOT, device, device_name
+from tasks.engine.stage import stage
 from tests.standins.nvml import Gpu, NvmlStandIn
 
 held: list[tuple[float, float]] = []
@@ -93,7 +93,7 @@ def test_only_workers_of_another_host_train_at_the_same_time(
     """Both with the same slot's name and the same store."""
     host = {f"worker {number}": name for number, name in enumerate(hosts)}
     named = SimpleNamespace(gethostname=lambda: host[threading.current_thread().name])
-    monkeypatch.setattr(waiting, "socket", named)
+    monkeypatch.setattr(locks, "socket", named)
     monkeypatch.setenv("LLAMA3_GRIT_SLOT", "gpu0")
     barrier.reset()
     met.clear()
@@ -133,7 +133,7 @@ def test_what_a_training_has_to_itself(
 ) -> None:
     """Asked anew each time, since Ray sets CUDA_VISIBLE_DEVICES in a worker that runs already."""
     monkeypatch.setattr(gpus, "pynvml", NvmlStandIn([Gpu(uuid) for uuid in gpus_there], driver=bool(gpus_there)))
-    monkeypatch.setattr(waiting, "socket", SimpleNamespace(gethostname=lambda: "box"))
+    monkeypatch.setattr(locks, "socket", SimpleNamespace(gethostname=lambda: "box"))
     for name, value in (("LLAMA3_GRIT_SLOT", slot), ("CUDA_VISIBLE_DEVICES", visible)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
@@ -174,7 +174,7 @@ def test_what_is_cached_waits_for_nobody(store: Store) -> None:
 def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
     failures = iter([httpx.ConnectError("nobody is there"), httpx.ReadTimeout("too slow")])
-    real = waiting.concurrency
+    real = locks.concurrency
 
     @contextmanager
     def unreliable(*arguments: Any, **options: Any) -> Iterator[None]:
@@ -183,8 +183,8 @@ def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.Monkey
         with real(*arguments, **options):
             yield
 
-    monkeypatch.setattr(waiting, "concurrency", unreliable)
-    monkeypatch.setattr(waiting._take.retry, "wait", wait_none())
+    monkeypatch.setattr(locks, "concurrency", unreliable)
+    monkeypatch.setattr(locks._take.retry, "wait", wait_none())
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(SLOT, 1)
     with device(Store(tmp_path)):

@@ -12,12 +12,12 @@ import fsspec
 import pytest
 
 from flows.finetune import Finetuned, finetune, stages
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError
-from tasks.planning import planning
-from tasks.presets import Overrides, load_settings
-from tasks.remote import Remote
-from tests.test_stage import ran, run_chain, runs
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.planning import planning
+from tasks.engine.remote import Remote
+from tasks.settings.presets import Overrides, load_settings
+from tests.engine.test_stage import ran, run_chain, runs
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -67,9 +67,9 @@ def test_a_file_appears_there_when_it_is_whole(uri: str, tmp_path: Path, monkeyp
             raise OSError("the line is cut")
         real(source, target, length)
 
-    monkeypatch.setattr("tasks.remote.shutil.copyfileobj", cut)
+    monkeypatch.setattr("tasks.engine.remote.shutil.copyfileobj", cut)
     with monkeypatch.context() as context:
-        context.setattr("tasks.remote.PATIENCE", 0)
+        context.setattr("tasks.engine.remote.PATIENCE", 0)
         with pytest.raises(TemporaryError, match=f"store_uri {uri}: OSError: the line is cut"):
             remote.push(tmp_path / "source", "kind/file")
     assert remote.contents() == {}
@@ -88,7 +88,7 @@ def test_what_no_attempt_mends_is_not_tried_again(
         attempts.append(1)
         raise error
 
-    monkeypatch.setattr("tasks.remote.shutil.copyfileobj", fail)
+    monkeypatch.setattr("tasks.engine.remote.shutil.copyfileobj", fail)
     (tmp_path / "source").write_bytes(b"12345")
     with pytest.raises(UserError, match=f"store_uri file://.*{error.strerror}.*free some space"):
         Remote(f"file://{tmp_path}/shared").push(tmp_path / "source", "kind/file")

@@ -14,16 +14,17 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
-from tasks import cache_key
-from tasks.artifacts import Artifact, Store
-from tasks.cache_key import own_modules
-from tasks.dataset import prepare_dataset
-from tasks.errors import UserError
-from tasks.planning import planning, without_prefect
-from tasks.report import write_report
-from tasks.settings import REPOSITORY, LoraSettings
-from tasks.source import fetch_data
-from tasks.stage import stage
+from tasks.engine import cache_key
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.cache_key import own_modules
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.engine.planning import planning, without_prefect
+from tasks.engine.stage import stage
+from tasks.fetch_data import fetch_data
+from tasks.prepare_dataset import prepare_dataset
+from tasks.settings.finetune import LoraSettings
+from tasks.write_report import write_report
 
 ran: list[str] = []
 newest = {"commit": "1"}
@@ -96,8 +97,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from prefect import flow
-from tasks.artifacts import Artifact, Store
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.stage import stage
 
 @stage()
 def slow(number: int, *, store: Store) -> Artifact:
@@ -209,8 +210,8 @@ def test_a_deployed_run_which_nobody_waits_for_tries_for_ten_minutes(monkeypatch
 
 
 def test_the_key_covers_the_code_of_imported_modules() -> None:
-    assert {"tasks.stage", "tasks.artifacts", "tasks.errors"} <= own_modules("tasks.stage")
-    assert "grit.manager" in own_modules("tasks.training")
+    assert {"tasks.engine.stage", "tasks.engine.artifacts", "tasks.engine.errors"} <= own_modules("tasks.engine.stage")
+    assert "grit.manager" in own_modules("tasks.train")
 
 
 def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,7 @@ def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch:
 
 def test_the_imports_are_found_while_something_else_parses() -> None:
     """The garbage collector's callback stands for another thread; Pythons that are mended pass in any case."""
-    expected = own_modules("tasks.settings")
+    expected = own_modules("tasks.settings.finetune")
     parsed = []
 
     def parse(phase: str, info: object, depth: int = 30) -> None:  # at another depth of calls
@@ -240,7 +241,7 @@ def test_the_imports_are_found_while_something_else_parses() -> None:
     gc.callbacks.append(parse)
     gc.set_threshold(5)
     try:
-        found = own_modules("tasks.settings")
+        found = own_modules("tasks.settings.finetune")
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(parse)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import TemporaryError, UserError
-from tasks.lm_eval_tasks import load_tasks
-from tasks.settings import ScoringSettings
-from tests.own_tasks import GENERATION_TASK
+from tasks.engine.errors import TemporaryError, UserError
+from tasks.evaluation.lm_eval_tasks import load_tasks
+from tasks.settings.finetune import ScoringSettings
+from tests.support.own_tasks import GENERATION_TASK
 
 
 def test_an_unknown_task_is_named_with_its_neighbours(tasks: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_an_unreachable_hub_is_a_temporary_error(
 def test_a_relative_task_directory_is_looked_for_in_the_repository(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.lm_eval_tasks.REPOSITORY", tasks.parent)
+    monkeypatch.setattr("tasks.evaluation.lm_eval_tasks.REPOSITORY", tasks.parent)
     row = {"prompt": "I live in Oslo. Where?", "completion": "Oslo"}
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     settings = ScoringSettings(tasks=("city",), include_path=Path(tasks.name))

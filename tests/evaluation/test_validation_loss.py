@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks import validation_loss as module
-from tasks.errors import UserError
-from tasks.uncertainty import ratio_stderr
-from tasks.validation_loss import UNSUPERVISED, Row, evaluating, read_rows, validation_loss
+from tasks.engine.errors import UserError
+from tasks.evaluation import validation_loss as module
+from tasks.evaluation.validation_loss import UNSUPERVISED, Row, evaluating, read_rows, validation_loss
+from tasks.stats.uncertainty import ratio_stderr
 
 VOCABULARY, PAD = 97, 0
 

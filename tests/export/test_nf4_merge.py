@@ -16,14 +16,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.adapter_weights import Adapter
-from tasks.artifacts import Artifact, Store
-from tasks.errors import UserError
-from tasks.merge_candidates import Nf4Merge
-from tasks.merging import merge
-from tasks.nf4 import Nf4Weights
-from tasks.settings import ModelSettings
-from tasks.training_model import load_base
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.export.adapter_weights import Adapter
+from tasks.export.merge_candidates import Nf4Merge
+from tasks.merge import merge
+from tasks.model.nf4 import Nf4Weights
+from tasks.settings.finetune import ModelSettings
+from tasks.training.network import load_base
 
 NF4 = Nf4Merge(dtype="bfloat16", double_quantization=True, into="best", batch_size=4)
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13, 14, 15]]
@@ -122,12 +122,12 @@ def test_either_can_be_the_better_one(
     tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, monkeypatch: pytest.MonkeyPatch,
     better: str,
 ) -> None:  # fmt: skip
-    from tasks.validation_loss import ValidationLoss
+    from tasks.evaluation.validation_loss import ValidationLoss
 
     def measured(directory: Path, *_others: object) -> ValidationLoss:
         return ValidationLoss((1.0, 1.0) if directory.name == better else (2.0, 3.0), (1, 1))
 
-    monkeypatch.setattr("tasks.merge_candidates._measure", measured)
+    monkeypatch.setattr("tasks.export.merge_candidates._measure", measured)
     best = made(tiny_model, dataset, adapter, store)
     assert best.facts["merge"]["into"] == better
     assert best.files == made(tiny_model, dataset, adapter, store, into=better).files
@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_leaves_nothing_behind(
     def diverged(*_arguments: object) -> None:
         raise UserError("the loss is not a number", where="merge", fix="Lower training.learning_rate.")
 
-    monkeypatch.setattr("tasks.merge_candidates._measure", diverged)
+    monkeypatch.setattr("tasks.export.merge_candidates._measure", diverged)
     with pytest.raises(UserError, match="not a number"):
         made(tiny_model, dataset, adapter, store)
     assert not (store.root / "merged").exists() and not list((store.root / "drafts").iterdir())

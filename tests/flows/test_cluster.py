@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from flows.cluster import Branch, run_on_cluster
 from flows.compare import compare
-from tasks.artifacts import Artifact, Store
-from tasks.comparison_settings import CompareSettings
-from tasks.errors import UserError
-from tasks.settings import REPOSITORY
-from tests.cluster_branches import met, numbered, take_slot
+from flows.support.cluster import Branch, run_on_cluster
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.settings.comparison import CompareSettings
+from tests.support.cluster_branches import met, numbered, take_slot
 
 SHARED: dict[str, Any] = {"training": {"max_steps": 2, "warmup_steps": 1, "learning_rate": 1e-2, "eval_steps": 1}}
 
@@ -137,7 +137,7 @@ def test_a_comparison_trains_on_the_workers(
     def not_here(*_: Any) -> None:
         raise AssertionError("a training in the flow's own process")
 
-    monkeypatch.setattr("tasks.training.train_in_child", not_here)
+    monkeypatch.setattr("tasks.train.train_in_child", not_here)
     wanted = CompareSettings(methods=("grit",), seeds=2, answers=1, learning_rates=(1e-2, 1e20), cluster=dask_cluster)
     report = compare(make_preset(), wanted, SHARED)
     data = json.loads((report.path / "report.json").read_text())

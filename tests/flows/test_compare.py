@@ -17,14 +17,14 @@ from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from flows.compare import compare, plan_of
 from flows.comparison_stages import stages
 from flows.finetune import stages as finetune_stages
-from tasks.artifacts import Artifact
-from tasks.comparison_settings import CompareSettings
-from tasks.errors import TrainingError, UserError
-from tasks.forgetting import OWN_TEXT
-from tasks.planning import planning
-from tasks.presets import load_settings
+from tasks.comparison.measure_forgetting import OWN_TEXT
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import TrainingError, UserError
+from tasks.engine.planning import planning
+from tasks.settings.comparison import CompareSettings
+from tasks.settings.presets import load_settings
+from tests.flows.test_finetune import Page
 from tests.standins.openai_server import MODEL, openai_stand_in
-from tests.test_finetune import Page
 
 Preset = Callable[..., str]
 METHODS = ("baseline", "grit", "baseline-unsloth", "study-fault")
@@ -205,7 +205,7 @@ def test_a_method_that_diverges_is_left_out_with_the_reason(
     def diverge(*_: Any) -> None:
         raise TrainingError("training diverged at step 2", where="training.learning_rate", fix="Lower it.")
 
-    monkeypatch.setattr("tasks.training.train_in_child", diverge)
+    monkeypatch.setattr("tasks.train.train_in_child", diverge)
     wanted = CompareSettings(methods=("baseline", "lora_plus"), seeds=2, answers=3)
     report = compare(make_preset(), wanted, SHARED)
     data = json.loads((report.path / "report.json").read_text())
@@ -220,7 +220,7 @@ def test_what_is_no_fault_of_the_method_stops_the_comparison(
     def full(*_: Any) -> None:
         raise UserError("no space is left", where="store", fix="Free some.")
 
-    monkeypatch.setattr("tasks.training.train_in_child", full)
+    monkeypatch.setattr("tasks.train.train_in_child", full)
     with pytest.raises(UserError, match="no space is left"):
         compare(make_preset(), CompareSettings(methods=("baseline", "lora_fa"), seeds=2, answers=3), SHARED)
 

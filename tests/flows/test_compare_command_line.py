@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from flows import compare
-from tasks.artifacts import reference
-from tasks.planning import Plan
-from tasks.presets import load_settings
+from tasks.engine.artifacts import reference
+from tasks.engine.planning import Plan
+from tasks.settings.presets import load_settings
 
 Preset = Callable[..., str]
 

@@ -9,13 +9,13 @@ import pytest
 
 from flows import comparison_stages
 from flows.finetune import Tuned
-from tasks.artifacts import Artifact
-from tasks.comparison_settings import CompareSettings
-from tasks.errors import TemporaryError, TrainingError, UserError
-from tasks.presets import load_settings
-from tasks.settings import FinetuneSettings
-from tasks.training import Training
-from tests.made_up_comparison import MadeUp
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import TemporaryError, TrainingError, UserError
+from tasks.settings.comparison import CompareSettings
+from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.presets import load_settings
+from tasks.train import Training
+from tests.support.made_up_comparison import MadeUp
 
 KILLED = TemporaryError("the training process was ended by SIGKILL")
 DIVERGED = TrainingError("training diverged", where="training.learning_rate", fix="Lower it.")

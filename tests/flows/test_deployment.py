@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.serving import Serving
+from tests.support.serving import Serving
 
 
 def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_down(

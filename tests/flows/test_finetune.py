@@ -16,16 +16,16 @@ from prefect.artifacts import Artifact as PrefectArtifact
 from prefect.client.orchestration import get_client
 
 from flows import chat
-from flows.command_line import parse, run
 from flows.finetune import Finetuned, finetune, stages
-from tasks.artifacts import Artifact
-from tasks.errors import UserError
-from tasks.ollama_names import ModelName
-from tasks.ollama_store import OllamaDirectory
-from tasks.planning import planning
-from tasks.presets import load_settings
-from tasks.registration import next_commands
-from tasks.settings import REPOSITORY
+from flows.support.command_line import parse, run
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.engine.planning import planning
+from tasks.ollama.directory import OllamaDirectory
+from tasks.ollama.names import ModelName
+from tasks.ollama.next_commands import next_commands
+from tasks.settings.presets import load_settings
 
 Preset = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -63,9 +63,9 @@ def test_a_second_run_computes_nothing(finetuned: Finetuned, make_preset: Preset
 PLAN = """
 import sys
 from flows.finetune import stages
-from tasks.planning import planning
-from tasks.presets import load_settings
-from tasks.settings import REPOSITORY
+from tasks.engine.planning import planning
+from tasks.settings.presets import load_settings
+from tasks.engine.paths import REPOSITORY
 with planning() as plan:
     stages(load_settings(sys.argv[1], {"method": "grit"}))
 print({state for _, state in plan.stages}, {"torch", "transformers", "datasets"} & sys.modules.keys())
@@ -296,7 +296,7 @@ def test_no_secret_gets_anywhere_but_where_it_belongs(
     secrets = {"HF_TOKEN": "hf_OnlyForThisTest", "OLLAMA_API_KEY": "ollama-OnlyForThisTest"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tasks.ollama_server.ANSWER", 4)
+    monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)
     ollama = {"name": "secret", "target": "server", "host": server.url}
     made = finetune(make_preset(store=str(workplace / "secret"), ollama=ollama), "baseline")
     assert isinstance(made, Finetuned)

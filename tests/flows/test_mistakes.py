@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.command_line import run
 from flows.finetune import finetune, stages
-from tasks.artifacts import Artifact
-from tasks.errors import UserError
-from tasks.preflight import check_data
-from tasks.presets import load_settings
+from flows.support.command_line import run
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError
+from tasks.runs.preflight import check_data
+from tasks.settings.presets import load_settings
 
 Preset = Callable[..., str]
 
@@ -133,7 +133,7 @@ def test_bad_data_is_one_line_and_leaves_nothing(
 def test_bad_data_that_takes_long_to_read_is_found_by_the_flow(
     make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.preflight.QUICKLY_READ", 5)
+    monkeypatch.setattr("tasks.runs.preflight.QUICKLY_READ", 5)
     path, store = workplace / "bad.jsonl", workplace / "mistakes"
     path.write_text('{"question": "a", "answer": "b"}', encoding="utf-8")
     assert run(finetune, stages, ["--preset", make_preset(store=str(store)), "--data.source", str(path)]) == 2
@@ -222,7 +222,7 @@ def test_too_little_disk_is_found_before_anything_is_written(
 def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_size(
     make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.estimate.parameters_of_source", lambda settings: None)
+    monkeypatch.setattr("tasks.runs.estimate.parameters_of_source", lambda settings: None)
     store = workplace / "unknown"
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")

@@ -9,8 +9,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.publishing import show_report
-from tasks.artifacts import Artifact, reference
+from flows.support.publishing import show_report
+from tasks.engine.artifacts import Artifact, reference
 
 
 @pytest.fixture

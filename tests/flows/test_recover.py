@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from flows import recover as module
 from flows.recover import MOST_RECOVERIES, recover
-from tasks.settings import REPOSITORY
+from tasks.engine.paths import REPOSITORY
 
 LONG_AGO = timedelta(hours=1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.serving import Serving
+from tests.support.serving import Serving
 
 
 def test_a_run_outlives_its_worker_its_process_and_its_server(

@@ -12,10 +12,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.model import fetch_model, parameters_of_source, state_of_source, to_fetch
-from tasks.settings import ModelSettings
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError, is_temporary
+from tasks.fetch_model import fetch_model
+from tasks.model.sources import parameters_of_source, state_of_source, to_fetch
+from tasks.settings.finetune import ModelSettings
 from tests.standins.hub import COMMIT, Hub
 
 

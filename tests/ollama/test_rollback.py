@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from flows import rollback
-from tasks.artifacts import Store, file_sha256
-from tasks.errors import UserError
-from tasks.export_settings import OllamaSettings
-from tasks.modelfile import OllamaModel
-from tasks.ollama_names import parse_name
-from tasks.ollama_store import OllamaDirectory
-from tasks.settings import REPOSITORY
-from tasks.tag_records import TagRecord, remember_tag, same_place
-from tests.versions import LATEST, Pipeline, failed, tag_of, write_gguf
+from tasks.engine.artifacts import Store, file_sha256
+from tasks.engine.errors import UserError
+from tasks.engine.paths import REPOSITORY
+from tasks.ollama.directory import OllamaDirectory
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import parse_name
+from tasks.ollama.tag_history import TagRecord, remember_tag, same_place
+from tasks.settings.export import OllamaSettings
+from tests.support.versions import LATEST, Pipeline, failed, tag_of, write_gguf
 
 
 def test_rollback_goes_to_the_one_before_and_no_run_undoes_it(pipeline: Pipeline) -> None:
@@ -128,7 +128,7 @@ def test_killed_while_it_takes_an_unknown_ones_place_the_way_back_is_kept(
         remembered.append(record)
         remember_tag(store, record)
 
-    monkeypatch.setattr("tasks.promotion.remember_tag", once)
+    monkeypatch.setattr("tasks.promote.remember_tag", once)
     with pytest.raises(KeyboardInterrupt):
         on_disk.run(1, gain=5)
     assert on_disk.in_use() == on_disk.registered(1).facts["digest"]
@@ -188,9 +188,9 @@ def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeli
 PROMOTER = """
 import sys
 from pathlib import Path
-from tasks.artifacts import Store
-from tasks.export_settings import OllamaSettings
-from tests.versions import Pipeline
+from tasks.engine.artifacts import Store
+from tasks.settings.export import OllamaSettings
+from tests.support.versions import Pipeline
 store, models, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 pipeline = Pipeline(Store(store), OllamaSettings(name="it", target="store", models=models))
 print("begun", flush=True)
@@ -225,11 +225,11 @@ WRITER = """
 import sys
 from pathlib import Path
 import llama_cpp  # for which the first model else waits while it should be killed
-from tasks.modelfile import OllamaModel
-from tasks.ollama_names import ModelName
-from tasks.ollama_server import Answer, OllamaServer
-from tasks.ollama_store import OllamaDirectory
-from tasks.artifacts import file_sha256
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import ModelName
+from tasks.ollama.server import Answer, OllamaServer
+from tasks.ollama.directory import OllamaDirectory
+from tasks.engine.artifacts import file_sha256
 place, name = OllamaDirectory(Path(sys.argv[1])), ModelName("it")
 print("begun", flush=True)
 for number in range(10**6):

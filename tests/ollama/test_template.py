@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from tasks.artifacts import Artifact, reference
-from tasks.chat_formats import adds_bos, apply_chat_format, known_format, render
-from tasks.conversion import find_converter, run_converter
-from tasks.export_settings import ExportSettings, OllamaSettings
-from tasks.llama import load_gguf
-from tasks.modelfile import ollama_model, render_modelfile
-from tasks.settings import ChatFormat
-from tasks.token_ids import TORTURE
-from tests.go_template import rendered
+from tasks.chat.formats import adds_bos, apply_chat_format, known_format, render
+from tasks.engine.artifacts import Artifact, reference
+from tasks.export.converter import find_converter, run_converter
+from tasks.llamacpp.load import load_gguf
+from tasks.llamacpp.token_ids import TORTURE
+from tasks.ollama.modelfile import ollama_model, render_modelfile
+from tasks.settings.export import ExportSettings, OllamaSettings
+from tasks.settings.finetune import ChatFormat
+from tests.support.go_template import rendered
 
 BOS = "<|begin_of_text|>"
 FORMATS = ("llama3", "chatml", "alpaca")

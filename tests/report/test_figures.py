@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tasks.figures import factors_curve, gradient_curve, log_scale
+from tasks.report.figures import factors_curve, gradient_curve, log_scale
 
 
 def test_a_variant_without_a_cosine_is_drawn_without_one() -> None:
@@ -28,7 +28,7 @@ def test_the_pictures_of_grit_show_its_figures(monkeypatch: pytest.MonkeyPatch) 
         shown.update({str(line.get_label()): list(line.get_ydata()) for axes in drawn.axes for line in axes.lines})
         return ""
 
-    monkeypatch.setattr("tasks.figures.svg", draw)
+    monkeypatch.setattr("tasks.report.figures.svg", draw)
     grit: dict[str, Any] = {"norm_ratio": 0.5, "cosine": 0.7, "condition_a": 10.0, "condition_b": 100.0, "in_use": 0.25}
     steps = [{"step": step, "grad_norm": 2.0 * step, "grit": grit} for step in (1, 2)]
     gradient_curve(steps)

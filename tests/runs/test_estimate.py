@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tasks import estimate
-from tasks.artifacts import reference
-from tasks.planning import Plan
-from tasks.presets import load_settings
+from tasks.engine.artifacts import reference
+from tasks.engine.planning import Plan
+from tasks.runs import estimate
+from tasks.settings.presets import load_settings
 
 RATE = 1e9
 PARAMETERS = 1_000_000_000

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tasks.artifacts import Artifact, reference
-from tasks.errors import UserError
-from tasks.planning import planning
-from tasks.preflight import check_validations
-from tasks.presets import load_settings
+from tasks.engine.artifacts import Artifact, reference
+from tasks.engine.errors import UserError
+from tasks.engine.planning import planning
+from tasks.runs.preflight import check_validations
+from tasks.settings.presets import load_settings
 
 STEPS = {
     "training.max_steps": 20, "training.per_device_batch_size": 5, "training.gradient_accumulation_steps": 1,

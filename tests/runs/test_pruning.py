@@ -13,10 +13,10 @@ import pytest
 from prefect import flow
 
 from flows.prune import run
-from tasks.artifacts import Store
-from tasks.finished import finished_comparisons, finished_runs, remember, remember_comparison, same_run
-from tasks.planning import Plan, planning, recording
-from tests.test_stage import chain, newest, ran, runs
+from tasks.engine.artifacts import Store
+from tasks.engine.planning import Plan, planning, recording
+from tasks.runs.finished import finished_comparisons, finished_runs, remember, remember_comparison, same_run
+from tests.engine.test_stage import chain, newest, ran, runs
 
 DAY = 86400
 
@@ -203,7 +203,7 @@ def test_what_a_run_takes_up_while_nobody_answers_stays(store: Store, monkeypatc
 def test_a_clock_that_was_set_back_changes_no_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(store, 1)
 
-    monkeypatch.setattr("tasks.finished.datetime", SimpleNamespace(now=lambda tz: datetime(2001, 1, 1, tzinfo=tz)))
+    monkeypatch.setattr("tasks.runs.finished.datetime", SimpleNamespace(now=lambda tz: datetime(2001, 1, 1, tzinfo=tz)))
     finish(store, 2)
     assert [run.settings["number"] for _, run in finished_runs(store)] == [2, 1]
     assert same_run(store, plan_of(store, 2), "grit") is not None

@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 
 from grit.config import Variant
-from tasks.comparison_settings import ComparedMethod, settings_of, settings_that_differ
-from tasks.presets import load_settings
-from tasks.settings import PEFT_OPTIMIZERS
+from tasks.analysis.methods import settings_of, settings_that_differ
+from tasks.settings.comparison import ComparedMethod
+from tasks.settings.presets import load_settings
+from tasks.training.optimizers import PEFT_OPTIMIZERS
 
 
 def test_each_variant_and_optimizer_is_a_method() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from grit.config import GRITConfig
-from tasks.errors import UserError
-from tasks.presets import load_settings
-from tasks.settings import FinetuneSettings, GritSettings, TrainingSettings
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import FinetuneSettings, GritSettings, TrainingSettings
+from tasks.settings.presets import load_settings
 
 
 @pytest.mark.parametrize(

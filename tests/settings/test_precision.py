@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tasks.precision import native_dtype
-from tasks.presets import load_settings
+from tasks.settings.precision import native_dtype
+from tasks.settings.presets import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,6 @@ def test_this_machines_answer_is_one_that_torch_can_train_in() -> None:
 @pytest.mark.parametrize("preset", ["demo", "own-data"])
 def test_settings_say_what_auto_has_come_to(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in ("float32", "bfloat16"):
-        monkeypatch.setattr("tasks.settings.native_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr("tasks.settings.finetune.native_dtype", lambda dtype=dtype: dtype)
         assert load_settings(preset).model.dtype == dtype
     assert load_settings(preset, {"model.dtype": "float16"}).model.dtype == "float16"

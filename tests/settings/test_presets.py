@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.presets import PRESETS, load_settings
-from tasks.settings import FinetuneSettings
+from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.presets import PRESETS, load_settings
 
 STUDY = {
     "seed": 3407,
@@ -83,7 +83,7 @@ def test_the_demos_lm_eval_task_is_right_only_for_the_exact_line(tmp_path: Path)
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM
 
-    from tasks.lm_eval_tasks import load_tasks
+    from tasks.evaluation.lm_eval_tasks import load_tasks
 
     line = '{"intent":"order","name":"Ann Lee","city":"Leeds","item":"lamp","quantity":2,"date":null}'
     answers = {"right": line, "white space": f"\n {line} ", "wrong": line.replace("2", "3"), "cut": line[:-1]}

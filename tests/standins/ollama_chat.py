@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.llama import load_gguf
-from tests.go_template import rendered
+from tasks.llamacpp.load import load_gguf
 from tests.standins.ollama_models import MEDIA, ModelDirectory, shown_name
+from tests.support.go_template import rendered
 
 
 def answer(directory: ModelDirectory, manifest: Path, request: dict[str, Any], go: Path) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks import statistics as module
-from tasks.statistics import Estimate, over_seeds, over_seeds_and_rows, paired
-from tasks.uncertainty import ratio_stderr
+from tasks.stats import estimates as module
+from tasks.stats.estimates import Estimate, over_seeds, over_seeds_and_rows, paired
+from tasks.stats.uncertainty import ratio_stderr
 
 REPETITIONS = 400
 SEEDS, ROWS = 3, 64

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TrainingError
-from tasks.stage import stage
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TrainingError
+from tasks.engine.stage import stage
 
 
 @stage()

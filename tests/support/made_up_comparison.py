@@ -11,11 +11,11 @@ from zlib import crc32
 import numpy as np
 from safetensors.numpy import save_file
 
-from tasks.artifacts import Artifact, Store, reference
-from tasks.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.comparison_report import write_comparison
-from tasks.comparison_settings import CompareSettings
-from tasks.presets import load_settings
+from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
+from tasks.comparison.write_comparison import write_comparison
+from tasks.engine.artifacts import Artifact, Store, reference
+from tasks.settings.comparison import CompareSettings
+from tasks.settings.presets import load_settings
 
 MACHINE = {"processor": "CPU X", "cores": 2, "memory_bytes": 24 * 2**30, "device": "CPU", "system": "Linux"}
 ROWS = 12

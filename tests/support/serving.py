@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tasks.settings import REPOSITORY
+from tasks.engine.paths import REPOSITORY
 
 
 class Serving:

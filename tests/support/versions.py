@@ -9,17 +9,17 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tasks.artifacts import Artifact, Store
-from tasks.export_settings import OllamaSettings, PromotionSettings
-from tasks.fidelity_limits import Check
-from tasks.ollama_names import ModelName
-from tasks.promotion import in_use_as_judged, present_model, promote
-from tasks.registration import register
-from tasks.registry import Registry, registry
-from tasks.rollback import Versions
-from tasks.settings import FinetuneSettings
-from tests.test_registration import make_dataset
-from tests.test_report import make, scores
+from tasks.engine.artifacts import Artifact, Store
+from tasks.export.fidelity_limits import Check
+from tasks.ollama.names import ModelName
+from tasks.ollama.registry import Registry, registry
+from tasks.ollama.rollback import Versions
+from tasks.promote import in_use_as_judged, present_model, promote
+from tasks.register import register
+from tasks.settings.export import OllamaSettings, PromotionSettings
+from tasks.settings.finetune import FinetuneSettings
+from tests.test_register import make_dataset
+from tests.test_write_report import make, scores
 
 BASE = [20.0, 30.0, 40.0, 50.0]
 """Negative log-likelihood of each row by the base model."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tasks import energy
-from tasks.energy import GpuEnergyMeter, gpu_in_use
-from tasks.settings import TrainingSettings
-from tasks.training_record import StepRecorder
+from tasks.settings.finetune import TrainingSettings
+from tasks.training import energy
+from tasks.training.energy import GpuEnergyMeter, gpu_in_use
+from tasks.training.record import StepRecorder
 from tests.standins.nvml import Gpu, NvmlStandIn
 
 UUID = "GPU-3f2504e0-4f89-11d3-9a0c-0305e82c3301"
@@ -60,7 +60,7 @@ def test_the_gpu_is_the_one_that_cuda_computes_on(monkeypatch: pytest.MonkeyPatc
 
 
 def test_validations_are_left_out(nvml: NvmlStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.training_record.gpu_in_use", lambda: UUID)
+    monkeypatch.setattr("tasks.training.record.gpu_in_use", lambda: UUID)
     gpu = nvml.gpus[1]
     assert gpu.millijoules is not None
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.history import final_training_loss, last_steps
+from tasks.training.history import final_training_loss, last_steps
 
 
 @given(st.integers(1, 200))

@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tasks.artifacts import Artifact
-from tasks.settings import LoraSettings, ModelSettings, TrainingSettings
-from tasks.training_model import load_network
-from tasks.training_step import supervised_loss
-from tasks.validation_loss import UNSUPERVISED, Row, read_rows, validation_loss
+from tasks.engine.artifacts import Artifact
+from tasks.evaluation.validation_loss import UNSUPERVISED, Row, read_rows, validation_loss
+from tasks.settings.finetune import LoraSettings, ModelSettings, TrainingSettings
+from tasks.training.network import load_network
+from tasks.training.step import supervised_loss
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 PAD = 2

@@ -15,18 +15,19 @@ from torch.nn import functional
 
 from grit.config import GRITConfig
 from grit.manager import GRITManager
-from tasks import training_run
-from tasks.artifacts import Artifact, Store
-from tasks.energy import EnergyMeter
-from tasks.errors import UserError
-from tasks.grit_modules import effective_rank, gradients, module_figures
-from tasks.settings import PEFT_OPTIMIZERS, GritSettings, LoraSettings, ModelSettings, TrainingSettings
-from tasks.study_fault import reproduce_fault
-from tasks.training import check_machine
-from tasks.training_fault import PaddedCollator
-from tasks.training_job import Job
-from tasks.training_model import load_network
-from tasks.training_run import Training
+from tasks.comparison.reproduce_fault import reproduce_fault
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.training import run as training_run
+from tasks.training.energy import EnergyMeter
+from tasks.training.faulty_step import PaddedCollator
+from tasks.training.grit_modules import effective_rank, gradients, module_figures
+from tasks.training.job import Job
+from tasks.training.limits import check_machine
+from tasks.training.network import load_network
+from tasks.training.optimizers import PEFT_OPTIMIZERS
+from tasks.training.run import Training
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8)
@@ -128,7 +129,7 @@ def test_the_peak_of_memory_is_that_of_all_processes_of_a_training(
     tiny_model: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_the_first = iter([9 * 10**15, 9 * 10**15])  # at its checkpoint, and at its end
-    monkeypatch.setattr("tasks.memory._peak_bytes", lambda kind: next(of_the_first, 10))
+    monkeypatch.setattr("tasks.training.memory._peak_bytes", lambda kind: next(of_the_first, 10))
     assert Run(tmp_path, tiny_model, dataset, stop_after=2).facts["peak_memory_bytes"] == 9 * 10**15
     assert next(of_the_first, None) is None
 
@@ -203,7 +204,9 @@ class TestFault:
     def fault(tiny_model: Artifact, dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         store = Store(tmp_path_factory.mktemp("fault"))
         with pytest.MonkeyPatch.context() as patch:  # without the child process, which test_training_process is about
-            patch.setattr("tasks.study_fault.train_in_child", lambda job, show: Training(job, show).run())
+            patch.setattr(
+                "tasks.comparison.reproduce_fault.train_in_child", lambda job, show: Training(job, show).run()
+            )
             return reproduce_fault.function(tiny_model, dataset, BASE, LORA, QUICK, 7, store=store)
 
     def test_it_leaves_a_history_and_nothing_to_merge(self, fault: Artifact) -> None:
@@ -221,7 +224,7 @@ class TestFault:
             jobs.append(job)
             return {}
 
-        monkeypatch.setattr("tasks.study_fault.train_in_child", train)
+        monkeypatch.setattr("tasks.comparison.reproduce_fault.train_in_child", train)
         other = QUICK.model_copy(update={"backend": "unsloth", "optimizer": "lora_fa", "batching": "packed"})
         reproduce_fault.function(tiny_model, dataset, BASE, LORA, other, 7, store=store)
         assert jobs[0].training == QUICK

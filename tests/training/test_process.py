@@ -17,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks import training_process, training_run
-from tasks.artifacts import Artifact, Store
-from tasks.errors import TemporaryError, UserError, is_temporary
-from tasks.progress import ProgressArtifact
-from tasks.settings import GritSettings, LoraSettings, ModelSettings, TrainingSettings
-from tasks.training import Training, train
-from tasks.training_job import Job
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import TemporaryError, UserError, is_temporary
+from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.train import Training, train
+from tasks.training import process as training_process
+from tasks.training import run as training_run
+from tasks.training.job import Job
+from tasks.training.progress import ProgressArtifact
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
 LORA = LoraSettings(r=4, alpha=8, dropout=0.1)
@@ -60,7 +61,7 @@ def whole(run: Callable[..., Training], monkeypatch: pytest.MonkeyPatch) -> Call
 
     def call(**changes: Any) -> Training:
         with monkeypatch.context() as here:
-            here.setattr("tasks.training.train_in_child", lambda job, show: training_run.Training(job, show).run())
+            here.setattr("tasks.train.train_in_child", lambda job, show: training_run.Training(job, show).run())
             return run(**changes)
 
     return call
@@ -72,7 +73,7 @@ def at_step(number: int, act: Callable[[psutil.Process], None], monkeypatch: pyt
     def show(self: ProgressArtifact, step: int, steps: int, line: dict[str, Any]) -> None:
         if step == number:
             for child in psutil.Process().children():
-                if "tasks.training_process" in child.cmdline():
+                if "tasks.training.process" in child.cmdline():
                     act(child)
 
     monkeypatch.setattr(ProgressArtifact, "show", show)
@@ -225,8 +226,8 @@ PARENT = """
 import sys
 import time
 from pathlib import Path
-from tasks.training_process import train_in_child
-from tasks.training_job import Job
+from tasks.training.process import train_in_child
+from tasks.training.job import Job
 
 job = Job.model_validate_json(Path(sys.argv[1]).read_text())
 with open(sys.argv[2], "w") as told:

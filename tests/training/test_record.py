@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tasks.settings import TrainingSettings
-from tasks.training_record import StepRecorder
+from tasks.settings.finetune import TrainingSettings
+from tasks.training.record import StepRecorder
 
 
 def validated(tokens: list[int], training: TrainingSettings, directory: Path, stop_after: int) -> list[int]:

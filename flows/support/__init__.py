@@ -1,0 +1,1 @@
+"""What the flows share: command line, pages, clusters."""

@@ -1,0 +1,1 @@
+"""What a comparison computes from the outputs of its runs."""

@@ -1,0 +1,1 @@
+"""From files to tokens: reading, shapes, splits, tokenization, the data card."""

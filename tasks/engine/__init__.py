@@ -1,0 +1,1 @@
+"""How any stage runs: artifacts, cache, locks, retries, errors, the log."""

@@ -1,0 +1,1 @@
+"""What is measured of a model: losses, answers, lm-eval tasks, a judge's opinion."""

@@ -1,0 +1,1 @@
+"""From adapter to GGUF: merging, converting, quantising, measuring fidelity."""

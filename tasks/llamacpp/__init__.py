@@ -1,0 +1,1 @@
+"""What loads a GGUF in llama.cpp and asks it."""

@@ -1,0 +1,1 @@
+"""What Ollama knows of a model: names, Modelfile, server, directory, history of tags."""

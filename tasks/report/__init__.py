@@ -1,0 +1,1 @@
+"""What reports share: templates, pictures, the sections of a run's report."""

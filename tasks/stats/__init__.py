@@ -1,0 +1,1 @@
+"""Standard errors, intervals, differences, and figures as text."""

@@ -1,0 +1,1 @@
+"""One training: its process, trainer, records, checkpoints and limits."""

@@ -1,0 +1,75 @@
+"""What a machine and a method can do, and what becomes of a batch that memory does not hold."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from grit.config import AFTER_OPTIMIZER
+from tasks.engine.errors import TrainingError, UserError
+from tasks.settings.finetune import GritSettings, ModelSettings, TrainingSettings
+from tasks.training.optimizers import PEFT_OPTIMIZERS
+
+
+def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSettings | None) -> None:
+    """Refuse what this machine or this method cannot do, before any time is spent.
+
+    Raises:
+        UserError: Unsloth with GRIT, without CUDA or not installed; float16 without CUDA; 8-bit Adam with a GRIT that
+            acts on Adam's moments; GRIT with one of PEFT's optimizers, which change gradients themselves.
+    """
+    if grit and training.optimizer in PEFT_OPTIMIZERS:
+        raise UserError(
+            f"{training.optimizer} is a method of its own, and GRIT goes before AdamW",
+            where="training.optimizer",
+            fix="Use `--training.optimizer adamw_torch`, or train the baseline.",
+        )
+    if grit and training.optimizer == "adamw_8bit" and (grit.variant in AFTER_OPTIMIZER or grit.reprojection_freq):
+        raise UserError(
+            f"GRIT's {grit.variant if grit.variant in AFTER_OPTIMIZER else 'reprojection'} acts on Adam's moments, "
+            "which 8-bit Adam keeps in blocks",
+            where="training.optimizer",
+            fix="Use `--training.optimizer adamw_torch`.",
+        )
+    if base.dtype == "float16" and not _has_cuda():
+        raise UserError("float16 training needs a CUDA GPU", where="model.dtype", fix="Use bfloat16 or float32.")
+    if training.backend != "unsloth":
+        return
+    reason, fix = None, "Use `--training.backend transformers`."
+    if grit:
+        reason = "Unsloth's fused kernels bypass the hooks that GRIT needs, so GRIT would silently do nothing"
+    elif not _has_cuda():
+        reason = "Unsloth needs a CUDA GPU and this machine has none"
+    elif find_spec("unsloth") is None:
+        reason, fix = "Unsloth is not installed", "Use the environment that `make setup-unsloth` makes."
+    if reason:
+        raise UserError(reason, where="training.backend", fix=fix)
+
+
+def with_smaller_micro_batch(training: TrainingSettings, error: Exception) -> TrainingSettings:
+    """Half of the rows in each forward pass, twice the passes: the optimizer sees the same batch.
+
+    Where the number is odd, its largest divisor takes the half's place.
+
+    Args:
+        training: settings that need too much memory.
+        error: what the device said.
+
+    Raises:
+        UserError: there is one row at a time already.
+    """
+    rows = training.per_device_batch_size
+    if rows == 1:
+        raise TrainingError(
+            f"a single row does not fit into memory: {error}",
+            where="training",
+            fix="Lower data.max_length or lora.r, or set model.quantization to nf4.",
+        )
+    fewer = max(divisor for divisor in range(1, rows) if rows % divisor == 0)
+    passes = training.gradient_accumulation_steps * rows // fewer
+    return training.model_copy(update={"per_device_batch_size": fewer, "gradient_accumulation_steps": passes})
+
+
+def _has_cuda() -> bool:
+    import torch  # takes seconds, which a run that computes nothing has no need for
+
+    return torch.cuda.is_available()
