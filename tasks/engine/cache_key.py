@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dis
 import functools
+import hashlib
+import io
+import tokenize
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import CodeType
@@ -11,21 +14,42 @@ from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
-from tasks.engine.artifacts import Artifact, artifacts_in, file_sha256
+from tasks.engine.artifacts import Artifact, artifacts_in
 from tasks.engine.paths import REPOSITORY
 
 OWN_PACKAGES = ("tasks", "grit")
+LEFT_OUT = ("tasks.engine", "tasks.settings")
+"""Packages whose code is no part of a key: the engine decides when and where a stage runs; settings are arguments."""
+ENGINE_VERSION = 1
+"""Part of every key, in place of the engine's code. Raise it with a change that makes stages' results other ones."""
 NO_MATTER: dict[str, JsonValue] = {"decides_the_result": False}
 """Marks a setting that decides nothing about the result, and so is no part of a cache key."""
+_LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER)
+
+
+def code_sha256(module: str) -> dict[str, str]:
+    """SHA-256 of the code that a module runs, by module: its own, and that of the project's modules that it imports.
+
+    Args:
+        module: a stage's.
+
+    Raises:
+        ImportError: one of them imports a name from a package in place of the module that defines it.
+    """
+    return {name: source_sha256(name) for name in sorted(own_modules(module))}
 
 
 def own_modules(module: str) -> frozenset[str]:
-    """The module and all of the project's modules that it imports, directly or not."""
+    """The module and all of the project's modules that it imports, directly or not, without those left out of keys.
+
+    Raises:
+        ImportError: one of them imports a name from a package in place of the module that defines it.
+    """
     found: set[str] = set()
     waiting = {module}
     while waiting:
         name = waiting.pop()
-        if _source_path(name):
+        if _source_path(name) and not any(f"{name}.".startswith(f"{package}.") for package in LEFT_OUT):
             found.add(name)
             waiting |= _imported(name) - found
     return frozenset(found)
@@ -35,12 +59,18 @@ def own_modules(module: str) -> frozenset[str]:
 def _imported(module: str) -> frozenset[str]:
     """Names that a module imports from the project's packages; some are those of functions and classes."""
     path = _source_path(module)
-    names = _imports(compile(path.read_bytes(), path, "exec", dont_inherit=True, optimize=0)) if path else ()
-    return frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
+    names = set(_imports(compile(path.read_bytes(), path, "exec", dont_inherit=True, optimize=0))) if path else set()
+    ours = frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
+    for name in ours:
+        package = _source_path(name.rpartition(".")[0])
+        if package and package.name == "__init__.py" and not _source_path(name):
+            # What the name stands for could change without a change to any module that is found from here.
+            raise ImportError(f"{module} imports {name} from a package: import it from the module that defines it")
+    return ours
 
 
 def _imports(code: CodeType) -> Iterator[str]:
-    """Names that some code imports, wherever it can run.
+    """Names that some code imports, wherever it can run. Relative imports, which ruff forbids, are not seen.
 
     From its bytecode: in Python 3.11 `ast.parse` raises a SystemError where another thread parses too, or the garbage
     collector calls something that does (https://github.com/python/cpython/issues/106905).
@@ -65,9 +95,27 @@ def _source_path(module: str) -> Path | None:
 
 @functools.cache
 def source_sha256(module: str) -> str:
-    """SHA-256 of a module's source; empty where there is none."""
+    """SHA-256 of a module's code without comments, docstrings and layout; empty where there is no such module."""
     path = _source_path(module)
-    return file_sha256(path) if path else ""
+    return hashlib.sha256("\0".join(_code(path.read_text(encoding="utf-8"))).encode()).hexdigest() if path else ""
+
+
+def _code(source: str) -> Iterator[str]:
+    """The tokens of a source by statement; a statement that is only a text is a docstring, or has no effect.
+
+    Python 3.12 cuts f-strings into more tokens than 3.11, so that a key can differ between the two.
+    """
+    statement: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            if any(part.type != tokenize.STRING for part in statement):
+                yield from (part.string for part in statement)
+                yield tokenize.tok_name[tokenize.NEWLINE]
+            statement = []
+            if token.type != tokenize.NEWLINE:
+                yield tokenize.tok_name[token.type]
+        elif token.type not in _LAYOUT:
+            statement.append(token)
 
 
 def identity(value: Any, reads: Collection[str] | None = None) -> Any:

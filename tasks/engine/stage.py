@@ -27,7 +27,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
-from tasks.engine.cache_key import identity, own_modules, source_sha256
+from tasks.engine.cache_key import ENGINE_VERSION, code_sha256, identity
 from tasks.engine.errors import TemporaryError, UserError, is_temporary, unwritable
 from tasks.engine.locks import device, locked
 from tasks.engine.logs import run_logger
@@ -180,7 +180,8 @@ class Stage(Generic[P, R]):
         arguments = {name: value for name, value in bound.arguments.items() if name != "store"}
         decides = {
             "arguments": {name: identity(value, self.reads.get(name)) for name, value in arguments.items()},
-            "code": {name: source_sha256(name) for name in sorted(own_modules(self.function.__module__))},
+            "engine": ENGINE_VERSION,
+            "code": code_sha256(self.function.__module__),
             "templates": {path.name: file_sha256(path) for path in self.templates},
             "libraries": {name: version(name) for name in self.libraries},
             "watched": self.watch(**arguments) if self.watch else "",

@@ -1,4 +1,7 @@
-"""Quantising a 16-bit GGUF to one of llama.cpp's K-quants, in a process of its own: `python -m tasks.export.quantization`."""
+"""Quantising a 16-bit GGUF to one of llama.cpp's K-quants, in a process of its own.
+
+That process runs `python -m tasks.export.quantization`.
+"""
 
 from __future__ import annotations
 
