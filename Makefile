@@ -93,10 +93,11 @@ test: lint ## lint, then run all tests
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 3
 
 .PHONY: lint
-lint: $(SETUP_TEST) ## check style and types
+lint: $(SETUP_TEST) ## check style, types and the import rule
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # ALPACA=FILE measures convergence on a second data set too, a JSON list of rows with `instruction`, `input` and `output`.
 # The trainings in the tracked results count as done where the machine computes in bfloat16, as they did; and on a second
