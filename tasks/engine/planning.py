@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-if TYPE_CHECKING:
-    from tasks.engine.stage import Stage
 
-R = TypeVar("R", bound=BaseModel)
+class AnyStage(Protocol):
+    """What is asked of a stage here, see `tasks.engine.stage.Stage`."""
+
+    name: str
+    function: Callable[..., Any]
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """Its cache key with these arguments."""
+
+    def look_up(self, key: str, *args: Any, **kwargs: Any) -> BaseModel | None:
+        """Its cached result, if there is one that is whole."""
 
 
 class Pending:
@@ -38,7 +46,7 @@ class Plan:
     keys: list[str] = field(default_factory=list)
     """Cache keys of the stages whose arguments are known."""
 
-    def visit(self, visited: Stage[Any, R], *args: Any, **kwargs: Any) -> Any:
+    def visit(self, visited: AnyStage, *args: Any, **kwargs: Any) -> Any:
         """Look a stage up; what is not cached is pending, and so are the stages after it."""
         pending = any(isinstance(value, Pending) for value in [*args, *kwargs.values()])
         key = None if pending else visited.key(*args, **kwargs)
