@@ -28,7 +28,7 @@ from benchmarks.timing import Seconds, alternate, clock, timed
 from benchmarks.workload import DTYPE_HELP, DTYPES, EXTRACTION, Workload, default_dtype, optimizer_step, summed_loss
 from grit import GRITConfig, GRITManager, set_gradient_basis
 from grit.config import Variant
-from tasks.training.memory import peak_memory
+from tasks.training.peak_memory import peak_memory
 
 METHODS = ("AdamW", "GRIT")
 MORE_STEPS = 10

@@ -9,7 +9,6 @@ model's idea of the prompts is no matter to its users, and not stable.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -31,9 +30,6 @@ from tasks.export.fidelity_measures import (
 from tasks.llamacpp.token_ids import mismatches, prompt_mismatches, torture
 from tasks.settings.export import FidelitySettings, GgufType
 from tasks.settings.finetune import ModelSettings
-
-if TYPE_CHECKING:
-    pass
 
 PROMPTS = 32
 """Held-out prompts whose token ids are compared, at most."""

@@ -20,11 +20,7 @@ from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.settings.export import ExportSettings
 
 FALLBACK_PROMPT = "What is the capital of France?"
-
-
 ANSWER_TOKENS = 96
-
-
 CONTEXT = 2048
 
 

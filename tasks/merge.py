@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.engine.stage import stage
 from tasks.export.merge_candidates import Nf4Merge, keep_the_better
 from tasks.export.weight_files import merge_files, tensor_names, tied_names
-
-if TYPE_CHECKING:
-    pass
 
 
 @stage(libraries=("bitsandbytes", "torch", "transformers", "peft", "safetensors"), alone=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
@@ -16,9 +16,6 @@ from tasks.evaluation.answering import sample_answers
 from tasks.evaluation.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tasks
 from tasks.evaluation.loading import COMPUTING, load_model
 from tasks.settings.finetune import ModelSettings, ScoringSettings
-
-if TYPE_CHECKING:
-    pass
 
 LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
 

@@ -18,7 +18,8 @@ from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.training.job import Job
-from tasks.training.limits import check_machine, with_smaller_micro_batch
+from tasks.training.limits import check_machine
+from tasks.training.micro_batch import with_smaller_micro_batch
 from tasks.training.process import OutOfMemoryError, train_in_child
 from tasks.training.progress import ProgressArtifact
 

@@ -109,7 +109,7 @@ def _task_runner(address: str) -> Iterator[TaskRunner[Any]]:
         try:
             runner = _ray(address, stack) if library == "prefect-ray" else _dask(address, stack)
         except ImportError:
-            fix = f"Install it here and on the workers: pip install {library}."
+            fix = "Install it here and on the workers: `make setup-test`, or the extra `cluster`."
             raise UserError(f"Prefect's task runner {library} is not installed", where="cluster", fix=fix) from None
         except (OSError, ValueError) as error:
             fix = "Start a scheduler there, or leave the setting out."

@@ -7,7 +7,6 @@ preference that survives the swap counts. It is an opinion beside the measures, 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -15,9 +14,6 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.evaluation.answering import read_answers
 from tasks.evaluation.judge import Judge, no_letter
-
-if TYPE_CHECKING:
-    pass
 
 
 @stage(libraries=("openai",), retries=2)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 HISTOGRAM_BINS = 24
-
-
 FACTS = (
     *("rows", "tokens", "supervised_tokens", "chat_format", "max_length"),
     *("ollama_template", "end_of_turn", "stops", "system"),

@@ -6,7 +6,6 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tasks.chat.formats import Messages
 from tasks.data.files import SPLITS, read_rows
@@ -14,9 +13,6 @@ from tasks.data.shapes import to_conversations
 from tasks.data.tokenization import Tokens
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -34,7 +30,17 @@ class Split:
 
 
 def read_splits(source: Artifact, data: DataSettings, chat: ChatSettings, seed: int) -> dict[str, Split]:
-    """Read, deduplicate and split the conversations."""
+    """Read, deduplicate and split the conversations.
+
+    Args:
+        source: the raw rows; its facts name the file of each split that it provides.
+        data: shape and split.
+        chat: the system prompt.
+        seed: rules the split.
+
+    Raises:
+        UserError: rows that cannot be read.
+    """
     splits = {name: Split([]) for name in SPLITS}
     given = [name for name in SPLITS if name in source.facts]
     for name in given:

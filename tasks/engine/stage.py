@@ -39,8 +39,6 @@ UNATTENDED_RETRIES = 6
 """Of a deployed run: 10, 20, 40 … 320 seconds, ten minutes in all, in which a network or a server may come back."""
 SMALL = 256 * 2**20
 """Artifacts up to this many bytes are fetched from the store's URI when they are looked up, since plans read them."""
-
-
 _branch: ContextVar[str] = ContextVar("_branch", default="")
 
 

@@ -31,16 +31,10 @@ Reply with one letter: A if answer A is better, B if answer B is better, C if bo
 {b}
 
 [Your letter]"""
-
-
 TOKENS = 8
 """Of the judge's reply, at most."""
-
-
 SECONDS = 120
 """For one reply."""
-
-
 LETTER = re.compile(
     r"\W*(?:(?i:(?:(?:my|your|the|final|better)\s+)*(?:answer|letter|choice)(?:\s+is)?)\W+)?"
     r"([ABC])(?:\W*$|[^\w\s]|\n| is\b)"
@@ -88,7 +82,7 @@ def _client(url: str) -> OpenAI:
     try:
         from openai import OpenAI
     except ModuleNotFoundError:
-        fix = "Install it: pip install openai, or the extra `judge`."
+        fix = "Install it: `make setup-test`, or pip install openai."
         raise UserError("the package openai is not installed", where="judge_model", fix=fix) from None
     # Local servers want no key, and the client wants some.
     return OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=SECONDS)

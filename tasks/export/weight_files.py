@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 
 TIED_HEAD = "lm_head.weight"
-
-
 INDEX = "model.safetensors.index.json"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -30,9 +30,6 @@ from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError, is_tempora
 from tasks.model.files import NOT_FILES, check_names, model_facts, model_files, patterns
 from tasks.model.packaged import PACKAGE, PACKAGES, package_version
 from tasks.settings.finetune import ModelSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 def state_of_source(settings: ModelSettings) -> str:

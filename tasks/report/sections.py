@@ -19,12 +19,8 @@ _OPENINGS = {
     (False, False): "No difference between tuned and base model exceeds its error.",
 }
 """By whether something is better, and whether something is worse."""
-
-
 SMALL = 20
 """Of fewer held-out rows or documents a difference is no reason to praise or to blame."""
-
-
 LOST = 0.05
 """Share of the gain that merging may take without a warning."""
 

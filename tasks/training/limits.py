@@ -1,11 +1,11 @@
-"""What a machine and a method can do, and what becomes of a batch that memory does not hold."""
+"""What a machine and a method can do: refused before any time is spent."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from grit.config import AFTER_OPTIMIZER
-from tasks.engine.errors import TrainingError, UserError
+from tasks.engine.errors import UserError
 from tasks.settings.finetune import GritSettings, ModelSettings, TrainingSettings
 from tasks.training.optimizers import PEFT_OPTIMIZERS
 
@@ -43,30 +43,6 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
         reason, fix = "Unsloth is not installed", "Use the environment that `make setup-unsloth` makes."
     if reason:
         raise UserError(reason, where="training.backend", fix=fix)
-
-
-def with_smaller_micro_batch(training: TrainingSettings, error: Exception) -> TrainingSettings:
-    """Half of the rows in each forward pass, twice the passes: the optimizer sees the same batch.
-
-    Where the number is odd, its largest divisor takes the half's place.
-
-    Args:
-        training: settings that need too much memory.
-        error: what the device said.
-
-    Raises:
-        UserError: there is one row at a time already.
-    """
-    rows = training.per_device_batch_size
-    if rows == 1:
-        raise TrainingError(
-            f"a single row does not fit into memory: {error}",
-            where="training",
-            fix="Lower data.max_length or lora.r, or set model.quantization to nf4.",
-        )
-    fewer = max(divisor for divisor in range(1, rows) if rows % divisor == 0)
-    passes = training.gradient_accumulation_steps * rows // fewer
-    return training.model_copy(update={"per_device_batch_size": fewer, "gradient_accumulation_steps": passes})
 
 
 def _has_cuda() -> bool:

@@ -28,9 +28,9 @@ from tasks.training.faulty_step import FaultyStep, PaddedCollator
 from tasks.training.grit_modules import gradients, module_figures
 from tasks.training.job import Job
 from tasks.training.machine import machine
-from tasks.training.memory import peak_memory
 from tasks.training.network import load_network
 from tasks.training.optimizers import PEFT_OPTIMIZERS, peft_optimizer
+from tasks.training.peak_memory import peak_memory
 from tasks.training.record import StepRecorder
 from tasks.training.step import SupervisedStep
 

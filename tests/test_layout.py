@@ -1,0 +1,38 @@
+"""The layout of the tests: they mirror the rooms, and what several of them share is no test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+
+
+def test_no_test_and_no_helper_imports_a_test_or_a_conftest() -> None:
+    files = sorted(TESTS.rglob("*.py"))
+    assert len(files) > 100
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                parts = name.split(".")
+                imported = parts[0] == "tests" and any(part.startswith(("test_", "conftest")) for part in parts[1:])
+                assert not imported, f"{file.relative_to(TESTS)} imports {name}"
+
+
+def test_every_folder_of_tests_is_named_like_what_it_tests() -> None:
+    rooms = {path.parent.name for path in REPOSITORY.glob("tasks/*/__init__.py")}
+    own = {"benchmarks", "flows", "grit", "standins", "support"}
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= rooms | own
+    assert not list(TESTS.joinpath("support").rglob("test_*.py"))
+
+
+def test_at_most_sixteen_files_lie_beside_the_rooms() -> None:
+    files = list(REPOSITORY.glob("tasks/*.py"))
+    assert len(files) <= 16
+    stages = [path for path in files if path.name != "__init__.py"]
+    assert all(f"def {path.stem}(" in path.read_text(encoding="utf-8") for path in stages)
