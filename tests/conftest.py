@@ -196,7 +196,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def in_this_process() -> Iterator[None]:
-    """Training without its child process, which takes seconds to begin and which test_training_process is about."""
+    """Training without its child process, which takes seconds to begin; tests/training/test_process.py is about it."""
 
     def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
         from tasks.training.run import Training
@@ -206,7 +206,7 @@ def in_this_process() -> Iterator[None]:
         return facts
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training", "study_fault"):
+        for module in ("train", "comparison.reproduce_fault"):
             patch.setattr(f"tasks.{module}.train_in_child", train)
         yield
 

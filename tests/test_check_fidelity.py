@@ -23,12 +23,12 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tasks.chat.formats import apply_chat_format
-from tasks.check_fidelity import check_fidelity, read
+from tasks.check_fidelity import check_fidelity
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError
 from tasks.export.fidelity_limits import DEFAULTS, Check, judged, limits
-from tasks.export.fidelity_measures import compare_row, summary
+from tasks.export.fidelity_measures import compare_row, rows_to_compare, summary
 from tasks.llamacpp.token_ids import TORTURE, torture
 from tasks.merge import merge
 from tasks.settings.export import ExportSettings, FidelitySettings, GgufType
@@ -234,7 +234,7 @@ def test_of_a_long_prompt_the_end_is_read(store: Store) -> None:
         ]
         table = pa.table({"input_ids": [list(range(len(row))) for row in rows], "labels": rows})
         pq.write_table(table, draft.path / "validation.parquet")
-    found = read(draft.done(), FidelitySettings(rows=4, max_tokens=16))
+    found = rows_to_compare(draft.done(), FidelitySettings(rows=4, max_tokens=16))
     assert [(row.ids[0], len(row.ids), row.targets.tolist()) for row in found] == [
         (0, 8, [1, 2, 3]), (0, 16, [1]), (8, 12, [1, 2, 3, 4]), (82, 10, [1, 2]),
     ]  # fmt: skip

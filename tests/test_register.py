@@ -25,6 +25,7 @@ from tasks.register import is_registered, register
 from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_models import config_of
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
+from tests.support.made_artifacts import make_dataset
 
 TINY: list[Path] = []
 
@@ -54,16 +55,6 @@ def manifest_of(models: Path, made: Artifact) -> Path:
 
 
 IN_USE = Artifact(kind="promotion", path=Path(), files={}, size=0, facts={"promoted": True})
-
-
-def make_dataset(store: Store, **facts: Any) -> Artifact:
-    with store.draft("dataset") as draft:
-        draft.facts = {
-            "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": ["<|im_end|>"], "system": 'Say "yes".',
-            "max_length": 4096,
-        } | facts  # fmt: skip
-        (draft.path / "card.json").write_text(json.dumps(draft.facts))
-    return draft.done()
 
 
 @pytest.fixture

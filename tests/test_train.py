@@ -280,7 +280,7 @@ def test_what_cannot_work_is_one_clear_line(
     """With `cuda` said, whatever machine this is: the check comes before CUDA would be used."""
     if cuda is not None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr("tasks.train.find_spec", lambda name: None)
+        monkeypatch.setattr("tasks.training.limits.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         run(tiny_model, dataset, store, **changes)
     assert said in str(caught.value)

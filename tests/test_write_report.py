@@ -16,33 +16,7 @@ from tasks.report.sections import verdict
 from tasks.settings.presets import load_settings
 from tasks.stats.score_differences import lm_eval_rows, validation_row
 from tasks.write_report import write_report
-
-HOSTILE = '<script>alert("x")</script></pre> & {{ 7 * 7 }} | `$(id)`'
-
-
-def make(store: Store, kind: str, facts: dict[str, Any], **files: Any) -> Artifact:
-    with store.draft(kind) as draft:
-        for name, value in files.items():
-            suffix = "jsonl" if name == "history" else "json"
-            (draft.path / f"{name}.{suffix}").write_text(json.dumps(value) + "\n")
-        draft.facts = facts
-    return draft.done()
-
-
-def scores(store: Store, nll: list[float] | None, exact: float | None = None, answer: str = "no") -> Artifact:
-    """Scores of one model: rows of ten supervised tokens each, exact match of a hundred documents."""
-    validation = rows = None
-    if nll:
-        loss = sum(nll) / (10 * len(nll))
-        validation = {"loss": loss, "stderr": 0.01, "perplexity": math.exp(loss), "rows": len(nll)}
-        rows = {"nll": nll, "supervised_tokens": [10] * len(nll)}
-    metrics = {}
-    if exact is not None:
-        error = math.sqrt(exact * (1 - exact) / 100)
-        metrics = {"extraction": {"exact_match": {"value": exact, "stderr": error, "n": 100, "higher_is_better": True}}}
-    samples = [{"prompt": HOSTILE, "expected": "yes", "answer": answer}]
-    written = {"validation": validation, "lm_eval": metrics, "samples": samples}
-    return make(store, "scores", {}, scores=written, rows={"validation": rows})
+from tests.support.made_artifacts import HOSTILE, make, scores
 
 
 def readings(store: Store, before: list[float], after: list[float]) -> list[str]:

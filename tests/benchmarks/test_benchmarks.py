@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-import tasks.training.memory
+import tasks.training.peak_memory
 from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted, default_dtype
 from tasks.engine.errors import TrainingError
+from tasks.engine.paths import REPOSITORY
 
 
 def in_this_process(command: list[str]) -> str:
@@ -121,7 +122,7 @@ def test_the_clock_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting the garbage of a whole test run takes longer than what is measured here."""
-    for module in (grit_convergence, tasks.training.memory):
+    for module in (grit_convergence, tasks.training.peak_memory):
         monkeypatch.setattr(module, "gc", SimpleNamespace(collect=lambda: None))
 
 
@@ -250,9 +251,8 @@ def test_time_is_free_of_the_load_that_a_training_ran_under() -> None:
 
 
 def test_make_bench_adds_to_a_copy_of_the_tracked_results(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    make = [str(shutil.which("make")), "--silent", "-C", str(root), f"BENCH={tmp_path}"]
-    before, copy = (root / "benchmarks/results/alpaca.jsonl").read_bytes(), tmp_path / "alpaca.jsonl"
+    make = [str(shutil.which("make")), "--silent", "-C", str(REPOSITORY), f"BENCH={tmp_path}"]
+    before, copy = (REPOSITORY / "benchmarks/results/alpaca.jsonl").read_bytes(), tmp_path / "alpaca.jsonl"
     subprocess.run([*make, str(copy)], check=True)
     assert copy.read_bytes() == before
     copy.write_bytes(before + b"{}\n")

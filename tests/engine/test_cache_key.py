@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import shutil
 import tokenize
@@ -153,3 +154,26 @@ def test_packages_hold_no_code_that_keys_would_miss() -> None:
 def test_imports_within_functions_are_followed() -> None:
     assert "tasks.training.run" in own_modules("tasks.train"), "its child process imports it"
     assert "grit.manager" in own_modules("tasks.train")
+
+
+def test_the_imports_are_found_while_something_else_parses() -> None:
+    """The garbage collector's callback stands for another thread; Pythons that are mended pass in any case."""
+    expected = own_modules("tasks.train")
+    parsed = []
+
+    def parse(phase: str, info: object, depth: int = 30) -> None:  # at another depth of calls
+        if depth:
+            parse(phase, info, depth - 1)
+        else:
+            parsed.append(ast.parse("x = [1]"))
+
+    cache_key._imported.cache_clear()
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(parse)
+    gc.set_threshold(5)
+    try:
+        found = own_modules("tasks.train")
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(parse)
+    assert parsed and found == expected

@@ -17,7 +17,7 @@ from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.engine.remote import Remote
 from tasks.settings.presets import Overrides, load_settings
-from tests.engine.test_stage import ran, run_chain, runs
+from tests.support.chained_stages import ran, run_chain, runs
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import ast
-import gc
 import os
 import subprocess
 import sys
@@ -14,9 +12,7 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
-from tasks.engine import cache_key
 from tasks.engine.artifacts import Artifact, Store
-from tasks.engine.cache_key import own_modules
 from tasks.engine.errors import UserError
 from tasks.engine.paths import REPOSITORY
 from tasks.engine.planning import planning, without_prefect
@@ -25,40 +21,7 @@ from tasks.fetch_data import fetch_data
 from tasks.prepare_dataset import prepare_dataset
 from tasks.settings.finetune import LoraSettings
 from tasks.write_report import write_report
-
-ran: list[str] = []
-newest = {"commit": "1"}
-
-
-@stage(libraries=("torch",), watch=lambda number, lora: newest["commit"])
-def first(number: int, lora: LoraSettings, *, store: Store) -> Artifact:
-    """Write a number."""
-    ran.append("first")
-    with store.draft("number") as draft:
-        (draft.path / "number.txt").write_text(str(number % 10))
-    return draft.done()
-
-
-@stage()
-def second(number: Artifact, *, store: Store) -> Artifact:
-    """Copy it."""
-    ran.append("second")
-    with store.draft("copy") as draft:
-        (draft.path / "copy.txt").write_text((number.path / "number.txt").read_text())
-    return draft.done()
-
-
-def chain(store: Store, number: int = 3, lora: LoraSettings | None = None) -> Artifact:
-    return second(first(number, lora or LoraSettings(), store=store), store=store)
-
-
-run_chain = flow(chain, validate_parameters=False)
-
-
-def runs(*arguments: object) -> list[str]:
-    ran.clear()
-    run_chain(*arguments)
-    return list(ran)
+from tests.support.chained_stages import chain, first, newest, ran, run_chain, runs
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -209,43 +172,15 @@ def test_a_deployed_run_which_nobody_waits_for_tries_for_ten_minutes(monkeypatch
     assert "retries" not in prepare_dataset._options(), "what needs no network is not retried"
 
 
-def test_the_key_covers_the_code_of_imported_modules() -> None:
-    assert {"tasks.engine.stage", "tasks.engine.artifacts", "tasks.engine.errors"} <= own_modules("tasks.engine.stage")
-    assert "grit.manager" in own_modules("tasks.train")
-
-
 def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name for path in write_report.templates} == {"report.html.j2", "report.md.j2", "style.css.j2"}
     assert all(path.is_file() for path in write_report.templates)
     template = tmp_path / "page.j2"
     template.write_text("one")
-    monkeypatch.setattr(first, "templates", [template])
+    monkeypatch.setattr(first, "templates", (template,))
     before = first.key(1, LoraSettings(), store=store)
     template.write_text("two")
     assert first.key(1, LoraSettings(), store=store) != before
-
-
-def test_the_imports_are_found_while_something_else_parses() -> None:
-    """The garbage collector's callback stands for another thread; Pythons that are mended pass in any case."""
-    expected = own_modules("tasks.settings.finetune")
-    parsed = []
-
-    def parse(phase: str, info: object, depth: int = 30) -> None:  # at another depth of calls
-        if depth:
-            parse(phase, info, depth - 1)
-        else:
-            parsed.append(ast.parse("x = [1]"))
-
-    cache_key._imported.cache_clear()
-    thresholds = gc.get_threshold()
-    gc.callbacks.append(parse)
-    gc.set_threshold(5)
-    try:
-        found = own_modules("tasks.settings.finetune")
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.callbacks.remove(parse)
-    assert parsed and found == expected
 
 
 def test_the_store_is_no_part_of_the_key(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from tasks.engine.errors import TrainingError, UserError
 from tasks.engine.planning import planning
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.presets import load_settings
-from tests.flows.test_finetune import Page
 from tests.standins.openai_server import MODEL, openai_stand_in
+from tests.support.pages import Page
 
 Preset = Callable[..., str]
 METHODS = ("baseline", "grit", "baseline-unsloth", "study-fault")

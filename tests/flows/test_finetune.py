@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tasks.ollama.directory import OllamaDirectory
 from tasks.ollama.names import ModelName
 from tasks.ollama.next_commands import next_commands
 from tasks.settings.presets import load_settings
+from tests.support.pages import Page
 
 Preset = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -151,24 +151,6 @@ def test_what_has_not_changed_is_skipped_with_the_reason(
     assert run_again().name == "Skipped"
     next((workplace / "ollama/manifests").rglob("latest")).unlink()
     assert run_again().name == "Completed", "Ollama has lost the model"
-
-
-class Page(HTMLParser):
-    """Collects what a report must and must not hold."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.pictures = 0
-        self.loads: list[str] = []
-        self.text: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: Any) -> None:
-        self.pictures += tag == "svg"
-        self.loads += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def test_the_report_shows_what_its_data_says(finetuned: Finetuned) -> None:

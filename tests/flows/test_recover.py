@@ -1,4 +1,4 @@
-"""What `recover` and `make serve` do with runs and ports, by a real server; tests/test_recovery.py kills real runs."""
+"""What `recover` and `make serve` do with runs and ports, by a real server; test_recovery.py kills real runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grit import GRITConfig, GRITManager
-
-MakeModel = Callable[..., PeftModel]
-QUICK = GRITConfig(kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
+from tests.support.adapters import MakeModel
 
 
 @pytest.fixture(scope="session")
@@ -62,28 +58,3 @@ def batch() -> dict[str, Tensor]:
 def rows() -> Dataset:
     ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
     return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
-
-
-def backward(model: PeftModel, batch: dict[str, Tensor], denominator: float, scale: float = 1.0) -> None:
-    """Backward of the summed loss over the supervised tokens, scaled."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    targets = batch["labels"][:, 1:]
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    (scale * nll / denominator).backward()
-
-
-def train(
-    model: PeftModel, batch: dict[str, Tensor], manager: GRITManager | None, steps: int, weight_decay: float = 0.01
-) -> torch.optim.AdamW:
-    """A bare PyTorch loop; returns the optimizer, with its moments."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=weight_decay)
-    if manager is not None:
-        manager.loss_denominator = 10
-        manager.attach(optimizer)
-        optimizer.register_step_pre_hook(lambda *_: manager.step())
-    for _ in range(steps):
-        backward(model, batch, 10)
-        optimizer.step()
-        optimizer.zero_grad()
-    return optimizer

@@ -14,7 +14,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 
 from grit import GritCallback, GRITConfig, GritInactiveError, GRITManager, set_gradient_basis
 from grit.modules import lora_modules
-from tests.grit.test_trainer import network
+from tests.support.adapters import network
 
 
 def one_step(model: PeftModel, data: Any, tokenizer: PreTrainedTokenizerFast, directory: Path) -> GRITManager:

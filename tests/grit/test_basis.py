@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from grit import GRITConfig, GRITManager, GritTrainer, set_gradient_basis
 from grit.modules import lora_modules
-from tests.grit.conftest import MakeModel
-from tests.grit.test_trainer import arguments, network
+from tests.support.adapters import MakeModel, arguments, network
 
 
 def summed_loss(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +16,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 from trl import SFTTrainer
 
-from grit import GritCallback, GRITConfig, GRITManager, GritTrainer
+from grit import GritCallback, GRITConfig, GRITManager
 from grit.callback import STATE_FILE
-from tests.grit.test_trainer import arguments, network
-
-QUICK = {"kfac_update_freq": 2, "cov_update_freq": 1, "kfac_min_samples": 1}
-
-
-def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def trained(
-    kind: str, tokenizer: PreTrainedTokenizerFast, rows: Dataset, directory: Path, config: GRITConfig, **changes: Any
-) -> dict[str, Tensor]:
-    """Adapter weights, and averages of the factors, after some steps.
-
-    With `GritTrainer`, with TRL's trainer and a callback, or with Transformers' and one.
-    """
-    model = network(len(tokenizer))
-    settings = arguments(directory, max_steps=5, gradient_accumulation_steps=2, **changes)
-    manager = GRITManager(model, config)
-    if kind == "GritTrainer":
-        trainer: Trainer = GritTrainer(
-            model=model, grit_manager=manager, args=settings, train_dataset=rows, processing_class=tokenizer
-        )
-    elif kind == "SFTTrainer":
-        trainer = SFTTrainer(
-            model=model, args=settings, train_dataset=rows, processing_class=tokenizer,
-            callbacks=[GritCallback(manager)],
-        )  # fmt: skip
-    else:
-        names = ("max_steps", "gradient_accumulation_steps", "per_device_train_batch_size", "learning_rate")
-        plain = TrainingArguments(
-            str(directory), use_cpu=True, report_to="none", save_strategy="no", bf16=False, lr_scheduler_type="linear",
-            **{name: getattr(settings, name) for name in names},
-        )  # fmt: skip
-        collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-        trainer = Trainer(model, plain, collator, rows, callbacks=[GritCallback(manager)])
-    trainer.train()
-    assert manager.steps == 5
-    manager.close()
-    averages = {name: value for name, value in manager.state_dict().items() if "mean" in name}
-    return weights(model) | averages
+from tests.support.adapters import OFTEN, arguments, network, resumable, trained, weights
 
 
 @pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
@@ -76,7 +31,7 @@ def test_a_callback_in_any_trainer_does_what_grit_trainer_does(
     word_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, variant: str
 ) -> None:
     """Rows of different length, so that each step has another number of supervised tokens."""
-    config = GRITConfig(variant=variant, **QUICK)
+    config = GRITConfig(variant=variant, **OFTEN)
     ids = [[10 + i, 20 + i, 30 + i, 40 + i, *[50 + i] * (i % 4)] for i in range(8)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
     ours, sft, plain = (
@@ -113,7 +68,7 @@ def test_without_norm_matching_the_callback_refuses_clipping(
     word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
     """Transformers clips g before a callback can make P g of it."""
-    unmatched = GRITConfig(power=1.0, norm_match=False, **QUICK)
+    unmatched = GRITConfig(power=1.0, norm_match=False, **OFTEN)
     with pytest.raises(ValueError, match="use GritTrainer or max_grad_norm=0"):
         trained("SFTTrainer", word_tokenizer, rows, tmp_path, unmatched)
     ours = trained("GritTrainer", word_tokenizer, rows, tmp_path, unmatched, max_grad_norm=float("inf"))
@@ -121,7 +76,7 @@ def test_without_norm_matching_the_callback_refuses_clipping(
     for name, value in ours.items():
         torch.testing.assert_close(sft[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
     for variant in ("graft", "eigen_adam"):
-        trained("SFTTrainer", word_tokenizer, rows, tmp_path, GRITConfig(variant, norm_match=False, **QUICK))
+        trained("SFTTrainer", word_tokenizer, rows, tmp_path, GRITConfig(variant, norm_match=False, **OFTEN))
 
 
 def test_the_measuring_variant_changes_no_bit_of_the_training(
@@ -133,7 +88,7 @@ def test_the_measuring_variant_changes_no_bit_of_the_training(
         processing_class=word_tokenizer,
     )  # fmt: skip
     trainer.train()
-    config = GRITConfig(variant="adamw", **QUICK)
+    config = GRITConfig(variant="adamw", **OFTEN)
     for kind in ("GritTrainer", "SFTTrainer"):
         measured = trained(kind, word_tokenizer, rows, tmp_path, config)
         for name, weight in weights(model).items():
@@ -145,7 +100,7 @@ import os, signal, sys
 from pathlib import Path
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from tests.grit.test_callback import resumable
+from tests.support.adapters import resumable
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -155,29 +110,6 @@ class Kill(TrainerCallback):
 tokenizer, rows = AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2])
 resumable(tokenizer, rows, Path(sys.argv[3]), sys.argv[4], sys.argv[5], [Kill()])[0].train()
 """
-
-
-def resumable(
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Dataset,
-    directory: Path,
-    kind: str,
-    variant: str,
-    callbacks: Sequence[TrainerCallback] = (),
-    **changes: Any,
-) -> tuple[SFTTrainer, GRITManager]:
-    """Eight steps with dropout, a checkpoint after every third."""
-    model = network(len(tokenizer), lora_dropout=0.1)
-    reprojection = 2 if variant == "kfac" else 0
-    config = GRITConfig(variant=variant, reprojection_freq=reprojection, **{**QUICK, "kfac_update_freq": 5})
-    manager = GRITManager(model, config)
-    shared: dict[str, Any] = {
-        "model": model, "train_dataset": rows, "processing_class": tokenizer,
-        "args": arguments(directory, max_steps=8, save_strategy="steps", save_steps=3, **changes),
-    }  # fmt: skip
-    if kind == "GritTrainer":
-        return GritTrainer(grit_manager=manager, callbacks=list(callbacks), **shared), manager
-    return SFTTrainer(callbacks=[GritCallback(manager), *callbacks], **shared), manager
 
 
 @pytest.mark.parametrize(

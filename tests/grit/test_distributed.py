@@ -26,7 +26,7 @@ def launch(processes: int, directory: Path, rows_per_pass: int, passes: int, *gr
     command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", port]
-    command += ["-m", "tests.grit.distributed", str(directory), str(output), str(rows_per_pass), str(passes), *grit]
+    command += ["-m", "tests.support.distributed", str(directory), str(output), str(rows_per_pass), str(passes), *grit]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, timeout=280)
     assert done.returncode == 0, done.stderr.decode()

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from grit import GRITManager
 from grit.config import Variant
-from tests.grit.conftest import QUICK, MakeModel, backward, train
-
-
-def factors(manager: GRITManager) -> dict[str, Tensor]:
-    """Factors after one captured step."""
-    manager.update_and_invert_factors()
-    (group,) = manager._groups
-    return {"h": group.sigma_h, "u": group.sigma_u, "samples": group.samples}
+from tests.support.adapters import QUICK, MakeModel, backward, train
+from tests.support.factors import assert_same, factors
 
 
 def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 1.0) -> dict[str, Tensor]:
@@ -32,14 +26,6 @@ def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 
     manager.close()
     model.zero_grad()
     return found
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """To 1e-3 of each value and 1e-5 of the largest of its matrix: those of u are 1e-7 and less in some modules."""
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        for found, wanted in zip(other[name], value, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

@@ -14,8 +14,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers import T5Config, T5ForConditionalGeneration
 
 from grit import GRITConfig, GRITManager
-from tests.grit.conftest import QUICK, MakeModel, backward, train
-from tests.grit.test_factors import assert_same, factors
+from tests.support.adapters import QUICK, MakeModel, backward, train
+from tests.support.factors import assert_same, factors
 
 
 def test_a_bare_loop_with_its_diagnostics(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

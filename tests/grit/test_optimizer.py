@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grit import GRITConfig, GritInactiveError, GRITManager
-from tests.grit.conftest import MakeModel, backward
+from tests.support.adapters import MakeModel, backward
 
 OPTIONS = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1}
 

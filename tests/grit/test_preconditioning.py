@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from grit.config import GRITConfig, Variant
 from grit.preconditioning import Roots, anisotropy, compare, eigenbasis, inverse_power, multiply
 from grit.variants import multipliers
-
-
-def covariance(count: int, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    x = torch.randn(count, 3 * rank, rank, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return x.mT @ x / (3 * rank)
-
-
-def whole(factors: torch.Tensor) -> torch.Tensor:
-    """Ranks of which nothing has been cut."""
-    return torch.full(factors.shape[:1], factors.shape[-1])
+from tests.support.factors import covariance, whole
 
 
 def inverses(factors: torch.Tensor, power: float, damping: float) -> Roots:

@@ -17,7 +17,7 @@ from grit.config import Variant
 from grit.modules import lora_modules
 from grit.preconditioning import anisotropy, inverse_power
 from grit.proof import check_effect
-from tests.grit.conftest import QUICK, MakeModel, backward, train
+from tests.support.adapters import QUICK, MakeModel, backward, train
 
 
 def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from grit import GRITConfig, GRITManager, save_adapter
 from grit.modules import lora_modules
 from grit.reprojection import balanced_basis, effective_ranks
-from tests.grit.conftest import MakeModel, backward, train
-from tests.grit.test_preconditioning import covariance, whole
+from tests.support.adapters import MakeModel, backward, train
+from tests.support.factors import covariance, whole
 
 REPROJECTING = {"kfac_update_freq": 1, "cov_update_freq": 1, "kfac_min_samples": 1, "reprojection_freq": 3}
 

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import grit.callback
 from grit import GRITConfig, GRITManager, GritTrainer
 from grit.callback import STATE_FILE, GritState
-from tests.grit.test_callback import weights
-from tests.grit.test_trainer import arguments, network
+from tests.support.adapters import arguments, network, weights
 
 STEPS = 5
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grit import GRITConfig, GRITManager
-from tests.grit.conftest import QUICK, MakeModel
+from tests.support.adapters import QUICK, MakeModel
 
 BOTH = {"target_modules": ["q_proj"]}
 

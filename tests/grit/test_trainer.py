@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainerCallback
-from trl import SFTConfig
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback
 
 from grit import GritCallback, GRITConfig, GRITManager, GritTrainer
 from grit.modules import lora_modules
+from tests.support.adapters import arguments, network
 
 
 class Seen(TrainerCallback):
@@ -29,22 +28,6 @@ class Seen(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "grad_norm" in logs:
             self.reported.append(logs["grad_norm"])
-
-
-def network(vocabulary: int, **lora: Any) -> PeftModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
-    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **lora))
-
-
-def arguments(directory: Path, **changes: Any) -> SFTConfig:
-    settings = {
-        "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2,
-        "save_strategy": "no", **changes,
-    }  # fmt: skip
-    return SFTConfig(str(directory), use_cpu=True, bf16=False, report_to="none", max_length=None, **settings)
 
 
 def test_clipping_applies_to_the_preconditioned_gradient(

@@ -18,7 +18,7 @@ from grit.modules import LoraModule
 from grit.preconditioner import Preconditioner
 from grit.preconditioning import multiply
 from grit.variants import multipliers
-from tests.grit.conftest import MakeModel, backward, train
+from tests.support.adapters import MakeModel, backward, train
 
 LR, DECAY = 1e-2, 0.1
 

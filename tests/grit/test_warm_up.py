@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from grit import GRITConfig, GRITManager, GritTrainer
 from grit.config import Throttle
-from tests.grit.test_callback import QUICK, trained
-from tests.grit.test_trainer import arguments, network
+from tests.support.adapters import OFTEN, arguments, network, trained
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def test_a_warm_up_as_long_as_the_training_is_told(
     warned: bool,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        trained(kind, word_tokenizer, rows, tmp_path, GRITConfig(ng_warmup_steps=off, **QUICK))
+        trained(kind, word_tokenizer, rows, tmp_path, GRITConfig(ng_warmup_steps=off, **OFTEN))
     said = "GRIT stays off: ng_warmup_steps covers all of the 5 steps of this training"
     assert (said in [record.getMessage() for record in caplog.records]) == warned
 
@@ -43,7 +42,7 @@ def test_a_second_training_after_the_warm_up_is_no_reason_to_warn(
     word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = network(len(word_tokenizer))
-    manager = GRITManager(model, GRITConfig(ng_warmup_steps=2, **QUICK))
+    manager = GRITManager(model, GRITConfig(ng_warmup_steps=2, **OFTEN))
     trainer = GritTrainer(
         model=model, grit_manager=manager, args=arguments(tmp_path, max_steps=2), train_dataset=rows,
         processing_class=word_tokenizer,

@@ -16,7 +16,7 @@ from flows.prune import run
 from tasks.engine.artifacts import Store
 from tasks.engine.planning import Plan, planning, recording
 from tasks.runs.finished import finished_comparisons, finished_runs, remember, remember_comparison, same_run
-from tests.engine.test_stage import chain, newest, ran, runs
+from tests.support.chained_stages import chain, newest, ran, runs
 
 DAY = 86400
 

@@ -1,4 +1,4 @@
-"""Run by `accelerate launch` from test_distributed: trains a little and saves what the first process holds.
+"""A little training that test_distributed.py runs by `accelerate launch`; saved is what the first process holds.
 
 Arguments: directory of the rows, output file, rows per process and pass, passes per step, variant, basis.
 """
@@ -17,7 +17,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 from trl import SFTConfig
 
 from grit import GRITConfig, GRITManager, GritTrainer
-from tests.grit.test_trainer import arguments, network
+from tests.support.adapters import arguments, network
 
 FACTORS = ("mean_h", "mean_u", "samples")
 

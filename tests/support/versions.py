@@ -18,8 +18,7 @@ from tasks.promote import in_use_as_judged, present_model, promote
 from tasks.register import register
 from tasks.settings.export import OllamaSettings, PromotionSettings
 from tasks.settings.finetune import FinetuneSettings
-from tests.test_register import make_dataset
-from tests.test_write_report import make, scores
+from tests.support.made_artifacts import make, make_dataset, scores
 
 BASE = [20.0, 30.0, 40.0, 50.0]
 """Negative log-likelihood of each row by the base model."""

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import GritSettings, TrainingSettings
 from tasks.training.best_weights import BestWeights
-from tests.training.test_methods import QUICK, Run
+from tests.support.trainings import QUICK, Run
 
 STEEP = QUICK.model_copy(
     update={"max_steps": 8, "learning_rate": 0.01, "lr_scheduler": "constant_with_warmup", "eval_steps": 1}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from grit.config import GRITConfig
@@ -18,7 +17,7 @@ from grit.manager import GRITManager
 from tasks.comparison.reproduce_fault import reproduce_fault
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
-from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
+from tasks.settings.finetune import GritSettings
 from tasks.training import run as training_run
 from tasks.training.energy import EnergyMeter
 from tasks.training.faulty_step import PaddedCollator
@@ -28,47 +27,12 @@ from tasks.training.limits import check_machine
 from tasks.training.network import load_network
 from tasks.training.optimizers import PEFT_OPTIMIZERS
 from tasks.training.run import Training
-
-BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
-LORA = LoraSettings(r=4, alpha=8)
-QUICK = TrainingSettings(
-    max_steps=4, warmup_steps=1, learning_rate=1e-2, gradient_checkpointing=False, per_device_batch_size=4,
-    gradient_accumulation_steps=1, eval_steps=2,
-)  # fmt: skip
+from tests.support.trainings import BASE, LORA, QUICK, Run
 
 
 @pytest.fixture(scope="module")
 def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
     return tokenized_rows(16, 4)
-
-
-class Run:
-    """One training in this process, stopped after a step and gone on with where that is said."""
-
-    def __init__(
-        self, directory: Path, model: Artifact, dataset: Artifact, stop_after: int | None = None, **changes: Any
-    ) -> None:
-        self.history = directory / "history"
-        for number in range(1 if stop_after is None else 2):
-            for name in ("history", "adapter"):
-                (directory / f"{name}{number}").mkdir(parents=True)
-            self.history = directory / f"history{number}"
-            values = {"base": BASE, "lora": LORA, "training": QUICK, "grit": None} | changes
-            job = Job(
-                model=model, dataset=dataset, seed=7, adapter=directory / f"adapter{number}", history=self.history,
-                checkpoints=directory / "checkpoints", **values,
-            )  # fmt: skip
-
-            def report(step: int, steps: int, line: dict[str, Any], number: int = number) -> None:
-                if number == 0 and step == stop_after:
-                    self.training.checkpoints.stop = True
-
-            self.training = Training(job, report)
-            self.facts = self.training.run()
-        self.weights = load_file(directory / f"adapter{number}" / "adapter_model.safetensors")
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.history / f"{name}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +93,7 @@ def test_the_peak_of_memory_is_that_of_all_processes_of_a_training(
     tiny_model: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_the_first = iter([9 * 10**15, 9 * 10**15])  # at its checkpoint, and at its end
-    monkeypatch.setattr("tasks.training.memory._peak_bytes", lambda kind: next(of_the_first, 10))
+    monkeypatch.setattr("tasks.training.peak_memory._peak_bytes", lambda kind: next(of_the_first, 10))
     assert Run(tmp_path, tiny_model, dataset, stop_after=2).facts["peak_memory_bytes"] == 9 * 10**15
     assert next(of_the_first, None) is None
 
@@ -203,7 +167,7 @@ class TestFault:
     @staticmethod
     def fault(tiny_model: Artifact, dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         store = Store(tmp_path_factory.mktemp("fault"))
-        with pytest.MonkeyPatch.context() as patch:  # without the child process, which test_training_process is about
+        with pytest.MonkeyPatch.context() as patch:  # without the child process, which test_process is about
             patch.setattr(
                 "tasks.comparison.reproduce_fault.train_in_child", lambda job, show: Training(job, show).run()
             )
