@@ -48,7 +48,7 @@ $(VENV)/.torch: $(CONSTRAINTS)
 	elif [ "$$(uname -s)" = Linux ]; then \
 	  echo "No NVIDIA GPU found: installing torch's CPU build."; \
 	  $(BIN)/pip install --no-deps --timeout 10 --retries 1 --extra-index-url $(PYTORCH_INDEX) "$(TORCH)+cpu" || \
-	  echo "The CPU build cannot be reached. PyPI's build comes with CUDA: 3 GB more to download, 5 GB more on disk."; \
+	  echo "The CPU build cannot be reached. PyPI's build comes with CUDA: 2.5 GB more to download, 4 GB more on disk."; \
 	fi
 	@touch $@
 

@@ -77,7 +77,7 @@ def test_the_cpu_build_is_taken_where_it_is_found(setup: Setup) -> None:
 def test_where_there_is_none_pypis_build_follows_with_what_it_costs_and_pips_words(setup: Setup) -> None:
     printed = setup.make("setup", NO_CPU_BUILD="1")
     assert "pip's own words" in printed
-    assert "PyPI's build comes with CUDA: 3 GB more to download, 5 GB more on disk" in printed
+    assert "PyPI's build comes with CUDA: 2.5 GB more to download, 4 GB more on disk" in printed
     assert len(setup.installed()) == 3, "and the rest is installed all the same"
 
 
