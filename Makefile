@@ -38,17 +38,19 @@ $(SETUP_TEST): $(SETUP)
 	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(TEST_EXTRAS)]'
 	@touch $@
 
-# On Linux without an NVIDIA GPU: torch's CPU build, from where pip looks or from PyTorch's own index. Where neither is
-# reached, the next step installs PyPI's build, which needs CUDA's libraries on every machine.
+# On Linux without an NVIDIA GPU: torch's CPU build, from where pip looks, or else from PyTorch's own index. Where neither
+# has it, the next step installs PyPI's build, which needs CUDA's libraries on every machine.
 $(VENV)/.torch: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 	  echo "NVIDIA GPU found: torch with CUDA."; \
 	elif [ "$$(uname -s)" = Linux ]; then \
-	  echo "No NVIDIA GPU found: installing torch's CPU build."; \
-	  $(BIN)/pip install --no-deps --timeout 10 --retries 1 --extra-index-url $(PYTORCH_INDEX) "$(TORCH)+cpu" || \
-	  echo "The CPU build cannot be reached. PyPI's build comes with CUDA: 2.5 GB more to download, 4 GB more on disk."; \
+	  echo "No NVIDIA GPU found: looking for torch's CPU build."; \
+	  $(BIN)/pip install --no-deps "$(TORCH)+cpu" || { \
+	  echo "pip does not find it where it looks: trying PyTorch's own index."; \
+	  $(BIN)/pip install --no-deps --timeout 10 --retries 1 --index-url $(PYTORCH_INDEX) "$(TORCH)+cpu"; } || \
+	  echo "No CPU build was installed, see above. PyPI's comes with CUDA: 2.5 GB more to download, 4 GB more on disk."; \
 	fi
 	@touch $@
 

@@ -15,6 +15,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
 from tasks.llamacpp.load import load_gguf
 from tasks.ollama.modelfile import OllamaModel, ollama_model
+from tasks.ollama.names import model_name
 from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import load_settings
 
@@ -98,7 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     llama = load_gguf(file, n_ctx=model.parameters["num_ctx"])
     print(
-        f"{settings.ollama_name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"
+        f"{model_name(settings)}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"
     )
     turns: list[dict[str, str]] = []
     while True:

@@ -23,7 +23,7 @@ from rich.table import Table
 from flows.comparison_stages import runnable, stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
 from flows.support.publishing import show_report, show_user_errors_as_one_line
-from tasks.analysis.methods import settings_of, validated_by_tokens
+from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.engine.planning import Plan, planning, recording
@@ -126,7 +126,7 @@ def show_plan(settings: FinetuneSettings, comparison: CompareSettings) -> None:
     """Print the methods, how many stages are cached, and the estimates."""
     console, plan = Console(), plan_of(settings, comparison)
     methods, not_run = runnable(settings, comparison)
-    seeds = comparison.training_seeds(settings.seed)
+    seeds = training_seeds(comparison, settings.seed)
     console.print(f"{', '.join(methods)}; seeds {', '.join(map(str, seeds))}")
     for method, reason in not_run.items():
         console.print(f"not run: {method}: {reason}")

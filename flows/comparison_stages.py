@@ -18,7 +18,7 @@ from typing import Any
 from flows.finetune import Tuned, prepared, trained, tuned
 from flows.support.cluster import Branch, run_on_cluster
 from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
-from tasks.analysis.methods import at_rate, settings_of, validated_by_tokens
+from tasks.analysis.methods import at_rate, fault_settings, settings_of, training_seeds, validated_by_tokens
 from tasks.comparison.answer_prompts import answer_prompts
 from tasks.comparison.judge_answers import judge_answers
 from tasks.comparison.measure_forgetting import measure_forgetting, read_text
@@ -91,7 +91,7 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
     runs: list[Any] = []
     branches = {
         (method, seed): Branch(f"{method}, seed {seed}", branch, (own, model, measurement, seed))
-        for seed in comparison.training_seeds(settings.seed)
+        for seed in training_seeds(comparison, settings.seed)
         for method, own in methods.items()
     }
     failed = run_on_cluster(comparison.cluster, branches, inputs, store)
@@ -141,7 +141,10 @@ def _faults(
 ) -> list[Any]:
     """The study's fault, reproduced once: it is shown, not compared. Where that fails, the report says why."""
     try:
-        history = reproduce_fault(model, dataset, first.model, first.lora, first.training, first.seed, store=store)
+        grit = fault_settings(first.training)
+        history = reproduce_fault(
+            model, dataset, first.model, first.lora, first.training, grit, first.seed, store=store
+        )
     except (TrainingError, TemporaryError) as failure:
         not_run[FAULT] = str(failure)
         run_logger().warning("%s is left out: %s", FAULT, failure)

@@ -27,6 +27,7 @@ from tasks.export.merge_candidates import nf4_merge
 from tasks.fetch_data import fetch_data
 from tasks.fetch_model import fetch_model
 from tasks.merge import merge
+from tasks.ollama.names import model_name
 from tasks.prepare_dataset import prepare_dataset
 from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
@@ -81,8 +82,8 @@ def finetune(
     settings = load_settings(preset, given(overrides) | {"method": method})
     store = Store(settings.store, settings.store_uri)
     plan = _plan(settings)
-    if skip_unchanged and (former := same_run(store, plan, settings.ollama_name)):
-        return skipped(settings.ollama_name, former)
+    if skip_unchanged and (former := same_run(store, plan, model_name(settings))):
+        return skipped(model_name(settings), former)
     if disk_needs(settings, plan) is None:  # known once the model is there
         fetch_model(settings.model, store=store)
         plan = _plan(settings)
@@ -117,7 +118,7 @@ def stages(settings: FinetuneSettings) -> Finetuned:
         made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, settings.model, store=store
     )
     license_name = model.facts.get("license")
-    registration = register(made.gguf, dataset, settings.ollama, settings.ollama_name, license_name, store=store)
+    registration = register(made.gguf, dataset, settings.ollama, model_name(settings), license_name, store=store)
     promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
     measured = (model, dataset, made.history, base_scores, made.scores)
     exported = (made.merged, made.gguf, fidelity, registration, promotion)
@@ -136,7 +137,7 @@ def promoted(
     """Put the new model into use, if it may."""
     store, present = Store(settings.store, settings.store_uri), None
     if not isinstance(registration, Pending):
-        present = present_model(settings.ollama, settings.ollama_name, registration, store)
+        present = present_model(settings.ollama, model_name(settings), registration, store)
     scores = scores_of(present, settings, dataset) if present and settings.promotion.rule == "better" else None
     digest = present.digest if present else None
     return promote(

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flows.support.command_line import CommandLine, exit_status, parse
 from tasks.engine.artifacts import Store
+from tasks.ollama.names import model_name
 from tasks.ollama.rollback import Version, Versions
 from tasks.settings.presets import load_settings
 
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         preset, plan, given = parse(words, RollbackLine)
         to: Any = given.pop("to", None)
         settings = load_settings(preset, given)
-        versions = Versions(settings.ollama, settings.ollama_name, Store(settings.store, settings.store_uri))
+        versions = Versions(settings.ollama, model_name(settings), Store(settings.store, settings.store_uri))
         if not plan:
             left, taken = versions.roll_back(to)
             note = f"{versions.name} is {taken} now"

@@ -1,4 +1,4 @@
-"""The stages of the fine-tuning pipeline, one a file, and the types that pass between them.
+"""The stages of the fine-tuning pipeline, one a file; below them the rooms that they share.
 
 What takes seconds to import (torch, Transformers, PEFT, lm-eval …) is imported in the functions that use it: a run that
 finds all cached, `--plan` and `--help` do without.

@@ -54,7 +54,7 @@ def check_fidelity(
         merged: the merged model.
         model: the base model.
         dataset: held-out rows and tokenizer.
-        settings: how much is rows_to_compare, and the limits.
+        settings: how much is read, and the limits.
         gguf_type: what type the file was to be.
         base: the type that is computed in, and whether to run code that comes with the model.
         store: where the artifact goes.

@@ -11,17 +11,12 @@ from pathlib import Path
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
-from tasks.export.converter import find_converter, run_converter
+from tasks.export.converter import converter_version, find_converter, run_converter
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.llamacpp.token_ids import mismatches, torture
 from tasks.settings.export import ExportSettings
 
 CONFIGURATION = ("config.json", "generation_config.json")
-
-
-def converter_version(model: Artifact, dataset: Artifact, settings: ExportSettings) -> str:
-    """What outside the settings decides the result."""
-    return find_converter(settings).version
 
 
 @stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version, reads={"settings": {"llama_cpp"}})

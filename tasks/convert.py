@@ -14,7 +14,7 @@ from tasks.chat.formats import render
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TrainingError
 from tasks.engine.stage import stage
-from tasks.export.converter import check_ended, find_converter, run_converter
+from tasks.export.converter import check_ended, converter_version, find_converter, run_converter
 from tasks.export.quantization import CONVERTED, quantize
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.settings.export import ExportSettings
@@ -33,13 +33,6 @@ class Description(BaseModel):
     """Where the instruction data comes from; of a local path only the last part."""
     training: str
     """Method and size of the training, for people to read."""
-
-
-def converter_version(
-    merged: Artifact, dataset: Artifact, settings: ExportSettings, license_name: str | None, description: Description
-) -> str:
-    """What outside the settings decides the GGUF's bytes."""
-    return find_converter(settings).version
 
 
 @stage(

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.stage import stage
-from tasks.export.fidelity_limits import Check
-from tasks.ollama.names import ModelName, parse_name, replaced_name
+from tasks.export.checks import Check
+from tasks.ollama.names import ModelName, model_name, parse_name, replaced_name
 from tasks.ollama.promotion_rule import judged
 from tasks.ollama.registry import Registry, registry
 from tasks.ollama.tag_history import History, TagRecord, remember_tag
-from tasks.report.rendering import LIBRARIES
 from tasks.settings.export import OllamaSettings
 from tasks.settings.finetune import FinetuneSettings
+from tasks.training.machine import LIBRARIES
 
 
 class Present(NamedTuple):
@@ -66,7 +66,7 @@ def in_use_as_judged(made: Artifact, settings: FinetuneSettings, *_arguments: ob
     if (place := registry(settings.ollama, 10)) is None:
         return True
     try:
-        return place.digest(parse_name(settings.ollama_name)) == made.facts["in_use"]
+        return place.digest(parse_name(model_name(settings))) == made.facts["in_use"]
     except (UserError, TemporaryError):
         return False
 
@@ -105,7 +105,7 @@ def promote(
     Raises:
         UserError, TemporaryError: as the place of registration has them.
     """
-    name, facts = parse_name(settings.ollama_name), registration.facts
+    name, facts = parse_name(model_name(settings)), registration.facts
     place = registry(settings.ollama)
     parts = {"dataset": dataset, "merged": merged, "fidelity": fidelity, "registration": registration}
     about = _provenance(settings, base, tuned, **parts)

@@ -1,4 +1,4 @@
-"""Scoring: validation loss, lm-eval tasks and sample answers of one model, base or tuned, on held-out rows."""
+"""Stage: validation loss, lm-eval tasks and sample answers of one model, base or tuned, on held-out rows."""
 
 from __future__ import annotations
 

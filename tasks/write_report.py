@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
+from tasks.ollama.names import model_name
 from tasks.ollama.next_commands import next_commands, without_commands
 from tasks.report.rendering import flat_settings, jinja, provenance, template_files
 from tasks.report.sections import (
@@ -63,7 +64,7 @@ def write_report(
     comparison = score_differences(base, tuned)
     artifacts = (model, dataset, history, base, tuned, merged, gguf, fidelity, registration, promotion)
     data: dict[str, Any] = {
-        "title": f"{settings.ollama_name}: is it better than {settings.model.name}?",
+        "title": f"{model_name(settings)}: is it better than {settings.model.name}?",
         "method": method_name(settings),
         "verdict": verdict(comparison),
         "comparison": comparison,

@@ -27,9 +27,9 @@ from tasks.check_fidelity import check_fidelity
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError
-from tasks.export.fidelity_limits import DEFAULTS, Check, judged, limits
+from tasks.export.checks import Check
+from tasks.export.fidelity_limits import DEFAULTS, judged, limits
 from tasks.export.fidelity_measures import compare_row, rows_to_compare, summary
-from tasks.llamacpp.token_ids import TORTURE, torture
 from tasks.merge import merge
 from tasks.settings.export import ExportSettings, FidelitySettings, GgufType
 from tasks.settings.finetune import ModelSettings
@@ -336,9 +336,3 @@ def test_few_tokens_fail_only_by_more_than_chance(
     measured = measured._replace(tokens=tokens, top1=top1, perplexity_ratio=ratio, perplexity_ratio_stderr=stderr)
     checks = judged(measured, DEFAULTS["q8_0"], "q8_0")
     assert {check.name for check in checks if check.reading == "failed"} == failed
-
-
-def test_the_texts_hold_the_tokenizers_special_tokens(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
-    texts = list(torture(smollm2_tokenizer))
-    assert len(texts) > len(TORTURE)
-    assert all(any(token in text for text in texts) for token in smollm2_tokenizer.all_special_tokens)

@@ -211,7 +211,7 @@ def test_the_converters_code_is_part_of_the_cache_key(
 ) -> None:
     before = convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     other = Converter(Path("x"), Path("y"), "another version")
-    monkeypatch.setattr("tasks.convert.find_converter", lambda settings: other)
+    monkeypatch.setattr("tasks.export.converter.find_converter", lambda settings: other)
     assert convert.key(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store) != before
 
 

@@ -27,12 +27,12 @@ def test_every_folder_of_tests_is_named_like_what_it_tests() -> None:
     rooms = {path.parent.name for path in REPOSITORY.glob("tasks/*/__init__.py")}
     own = {"benchmarks", "flows", "grit", "standins", "support"}
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= rooms | own
+    assert rooms <= folders <= rooms | own
     assert not list(TESTS.joinpath("support").rglob("test_*.py"))
 
 
 def test_at_most_sixteen_files_lie_beside_the_rooms() -> None:
     files = list(REPOSITORY.glob("tasks/*.py"))
     assert len(files) <= 16
-    stages = [path for path in files if path.name != "__init__.py"]
+    stages = [path for path in [*files, *REPOSITORY.glob("tasks/comparison/*.py")] if path.name != "__init__.py"]
     assert all(f"def {path.stem}(" in path.read_text(encoding="utf-8") for path in stages)

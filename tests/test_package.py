@@ -68,6 +68,6 @@ def test_outside_of_a_checkout_the_error_says_so(site: Path, tmp_path: Path, cod
     where, said = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
     assert said == (
-        f"UserError {site / missing}: this directory comes with a checkout only, and the package runs without one. "
+        f"UserError {site / missing}: only a checkout has this directory, and this is an installed package. "
         "Work in a checkout of the project, installed with `make setup` or `pip install --editable .`."
     )

@@ -8,8 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import ollama
 import pytest
 from hypothesis import given
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError
-from tasks.llamacpp.header import gguf_config, human_parameters
+from tasks.llamacpp.header import human_parameters
 from tasks.ollama.modelfile import ollama_model, render_modelfile
 from tasks.ollama.names import ModelName, parse_name
 from tasks.ollama.next_commands import next_commands
@@ -290,26 +288,3 @@ def test_what_ollama_could_not_serve_is_refused(
         run(store, settings, **facts)
     assert said in str(caught.value)
     assert not (tmp_path / "models").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model at all" * 100])
-def test_what_is_no_gguf_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(UserError, match=r"model.gguf: llama.cpp cannot load the GGUF"):
-        gguf_config(tmp_path / "model.gguf")
-
-
-@pytest.mark.parametrize("file_type", [None, 7])
-def test_the_config_is_read_from_the_header(tmp_path: Path, file_type: int | None) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tokenizer_model("no_vocab")
-    if file_type is not None:
-        writer.add_file_type(file_type)
-    writer.add_tensor("token_embd.weight", np.zeros((50, 1000), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found = gguf_config(tmp_path / "model.gguf")
-    assert (found["model_family"], found["model_type"]) == ("llama", "50K")
-    assert found["file_type"] == ("Q8_0" if file_type else "unknown")

@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.settings.comparison import FAULT, ComparedMethod
-from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.comparison import FAULT, ComparedMethod, CompareSettings
+from tasks.settings.finetune import FinetuneSettings, GritSettings, TrainingSettings
 from tasks.training.optimizers import PEFT_OPTIMIZERS
 from tasks.training.token_counts import supervised_tokens
 
 EVALUATIONS = 10
 """Validations during a training whose settings ask for none: the curves and the time to a loss need some."""
+
+
+def training_seeds(comparison: CompareSettings, seed: int) -> tuple[int, ...]:
+    """The seeds of the trainings of each method.
+
+    Args:
+        comparison: how many.
+        seed: the setting `seed`, which is the first of them.
+    """
+    return tuple(range(seed, seed + comparison.seeds))
+
+
+def fault_settings(training: TrainingSettings) -> GritSettings:
+    """GRIT as the study's code ran it: its factors were computed, and its preconditioner was never switched on.
+
+    Args:
+        training: how many steps there are.
+    """
+    return GritSettings(variant="published", basis="initial", ng_warmup_steps=training.max_steps)
 
 
 def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneSettings:

@@ -25,6 +25,7 @@ def reproduce_fault(
     base: ModelSettings,
     lora: LoraSettings,
     training: TrainingSettings,
+    grit: GritSettings,
     seed: int,
     *,
     store: Store,
@@ -37,6 +38,7 @@ def reproduce_fault(
         base: dtype and quantisation of the base.
         lora: the adapter.
         training: the optimisation; batches are packed by nothing, the optimizer is AdamW, the backend Transformers.
+        grit: the study's, with a preconditioner that is never switched on.
         seed: rules the initial adapter and the data order.
         store: where the artifact goes.
 
@@ -48,15 +50,14 @@ def reproduce_fault(
         TemporaryError: the training's process was killed or stopped.
     """
     checkpoints = (
-        store.root / "checkpoints" / reproduce_fault.key(model, dataset, base, lora, training, seed, store=store)
+        store.root / "checkpoints" / reproduce_fault.key(model, dataset, base, lora, training, grit, seed, store=store)
     )
     plain = training.model_copy(
         update={"optimizer": "adamw_torch", "batching": "length_grouped", "backend": "transformers"}
     )
-    never = GritSettings(variant="published", basis="initial", ng_warmup_steps=training.max_steps)
     with store.draft("history") as history:
         job = Job(
-            model=model, dataset=dataset, base=base, lora=lora, training=plain, grit=never, seed=seed, adapter=None,
+            model=model, dataset=dataset, base=base, lora=lora, training=plain, grit=grit, seed=seed, adapter=None,
             history=history.path, checkpoints=checkpoints, fault=True,
         )  # fmt: skip
         try:

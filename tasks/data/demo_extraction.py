@@ -68,7 +68,7 @@ def generate(directory: Path, seed: int) -> None:
 
 
 def pools(seed: int) -> dict[str, Pool]:
-    """Divide all values among the three parts; the texts are divided in `extraction_text` already."""
+    """Divide all values among the three parts; the texts are divided in `demo_wording` already."""
     fake = Faker(["en_US", "en_GB"])
     fake.seed_instance(seed)
     random = Random(seed)  # noqa: S311

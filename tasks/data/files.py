@@ -1,4 +1,4 @@
-"""Stage: the raw rows, from the Hugging Face Hub, from local files, or generated for the demo."""
+"""Local files of rows: found, checked, read."""
 
 from __future__ import annotations
 

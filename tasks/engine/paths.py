@@ -23,6 +23,6 @@ def checkout_directory(name: str) -> Path:
     if not directory.is_dir():
         fix = "Work in a checkout of the project, installed with `make setup` or `pip install --editable .`."
         raise UserError(
-            "this directory comes with a checkout only, and the package runs without one", where=directory, fix=fix
+            "only a checkout has this directory, and this is an installed package", where=directory, fix=fix
         )
     return directory

@@ -172,7 +172,7 @@ class Stage(Generic[P, R]):
             store.remote.push(store.results / key, name)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The cache key: name, arguments (artifacts by digest), code, library versions, and what is watched."""
+        """The cache key: name, arguments, code, templates, versions of engine and libraries, and what is watched."""
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "store"}

@@ -46,11 +46,12 @@ def check_judge(url: str, model: str) -> None:
     """Ask the judge once, before anything is trained.
 
     Args:
-        url: as for `judge_answers`.
-        model: as for `judge_answers`.
+        url: base address of a server that speaks OpenAI's protocol.
+        model: the judge's name there.
 
     Raises:
-        UserError, TemporaryError: as `judge_answers`.
+        UserError: the server refuses, or the reply is no letter.
+        TemporaryError: the server does not answer.
     """
     line = {"prompt": "What is 1 + 1?", "expected": "2"}
     if Judge(url, model).ask(line, a="2", b="3") == "?":
@@ -82,7 +83,7 @@ def _client(url: str) -> OpenAI:
     try:
         from openai import OpenAI
     except ModuleNotFoundError:
-        fix = "Install it: `make setup-test`, or pip install openai."
+        fix = "Install it: `make setup-test`, or the extra `judge`."
         raise UserError("the package openai is not installed", where="judge_model", fix=fix) from None
     # Local servers want no key, and the client wants some.
     return OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=SECONDS)
@@ -92,8 +93,8 @@ class Judge:
     """A model on a server, and the options that it takes.
 
     Args:
-        url: as for `judge_answers`.
-        model: as for `judge_answers`.
+        url: base address of a server that speaks OpenAI's protocol.
+        model: the judge's name there.
     """
 
     def __init__(self, url: str, model: str) -> None:

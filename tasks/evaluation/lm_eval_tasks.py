@@ -141,7 +141,9 @@ def _own_files(include_path: Path | None) -> list[Path]:
     directory = next((path for path in where if path.is_dir()), None)
     if directory is None:
         raise UserError(
-            f"{include_path} is no directory", where="scoring.include_path", fix="Give a directory of lm-eval tasks."
+            f"{include_path} is no directory",
+            where="scoring.include_path",
+            fix="Give a directory of lm-eval tasks; those of `presets/` come with a checkout only.",
         )
     return sorted(path for path in directory.iterdir() if path.suffix in TASK_FILES and path.is_file())
 

@@ -1,4 +1,4 @@
-"""Stage: the merged model becomes one GGUF file, by llama.cpp's own converter, and answers one prompt."""
+"""llama.cpp's own converter: found, run as a process of its own, its errors made clear."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def find_converter(settings: ExportSettings) -> Converter:
         )
     package = " ".join(f"{found.name} {found.version}" for found in distributions(path=[str(INSTALLED)]))
     return _converter(package, INSTALLED / SCRIPT, INSTALLED)
+
+
+def converter_version(settings: ExportSettings, **_others: object) -> str:
+    """What outside the settings decides what is converted; stages watch it.
+
+    Args:
+        settings: as for `find_converter`.
+        _others: a stage's other arguments.
+
+    Raises:
+        UserError: there is no converter.
+    """
+    return find_converter(settings).version
 
 
 def run_converter(

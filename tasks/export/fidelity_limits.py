@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from tasks.export.checks import Check
+from tasks.export.gguf_types import FILE_TYPES
 from tasks.settings.export import FidelitySettings, GgufType
-
-FILE_TYPES: dict[GgufType, int] = {"f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
-"""llama.cpp's number of each type, `general.file_type` in the GGUF (enum llama_ftype in llama.h)."""
 
 
 class Limits(NamedTuple):
@@ -47,15 +46,6 @@ class Measured(NamedTuple):
     wrong_texts: tuple[str, ...]
     file_type: str
     end_token: bool = True
-
-
-class Check(NamedTuple):
-    """One line of the report."""
-
-    name: str
-    value: str
-    limit: str
-    reading: Literal["passed", "warned", "failed"]
 
 
 def limits(settings: FidelitySettings, gguf_type: GgufType) -> Limits:

@@ -28,7 +28,7 @@ SPLITS = ("validation", "test", "train")
 
 
 class ReadRow(NamedTuple):
-    """A row that both models rows_to_compare."""
+    """A row that both models read."""
 
     ids: list[int]
     before: np.ndarray
@@ -142,7 +142,7 @@ def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: s
 
     Args:
         rows: one for each row.
-        wrong: texts that are rows_to_compare as other tokens.
+        wrong: texts that are read as other tokens.
         file_type: `general.file_type` as the GGUF has it.
     """
     tokens = [row.tokens for row in rows]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from tasks.export.fidelity_limits import FILE_TYPES
+from tasks.export.gguf_types import FILE_TYPES
 from tasks.llamacpp.load import run_module
 from tasks.settings.export import GgufType
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
-from tasks.engine.paths import REPOSITORY
+from tasks.engine.paths import checkout_directory
 from tasks.settings.export import OllamaSettings
 
-MODELFILES = REPOSITORY / "modelfiles"
 STOPS = {
     "chatml": ["<|im_start|>", "<|im_end|>"],
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
@@ -50,19 +50,22 @@ def quoted(value: Any) -> str:
     return f"{quote}{value}{quote}"
 
 
-# Ollama's templates are Go's, with {{ }}; so Jinja's own delimiters are [[ ]] here.
-_JINJA = Environment(
-    loader=FileSystemLoader(MODELFILES),
-    variable_start_string="[[",
-    variable_end_string="]]",
-    block_start_string="[%",
-    block_end_string="%]",
-    keep_trailing_newline=True,
-    trim_blocks=True,
-    undefined=StrictUndefined,
-    autoescape=False,  # noqa: S701, no HTML: text that Ollama reads as it is
-)
-_JINJA.filters["quoted"] = quoted
+@functools.cache
+def _jinja() -> Environment:
+    """The templates of the checkout. Ollama's own are Go's, with {{ }}; so Jinja's delimiters are [[ ]] here."""
+    environment = Environment(
+        loader=FileSystemLoader(checkout_directory("modelfiles")),
+        variable_start_string="[[",
+        variable_end_string="]]",
+        block_start_string="[%",
+        block_end_string="%]",
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701, no HTML: text that Ollama reads as it is
+    )
+    environment.filters["quoted"] = quoted
+    return environment
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
         if text is not None and '"""' in text:
             raise UserError('a Modelfile cannot express """', where=where, fix="Use other quotes.")
     return OllamaModel(
-        template=_JINJA.get_template(f"{chat_format}.gotmpl").render(end_of_turn=end_of_turn),
+        template=_jinja().get_template(f"{chat_format}.gotmpl").render(end_of_turn=end_of_turn),
         system=system or None,
         parameters={"num_ctx": max(LEAST_CONTEXT, dataset.facts["max_length"]), "stop": stops, **further},
         license=license_name or None,
@@ -155,4 +158,4 @@ def render_modelfile(model: OllamaModel, from_: Path | str) -> str:
         model: what to say.
         from_: the GGUF, as Ollama finds it.
     """
-    return _JINJA.get_template("Modelfile.j2").render(model=model, from_=from_)
+    return _jinja().get_template("Modelfile.j2").render(model=model, from_=from_)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from tasks.engine.errors import UserError
+from tasks.settings.finetune import FinetuneSettings
 
 _PART = {
     "host": r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}",
@@ -35,6 +36,11 @@ class ModelName:
         if self.host == ModelName.host:
             parts = parts[2:] if self.namespace == ModelName.namespace else parts[1:]
         return "/".join(parts)
+
+
+def model_name(settings: FinetuneSettings) -> str:
+    """The Ollama model name of a run: the setting `ollama.name` with the method filled in."""
+    return settings.ollama.name.replace("{method}", settings.method)
 
 
 def parse_name(name: str) -> ModelName:

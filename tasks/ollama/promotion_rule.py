@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.engine.artifacts import Artifact
-from tasks.export.fidelity_limits import Check
+from tasks.export.checks import Check
 from tasks.settings.export import PromotionSettings
 from tasks.stats.numbers import figure, plusminus, signed
 from tasks.stats.score_differences import score_differences

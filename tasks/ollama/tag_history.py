@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.journal import append, entries
-from tasks.export.fidelity_limits import Check
+from tasks.export.checks import Check
 
 TAGS = "tags"
 PORT = 11434

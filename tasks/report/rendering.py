@@ -1,4 +1,4 @@
-"""What the reports share: templates, numbers as text, and where a report's figures come from."""
+"""What the reports share: templates, all settings as text, and where a report's figures come from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact
 from tasks.stats.numbers import figure, plusminus, signed
+from tasks.training.machine import LIBRARIES
 
 TEMPLATES = Path(__file__).parent / "templates"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
 
 
 def flat_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

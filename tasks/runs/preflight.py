@@ -16,7 +16,7 @@ from tasks.export.converter import find_converter
 from tasks.model.files import check_targets, matrix_layers
 from tasks.ollama.directory import OllamaDirectory
 from tasks.ollama.modelfile import check_parameters, is_servable, ollama_model
-from tasks.ollama.names import parse_name, version_name
+from tasks.ollama.names import model_name, parse_name, version_name
 from tasks.ollama.registry import registry
 from tasks.settings.export import OllamaSettings
 from tasks.settings.finetune import DataSettings, FinetuneSettings
@@ -52,7 +52,7 @@ def check_settings(settings: FinetuneSettings) -> None:
     check_data(settings.data)
     find_converter(settings.export)
     checkout_directory("modelfiles")
-    version_name(parse_name(settings.ollama_name), datetime.now(UTC).date(), "0" * 64)
+    version_name(parse_name(model_name(settings)), datetime.now(UTC).date(), "0" * 64)
     check_parameters(settings.ollama.parameters)
 
 

@@ -79,11 +79,3 @@ class CompareSettings(Section):
         if len(set(rates)) < len(rates):
             raise ValueError("a rate is named twice")
         return rates
-
-    def training_seeds(self, seed: int) -> tuple[int, ...]:
-        """The seeds of the trainings of each method.
-
-        Args:
-            seed: the setting `seed`, which is the first of them.
-        """
-        return tuple(range(seed, seed + self.seeds))

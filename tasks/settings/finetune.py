@@ -266,8 +266,3 @@ class FinetuneSettings(Section):
     @classmethod
     def _absolute(cls, store: Path) -> Path:
         return store.expanduser().absolute()
-
-    @property
-    def ollama_name(self) -> str:
-        """The Ollama model name with the method filled in."""
-        return self.ollama.name.replace("{method}", self.method)

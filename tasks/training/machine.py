@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
+"""Whose versions reports and records name."""
 CPUINFO = Path("/proc/cpuinfo")
 
 

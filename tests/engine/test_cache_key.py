@@ -69,11 +69,12 @@ def test_there_are_the_stages_of_both_flows() -> None:
 
 
 def commented(source: str) -> str:
-    """The same code with a comment on each line that may have one, other docstrings, and more empty lines."""
+    """The same code with a comment on each line that may have one, with other docstrings, and with more empty lines."""
     tree, lines = ast.parse(source), source.splitlines(keepends=True)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            text = node.body[0]
+        constant = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+            text = constant
             first, last = text.lineno - 1, text.end_lineno or text.lineno
             lines[first:last] = [" " * text.col_offset + '"""Other words."""\n', *["\n"] * (last - first - 1)]
     source = "".join(lines)
@@ -149,6 +150,25 @@ def test_packages_hold_no_code_that_keys_would_miss() -> None:
     for path in [*REPOSITORY.glob("tasks/**/*.py"), *REPOSITORY.glob("grit/*.py")]:
         if path.name != "__init__.py":
             assert not bare.search(path.read_text(encoding="utf-8")), path
+
+
+def test_nothing_that_a_stage_makes_is_decided_in_settings() -> None:
+    """Their code is in no key: they hold values and check them, and no stage makes settings of its own."""
+    for path in REPOSITORY.glob("tasks/settings/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef):
+                    decorators = {ast.unparse(each).partition("(")[0] for each in method.decorator_list}
+                    assert decorators & {"field_validator", "model_validator"}, f"{path.name}: {method.name}"
+    for module in STAGES:
+        path = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            decorated = isinstance(node, ast.FunctionDef) and any(
+                "stage(" in ast.unparse(d) for d in node.decorator_list
+            )
+            calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)] if decorated else []
+            made = [ast.unparse(call.func) for call in calls if ast.unparse(call.func).endswith("Settings")]
+            assert not made, f"{module} makes {made}"
 
 
 def test_imports_within_functions_are_followed() -> None:

@@ -183,6 +183,12 @@ def test_the_key_covers_the_templates(tmp_path: Path, store: Store, monkeypatch:
     assert first.key(1, LoraSettings(), store=store) != before
 
 
+def test_the_engines_version_is_part_of_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = first.key(1, LoraSettings(), store=store)
+    monkeypatch.setattr("tasks.engine.stage.ENGINE_VERSION", 1000)
+    assert first.key(1, LoraSettings(), store=store) != before
+
+
 def test_the_store_is_no_part_of_the_key(tmp_path: Path) -> None:
     keys = {first.key(1, LoraSettings(), store=Store(tmp_path / name)) for name in "ab"}
     assert len(keys) == 1

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from grit.config import GRITConfig
 from tasks.engine.errors import UserError
+from tasks.ollama.names import model_name
 from tasks.settings.finetune import FinetuneSettings, GritSettings, TrainingSettings
 from tasks.settings.presets import load_settings
 
@@ -70,7 +71,7 @@ def test_a_users_preset_and_overrides(tmp_path: Path) -> None:
     overrides = {"training.learning_rate": "1e-3", "ollama": {"name": "mine-{method}"}}
     settings = load_settings(str(path), overrides)
     assert settings.training == TrainingSettings(max_steps=7, warmup_steps=1, learning_rate=1e-3)
-    assert settings.ollama_name == "mine-grit"
+    assert model_name(settings) == "mine-grit"
     assert settings.store == Path.cwd() / "runs"
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from grit.config import GRITConfig
+from tasks.ollama.names import model_name
 from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import PRESETS, load_settings
 
@@ -72,7 +73,7 @@ def test_the_reference_set_up_begins_with_the_gradients_basis() -> None:
 @pytest.mark.parametrize("method", ["baseline", "grit"])
 def test_every_preset_loads_for_both_methods_and_names_the_model_after_it(preset: str, method: str) -> None:
     settings = load_settings(preset, {"method": method})
-    assert settings.ollama_name.endswith(f"-{method}")
+    assert model_name(settings).endswith(f"-{method}")
     assert settings.training.optimizer == "adamw_torch"
 
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from tasks.engine.artifacts import Artifact, Store
-from tasks.export.fidelity_limits import Check
+from tasks.export.checks import Check
 from tasks.ollama.names import ModelName
 from tasks.ollama.registry import Registry, registry
 from tasks.ollama.rollback import Versions

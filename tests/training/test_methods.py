@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from grit.config import GRITConfig
 from grit.manager import GRITManager
+from tasks.analysis.methods import fault_settings
 from tasks.comparison.reproduce_fault import reproduce_fault
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
@@ -171,7 +172,9 @@ class TestFault:
             patch.setattr(
                 "tasks.comparison.reproduce_fault.train_in_child", lambda job, show: Training(job, show).run()
             )
-            return reproduce_fault.function(tiny_model, dataset, BASE, LORA, QUICK, 7, store=store)
+            return reproduce_fault.function(
+                tiny_model, dataset, BASE, LORA, QUICK, fault_settings(QUICK), 7, store=store
+            )
 
     def test_it_leaves_a_history_and_nothing_to_merge(self, fault: Artifact) -> None:
         assert fault.kind == "history"
@@ -190,7 +193,7 @@ class TestFault:
 
         monkeypatch.setattr("tasks.comparison.reproduce_fault.train_in_child", train)
         other = QUICK.model_copy(update={"backend": "unsloth", "optimizer": "lora_fa", "batching": "packed"})
-        reproduce_fault.function(tiny_model, dataset, BASE, LORA, other, 7, store=store)
+        reproduce_fault.function(tiny_model, dataset, BASE, LORA, other, fault_settings(other), 7, store=store)
         assert jobs[0].training == QUICK
 
     def test_no_gradient_is_preconditioned(self, fault: Artifact) -> None:

@@ -1,0 +1,14 @@
+"""A check of a model, as it stands in the report and in the record of a promotion."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Check(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    value: str
+    limit: str
+    reading: Literal["passed", "warned", "failed"]
