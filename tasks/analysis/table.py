@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.analysis.measure import Measure, shared_confidence
 from tasks.stats.estimates import Estimate
-from tasks.stats.uncertainty import is_zero
+from tasks.stats.standard_errors import is_zero
 
 GROUPS = {
     "loss": "Loss",

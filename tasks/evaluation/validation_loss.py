@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tasks.engine.errors import TrainingError, UserError
-from tasks.stats.uncertainty import ratio_stderr
+from tasks.stats.standard_errors import ratio_stderr
 
 UNSUPERVISED = -100
 """Label of a token that is no target: PyTorch's default `ignore_index`."""

@@ -18,7 +18,7 @@ from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.llamacpp.token_ids import Mismatch
 from tasks.settings.export import FidelitySettings
 from tasks.settings.finetune import ModelSettings
-from tasks.stats.uncertainty import ratio_stderr
+from tasks.stats.standard_errors import ratio_stderr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

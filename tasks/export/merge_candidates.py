@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tasks.engine.artifacts import Artifact
 from tasks.settings.base import Section
 from tasks.settings.finetune import FinetuneSettings
-from tasks.stats.uncertainty import ratio_stderr
+from tasks.stats.standard_errors import ratio_stderr
 
 if TYPE_CHECKING:
     from tasks.evaluation.validation_loss import ValidationLoss

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from tasks.stats.uncertainty import is_zero
+from tasks.stats.standard_errors import is_zero
 
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0

@@ -11,7 +11,7 @@ from typing import Any
 from scipy import stats
 
 from tasks.engine.artifacts import Artifact
-from tasks.stats.uncertainty import is_zero, ratio_stderr
+from tasks.stats.standard_errors import is_zero, ratio_stderr
 
 CONFIDENCE = 0.95
 """Of the interval by Student's t that a difference must leave out 0 with, or else lies within its error: of four rows

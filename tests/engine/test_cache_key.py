@@ -127,7 +127,7 @@ def test_a_value_and_an_operator_count(checkout: Path, before: Keys, change: tup
 
 
 def test_an_indentation_counts(checkout: Path) -> None:
-    module = checkout / "tasks/stats/uncertainty.py"
+    module = checkout / "tasks/stats/standard_errors.py"
     module.write_text("def f(x):\n    if x:\n        x = 1\n    return x\n")
     other = keys()
     module.write_text("def f(x):\n    if x:\n        x = 1\n        return x\n")

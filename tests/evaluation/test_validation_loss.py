@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tasks.engine.errors import UserError
 from tasks.evaluation import validation_loss as module
 from tasks.evaluation.validation_loss import UNSUPERVISED, Row, evaluating, read_rows, validation_loss
-from tasks.stats.uncertainty import ratio_stderr
+from tasks.stats.standard_errors import ratio_stderr
 
 VOCABULARY, PAD = 97, 0
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tasks.stats import estimates as module
 from tasks.stats.estimates import Estimate, over_seeds, over_seeds_and_rows, paired
-from tasks.stats.uncertainty import ratio_stderr
+from tasks.stats.standard_errors import ratio_stderr
 
 REPETITIONS = 400
 SEEDS, ROWS = 3, 64
