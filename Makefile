@@ -21,7 +21,7 @@ export DO_NOT_TRACK := 1
 
 .PHONY: help
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(SETUP) ## make .venv with all that the demo needs
@@ -30,9 +30,11 @@ setup: $(SETUP) ## make .venv with all that the demo needs
 setup-test: $(SETUP_TEST) ## add what the tests need: Ray, Dask, a judge's client, the developer's tools
 
 $(SETUP): pyproject.toml $(CONSTRAINTS) $(CONVERTER_REQUIREMENTS) | $(VENV)/.torch
+	@echo "Installing the rest. It takes minutes, most of them where llama.cpp is compiled."
 	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	$(BIN)/pip install --no-deps --require-hashes --upgrade --target $(CONVERTER) --requirement $(CONVERTER_REQUIREMENTS)
 	@touch $@
+	@echo "Set-up is done."
 
 $(SETUP_TEST): $(SETUP)
 	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[$(TEST_EXTRAS)]'
