@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.chat.formats import Messages, apply_chat_format
 from tasks.data.card import FACTS, data_card, reasons_of
-from tasks.data.shapes import join_rows
+from tasks.data.conversations import join_rows
 from tasks.data.splits import Split, read_splits
 from tasks.data.tokenization import tokenize
 from tasks.engine.artifacts import Artifact, Store

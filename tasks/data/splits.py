@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tasks.chat.formats import Messages
 from tasks.data.files import SPLITS, read_rows
-from tasks.data.shapes import to_conversations
+from tasks.data.conversations import to_conversations
 from tasks.data.tokenization import Tokens
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings

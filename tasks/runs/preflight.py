@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from tasks.data.files import check_files, read_rows
-from tasks.data.shapes import to_conversations
+from tasks.data.conversations import to_conversations
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.logs import run_logger

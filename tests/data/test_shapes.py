@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.shapes import join_rows, merge_columns, to_conversations
+from tasks.data.conversations import join_rows, to_conversations
+from tasks.data.merge_template import merge_columns
 from tasks.engine.errors import UserError
 from tasks.settings.finetune import DataSettings
 
@@ -15,8 +16,8 @@ USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "conte
 
 
 def convert(*rows: dict[str, Any], **settings: Any) -> tuple[list[list[dict[str, str]]], int]:
-    made = to_conversations(rows, DataSettings(**settings), "rows.json")
-    return made.kept, made.empty
+    conversations = to_conversations(rows, DataSettings(**settings), "rows.json")
+    return conversations.kept, conversations.empty
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_columns_and_shape_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "said"),
+    ("rows", "settings", "message"),
     [
         ([{"a": 1}], {}, "the columns are a; needed are messages or conversations or instruction+output"),
         ([{"prompt": "Q", "completion": "A"}], {"shape": "alpaca"}, "needed are instruction+output"),
@@ -67,10 +68,10 @@ def test_columns_and_shape_can_be_named() -> None:
         ([{"a": ["x"], "output": "A"}], {"merge_template": "{a}"}, "row 1, column a: text is needed, found list"),
     ],
 )  # fmt: skip
-def test_bad_rows_are_one_clear_line(rows: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
+def test_bad_rows_are_one_clear_line(rows: list[dict[str, Any]], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         convert(*rows, **settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_empty_rows_are_counted() -> None:
