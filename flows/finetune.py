@@ -118,7 +118,10 @@ def stages(settings: FinetuneSettings) -> Finetuned:
         made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, settings.model, store=store
     )
     license_name = model.facts.get("license")
-    registration = register(made.gguf, dataset, settings.ollama, model_name(settings), license_name, store=store)
+    registration = register(
+        made.gguf, dataset=dataset, settings=settings.ollama, name=model_name(settings), license_name=license_name,
+        store=store,
+    )  # fmt: skip
     promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
     measured = (model, dataset, made.history, base_scores, made.scores)
     exported = (made.merged, made.gguf, fidelity, registration, promotion)

@@ -192,7 +192,7 @@ def _prune(place: Registry, history: History, keep: int) -> None:
     in_use = next((digest for known, digest in there.items() if known.is_same(name)), None)
     before = [digest for digest in history.in_use_before(in_use) if digest in there.values()]
     names = {str(known).lower() for known in there}
-    versions = [record for record in history.judged() if record.version.lower() in names]
+    versions = [record for record in history.judgements() if record.version.lower() in names]
     stays = {in_use, *before[:1], *(record.digest for record in versions[:keep])}
     for record in versions:
         if record.digest not in stays:

@@ -46,7 +46,8 @@ FORMATS: dict[str, ChatTemplate] = {
     "llama3": ChatTemplate(
         jinja=(
             "{% for message in messages %}"
-            "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
+            "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+            " + message['content'] + '<|eot_id|>' }}"
             "{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
         ),

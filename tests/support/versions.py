@@ -53,7 +53,9 @@ class Pipeline:
     def registered(self, number: int, chat_fault: str | None = None) -> Artifact:
         with self.store.draft("gguf") as draft:
             write_gguf(draft.path / "model.gguf", number)
-        made = register.function(draft.done(), self.dataset, self.ollama, "it", None, store=self.store)
+        made = register.function(
+            draft.done(), dataset=self.dataset, settings=self.ollama, name="it", license_name=None, store=self.store
+        )
         self.known[number] = made
         if "chat_fault" in made.facts:
             return made.model_copy(update={"facts": made.facts | {"chat_fault": chat_fault}})
