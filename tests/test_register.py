@@ -125,21 +125,21 @@ def test_it_is_known_whether_the_model_is_still_there(store: Store, server: Olla
     settings = OllamaSettings(target=target, host=server.url, models=server.models)
     registration = run(store, settings)
     gguf = make_gguf(store)
-    assert is_registered(registration, gguf, settings=settings)
+    assert is_registered(registration, gguf=gguf, settings=settings)
     run(store, settings, fill=2)
-    assert is_registered(registration, gguf, settings=settings), "another model has a tag of its own"
+    assert is_registered(registration, gguf=gguf, settings=settings), "another model has a tag of its own"
     ollama.Client(host=server.url).delete(registration.facts["model"])
-    assert not is_registered(registration, gguf, settings=settings)
+    assert not is_registered(registration, gguf=gguf, settings=settings)
     run(store, settings)
-    assert is_registered(registration, gguf, settings=settings)
+    assert is_registered(registration, gguf=gguf, settings=settings)
     if target == "store":
         blob = server.models / "blobs" / f"sha256-{registration.facts['gguf_sha256']}"
         content = blob.read_bytes()
         blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert not is_registered(registration, gguf, settings=settings), "a bit of it was flipped"
+        assert not is_registered(registration, gguf=gguf, settings=settings), "a bit of it was flipped"
     else:
         gone = settings.model_copy(update={"host": "http://127.0.0.1:9"})
-        assert not is_registered(registration, gguf, settings=gone), "nobody answers"
+        assert not is_registered(registration, gguf=gguf, settings=gone), "nobody answers"
 
 
 @pytest.mark.parametrize(

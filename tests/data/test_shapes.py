@@ -51,14 +51,7 @@ def test_a_shape_is_one_row_of_the_table(
     assert json.loads(held_out)["completion"] == prompt.replace("Question", "Answer")
     assert json.loads((dataset.path / "card.json").read_text())["left_out"]["train"] == {"empty": 1}
     with pytest.raises(UserError, match=r"needed are .*q\+a"):
-        prepare_dataset.function(
-            source,
-            tiny_model,
-            settings.model_copy(update={"columns": {}}),
-            ChatSettings(format="chatml"),
-            1,
-            store=store,
-        )
+        to_conversations(rows, settings.model_copy(update={"columns": {}}), path)
 
 
 @pytest.mark.parametrize(
