@@ -109,7 +109,7 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     scores are those of the merged weights, which are the ones that ship.
     """
     check_settings(settings)
-    store, name = Store(settings.store, settings.store_uri), model_name(settings)
+    store = Store(settings.store, settings.store_uri)
     model, dataset, base_scores = prepared(settings)
     outputs = tuned(settings, model, dataset, settings.seed)
     gguf, merged = outputs.gguf, outputs.merged
@@ -117,7 +117,14 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     fidelity = check_fidelity(
         gguf, merged, model, dataset, settings.fidelity, settings.export.gguf_type, settings.model, store=store
     )
-    registration = register(gguf, dataset, settings.ollama, name, model.facts.get("license"), store=store)
+    registration = register(
+        gguf,
+        dataset=dataset,
+        settings=settings.ollama,
+        name=model_name(settings),
+        license_name=model.facts.get("license"),
+        store=store,
+    )
     promotion = promote(
         settings,
         dataset=dataset,

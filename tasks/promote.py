@@ -206,7 +206,7 @@ def _prune(place: Registry, history: History, keep: int) -> None:
     in_use = next((digest for model, digest in models.items() if model.is_same(name)), None)
     before = [digest for digest in history.in_use_before(in_use) if digest in models.values()]
     names = {str(model).lower() for model in models}
-    versions = [record for record in history.judged() if record.version.lower() in names]
+    versions = [record for record in history.judgements() if record.version.lower() in names]
     stays = {in_use, *before[:1], *(record.digest for record in versions[:keep])}
     for record in versions:
         if record.digest not in stays:

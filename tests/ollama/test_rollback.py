@@ -66,7 +66,7 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("place", "other", "same"),
     [
         ("http://localhost:11434", "127.0.0.1", True),
         ("http://127.0.0.1:11434/", "0.0.0.0:11434", True),
@@ -77,8 +77,8 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
         ("/tmp/../tmp/x", "/tmp/x", True),  # noqa: S108
     ],
 )
-def test_names_of_one_place(one: str, other: str, same: bool) -> None:
-    assert (same_place(one) == same_place(other)) is same
+def test_names_of_one_place(place: str, other: str, same: bool) -> None:
+    assert (same_place(place) == same_place(other)) is same
 
 
 def test_a_name_in_other_letters_is_the_same_name(store: Store, tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_what_is_said_where_nothing_is_in_use(on_disk: Pipeline, tmp_path: Path,
     assert rollback.run(["--preset", str(preset), "--plan"]) == 0
     assert tag in capsys.readouterr().out, "whole, also in a pipe"
     assert rollback.run(["--preset", str(preset), "--to", tag.partition(":")[2]]) == 0
-    said = capsys.readouterr().out
-    assert f"it:latest is {tag} now." in said and "not promoted again" not in said
+    output = capsys.readouterr().out
+    assert f"it:latest is {tag} now." in output and "not promoted again" not in output
 
 
 def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeline) -> None:

@@ -53,7 +53,9 @@ class Pipeline:
     def registered(self, number: int, chat_fault: str | None = None) -> Artifact:
         with self.store.draft("gguf") as draft:
             write_gguf(draft.path / "model.gguf", number)
-        registration = register.function(draft.done(), self.dataset, self.ollama, "it", None, store=self.store)
+        registration = register.function(
+            draft.done(), dataset=self.dataset, settings=self.ollama, name="it", license_name=None, store=self.store
+        )
         self.registrations[number] = registration
         if "chat_fault" in registration.facts:
             return registration.model_copy(update={"facts": registration.facts | {"chat_fault": chat_fault}})
