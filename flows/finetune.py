@@ -211,7 +211,16 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
 def trained(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Training:
     """Train with one method and one seed, as `tuned` does, and no more."""
     store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
-    return train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
+    return train(
+        model,
+        dataset,
+        base=settings.model,
+        lora=settings.lora,
+        training=settings.training,
+        grit=grit,
+        seed=training_seed,
+        store=store,
+    )
 
 
 def description(settings: FinetuneSettings) -> Description:

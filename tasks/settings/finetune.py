@@ -19,6 +19,8 @@ from tasks.settings.precision import Dtype, native_dtype
 
 Method = Literal["baseline", "grit"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
+ADAMW: tuple[Optimizer, ...] = ("adamw_torch", "adamw_8bit")
+"""Those that are AdamW, by PyTorch or with 8-bit state. Each other one is a method of its own in a comparison."""
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
 DataShape = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"]
 
