@@ -116,8 +116,9 @@ def stages(settings: FinetuneSettings, comparison: CompareSettings) -> Artifact:
             runs.append(_whole(ComparedRun, method=method, seed=seed, **parts, **figures))
     faults = _faults(first, model, dataset, store, not_run) if FAULT in comparison.methods else []
     return write_comparison(
-        settings, comparison, model, dataset, base, _all(trials), _all(runs), _all(faults), not_run, store=store
-    )
+        settings, comparison=comparison, model=model, dataset=dataset, base=base, trials=_all(trials), runs=_all(runs),
+        faults=_all(faults), not_run=not_run, store=store,
+    )  # fmt: skip
 
 
 def branch(
@@ -143,8 +144,9 @@ def _faults(
     try:
         grit = fault_settings(first.training)
         history = reproduce_fault(
-            model, dataset, first.model, first.lora, first.training, grit, first.seed, store=store
-        )
+            model, dataset, base=first.model, lora=first.lora, training=first.training, grit=grit,
+            seed=first.seed, store=store,
+        )  # fmt: skip
     except (TrainingError, TemporaryError) as failure:
         not_run[FAULT] = str(failure)
         run_logger().warning("%s is left out: %s", FAULT, failure)
@@ -194,12 +196,15 @@ def _measured(network: Artifact, settings: FinetuneSettings, on: Measurement) ->
     store, base = Store(settings.store, settings.store_uri), settings.model
     second = None
     if on.second:
-        asked = (network, on.second, on.dataset, on.scoring, base, on.second_rows, settings.seed)
-        second = measure_second_data(*asked, store=store)
+        second = measure_second_data(
+            network, second=on.second, trained=on.dataset, settings=on.scoring, base=base, number=on.second_rows,
+            seed=settings.seed, store=store,
+        )  # fmt: skip
+    shared: dict[str, Any] = {"settings": on.scoring, "base": base, "store": store}
     return {
         "second": second,
-        "answers": answer_prompts(network, on.dataset, on.scoring, on.answers, base, store=store),
-        "forgetting": measure_forgetting(network, on.dataset, on.scoring, on.text, base, store=store),
+        "answers": answer_prompts(network, on.dataset, number=on.answers, **shared),
+        "forgetting": measure_forgetting(network, on.dataset, text=on.text, **shared),
     }
 
 
@@ -219,7 +224,7 @@ def _judged(
     """What the judge says. Where it fails, the report is written without it and says so."""
     try:
         model = comparison.judge_model or ""
-        return judge_answers(reference, answers, comparison.judge_url, model, store=store)
+        return judge_answers(reference, answers=answers, url=comparison.judge_url, model=model, store=store)
     except (UserError, TemporaryError) as error:
         not_run["judge"] = str(error)
         run_logger().warning("The judge is left out: %s", error)

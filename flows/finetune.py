@@ -147,14 +147,15 @@ def promoted(
 
 def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
     """Score the model in use on the new one's rows, as far as its weights are still there."""
-    store, base, seed = Store(settings.store, settings.store_uri), settings.model, settings.seed
-    key = score.key(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
-    if score.look_up(key, present.merged, dataset, settings.scoring, base, "tuned", seed, store=store) is None:
+    store = Store(settings.store, settings.store_uri)
+    asked: Any = {"settings": settings.scoring, "base": settings.model, "seed": settings.seed, "store": store}
+    key = score.key(present.merged, dataset, role="tuned", **asked)
+    if score.look_up(key, present.merged, dataset, role="tuned", **asked) is None:
         if not store.holds(present.merged):
             return None
         if not looking():
             store.bring(present.merged)
-    return score(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
+    return score(present.merged, dataset, role="tuned", **asked)
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
@@ -165,7 +166,8 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
     check_vocabulary(model, dataset, settings.export, store=store)
-    return model, dataset, score(model, dataset, settings.scoring, settings.model, "base", seed, store=store)
+    scores = score(model, dataset, settings=settings.scoring, base=settings.model, role="base", seed=seed, store=store)
+    return model, dataset, scores
 
 
 def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Tuned:
@@ -180,7 +182,10 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
     made = trained(settings, model, dataset, training_seed)
     merged = merge(model, dataset, made.adapter, trust, nf4_merge(settings), store=store)
-    scores = score(merged, dataset, settings.scoring, settings.model, "tuned", settings.seed, store=store)
+    scores = score(
+        merged, dataset, settings=settings.scoring, base=settings.model, role="tuned", seed=settings.seed,
+        store=store,
+    )  # fmt: skip
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
     return Tuned(made.adapter, made.history, merged, scores, gguf)

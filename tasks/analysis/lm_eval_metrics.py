@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tasks.analysis.measure import Measure, Runs
+from tasks.analysis.compared_runs import ComparedRun
+from tasks.analysis.metric import Better, Metric, Runs
 from tasks.engine.artifacts import Artifact
+from tasks.stats.json_files import read_json
+
+BETTER: dict[bool | None, Better | None] = {None: None, True: "higher", False: "lower"}
+"""By what lm-eval says of `higher_is_better`."""
 
 
-def lm_eval_measures(runs: Runs, base: Artifact) -> list[Measure]:
-    """A measure for each metric of each task.
+def lm_eval_metrics(runs: Runs, base: Artifact) -> list[Metric]:
+    """A metric for each metric of each task.
 
     A metric whose values of single documents are known everywhere is paired by them. A method one of whose values is
     missing or no number has a note in place of them.
@@ -24,39 +28,56 @@ def lm_eval_measures(runs: Runs, base: Artifact) -> list[Measure]:
         base: the base model's scores.
     """
     of_base, documents_of_base = _read(base)
-    scores = {method: [_read(run.scores) for run in each] for method, each in runs.items()}
-    found = []
-    for task, metrics in of_base.items():
-        for metric, before in metrics.items():
-            values = {m: [_value(made, task, metric) for made, _ in each] for m, each in scores.items()}
-            notes = {
-                method: "not a number with seed " + ", ".join(str(run.seed) for run in _without(runs[method], each))
-                for method, each in values.items()
-                if None in each
-            }
-            known = [method for method in runs if method not in notes]
-            documents = {m: [_documents(rows, task, metric) for _, rows in scores[m]] for m in known}
-            first = _documents(documents_of_base, task, metric)
-            better: Any = {None: None, True: "higher", False: "lower"}[before["higher_is_better"]]
-            lengths = {None if one is None else len(one) for each in (*documents.values(), [first]) for one in each}
-            measure = Measure(
-                f"{task}: {metric} ({before['n']} documents)",
-                better,
-                {method: np.array(values[method], dtype=float) for method in known},
-                notes=notes,
-                base=None if before["value"] is None else np.array([before["value"]]),
-                group="test",
-            )
-            if len(lengths) == 1 and None not in lengths:
-                measure.values = {method: np.array(each) for method, each in documents.items()}
-                measure.base, measure.counts = np.array([first]), np.ones(lengths.pop() or 0)
-            found.append(measure)
-    return found
+    scores = {method: [_read(run.scores) for run in of_method] for method, of_method in runs.items()}
+    metrics = []
+    for task, names in of_base.items():
+        for name, base_score in names.items():
+            metric = _metric(task, name, base_score, runs, scores)
+            _pair_by_documents(metric, task, name, scores, documents_of_base)
+            metrics.append(metric)
+    return metrics
+
+
+def _metric(
+    task: str, name: str, base_score: dict[str, Any], runs: Runs, scores: Mapping[str, Sequence[tuple[Any, Any]]]
+) -> Metric:
+    """One value of each run, where it is a number."""
+    values = {method: [_value(tasks, task, name) for tasks, _ in scores[method]] for method in runs}
+    notes = {
+        method: "not a number with seed " + ", ".join(str(run.seed) for run in _without(runs[method], of_method))
+        for method, of_method in values.items()
+        if None in of_method
+    }
+    return Metric(
+        f"lm_eval:{task}:{name}",
+        "test",
+        BETTER[base_score["higher_is_better"]],
+        {method: np.array(values[method], dtype=float) for method in runs if method not in notes},
+        notes=notes,
+        base=None if base_score["value"] is None else np.array([base_score["value"]]),
+        facts={"task": task, "metric": name, "documents": base_score["n"]},
+    )
+
+
+def _pair_by_documents(
+    metric: Metric,
+    task: str,
+    name: str,
+    scores: Mapping[str, Sequence[tuple[Any, Any]]],
+    documents_of_base: dict[str, Any],
+) -> None:
+    """Put the documents' values in place of their means, where all models have as many."""
+    documents = {method: [_documents(rows, task, name) for _, rows in scores[method]] for method in metric.values}
+    of_base = _documents(documents_of_base, task, name)
+    lengths = {None if run is None else len(run) for runs in (*documents.values(), [of_base]) for run in runs}
+    if len(lengths) == 1 and None not in lengths:
+        metric.values = {method: np.array(of_method) for method, of_method in documents.items()}
+        metric.base, metric.counts = np.array([of_base]), np.ones(lengths.pop() or 0)
 
 
 def _read(scores: Artifact) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics by task, and the values of the documents."""
-    whole, rows = (json.loads((scores.path / name).read_text("utf-8")) for name in ("scores.json", "rows.json"))
+    whole, rows = (read_json(scores.path / name) for name in ("scores.json", "rows.json"))
     return whole["lm_eval"], rows["lm_eval"]
 
 
@@ -70,5 +91,5 @@ def _documents(rows: dict[str, Any], task: str, metric: str) -> list[float] | No
     return values if values and all(map(math.isfinite, values)) else None
 
 
-def _without(runs: Sequence[Any], values: Sequence[float | None]) -> list[Any]:
+def _without(runs: Sequence[ComparedRun], values: Sequence[float | None]) -> list[ComparedRun]:
     return [run for run, value in zip(runs, values, strict=True) if value is None]
