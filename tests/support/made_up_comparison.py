@@ -143,6 +143,11 @@ class MadeUp:
         )  # fmt: skip
 
 
+def by_method(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
+    """Runs of each method, in their order."""
+    return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
+
+
 def _losses(shift: float) -> dict[str, Any]:
     tokens = [10 + row for row in range(ROWS)]
     noise = np.random.default_rng(crc32(str(shift).encode())).normal(0, 0.02, ROWS)
