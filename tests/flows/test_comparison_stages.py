@@ -68,9 +68,9 @@ class Stages:
         self._do("fault")
         return self.made.history(0.0, 1)
 
-    def _write_comparison(self, *given: Any, store: Any) -> None:
-        *_, self.runs, self.faults, self.not_run = given
-        self.settings.append(given[0])
+    def _write_comparison(self, settings: FinetuneSettings, **inputs: Any) -> None:
+        self.runs, self.faults, self.not_run = (inputs[name] for name in ("runs", "faults", "not_run"))
+        self.settings.append(settings)
 
     def _do(self, what: str) -> None:
         self.done.append(what)
