@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tasks.analysis.compared_runs import ComparedRun, FaultRun
 from tasks.analysis.metric import Runs
 from tasks.engine.artifacts import Artifact
 from tasks.report.figures import PLAIN, smoothed, svg
+from tasks.stats.json_lines import read_json_lines
 from tasks.training.history import steps_of
 
 COLOURS = (
@@ -265,7 +265,7 @@ def _legend(axes: Axes) -> None:
 
 def _last_modules(history: Artifact) -> dict[str, dict[str, Any]]:
     path = history.path / "modules.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_json_lines(path) if path.is_file() else []
     return {line["module"]: line for line in lines if line["step"] == lines[-1]["step"]}
 
 

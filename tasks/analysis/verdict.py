@@ -100,7 +100,7 @@ def _elsewhere(differences: Sequence[tuple[Metric, Sequence[_Difference]]], conf
     tested = [difference for _, of_metric in differences for difference in of_metric]
     clauses, silent = [], 0
     for metric, of_metric in differences:
-        worded = [difference for difference in of_metric if len(tested) <= FEW or _is_told(difference)]
+        worded = [difference for difference in of_metric if len(tested) <= FEW or _stands_out(difference)]
         silent += len(of_metric) - len(worded)
         if worded:
             texts = (f"{difference.method} {difference} ({READINGS[difference.reading]})" for difference in worded)
@@ -116,7 +116,7 @@ def _elsewhere(differences: Sequence[tuple[Metric, Sequence[_Difference]]], conf
     return "; ".join(clauses)
 
 
-def _is_told(difference: _Difference) -> bool:
+def _stands_out(difference: _Difference) -> bool:
     """Whether a difference stands in the sentence however many there are."""
     estimate = difference.estimate
     unknown = estimate.repeated and not estimate.stderr and estimate.value != 0

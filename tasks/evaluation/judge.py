@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
+from tasks.stats.json_lines import read_json_lines
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -64,8 +64,7 @@ def outcomes(judgement: Artifact) -> list[int]:
     Args:
         judgement: what `judge_answers` returned.
     """
-    text = (judgement.path / "judgement.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["outcome"] for line in text.split("\n") if line]
+    return [line["outcome"] for line in read_json_lines(judgement.path / "judgement.jsonl")]
 
 
 def no_letter(model: str, replies: int) -> UserError:

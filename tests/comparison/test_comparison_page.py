@@ -20,10 +20,10 @@ TEXT, LINE = 4.5, 3.0
 COLOURS = """
 (() => {
   const ground = getComputedStyle(document.body).backgroundColor;
-  const of = (what, name) => [...document.querySelectorAll(what)].map(one => getComputedStyle(one)[name]);
-  const axes = [...document.querySelectorAll("svg [id*='patch_'] path")].map(one => getComputedStyle(one).stroke);
+  const of = (kind, name) => [...document.querySelectorAll(kind)].map(element => getComputedStyle(element)[name]);
+  const axes = [...document.querySelectorAll("svg [id*='patch_'] path")].map(path => getComputedStyle(path).stroke);
   return {ground, text: of("h1, h2, p, td, th, figcaption, .label, .soft", "color"), svg: of("svg text", "fill"),
-          axes: axes.filter(one => one != "none")};
+          axes: axes.filter(stroke => stroke != "none")};
 })()
 """
 
