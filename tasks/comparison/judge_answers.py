@@ -1,7 +1,7 @@
 """Stage: a judge model compares two models' answers, through any server that speaks OpenAI's protocol. Off by default.
 
 A judge prefers what stands first, or what is longer (arXiv 2306.05685): each pair is asked in both orders, and only a
-preference that survives the swap counts. It is an opinion beside the measures, and never decides a verdict.
+preference that survives the swap counts. It is an opinion beside the metrics, and never decides a verdict.
 """
 
 from __future__ import annotations

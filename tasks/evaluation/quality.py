@@ -1,4 +1,4 @@
-"""What an answer is worth beside its loss, by measures that need no judge."""
+"""What an answer is worth beside its loss, by metrics that need no judge."""
 
 from __future__ import annotations
 
