@@ -46,6 +46,8 @@ class Method:
     """Its learning rates are these of the others, times this."""
     sides: str = "AB"
     """Whose gradients GRIT preconditions: those of A, of B, or of both."""
+    changes: str | None = None
+    """Of an ablation: the method that it changes."""
 
 
 METHODS = {
@@ -72,7 +74,7 @@ for _name in ("kfac^1/2, gradient basis", "AdamW, gradient basis", "AdamW, white
     METHODS[f"{_name} of one batch"] = replace(METHODS[_name], basis_batches=1)
 _HALF = GRITConfig()
 ABLATIONS = {
-    f"kfac^1/2, {name}": Method(grit=grit)
+    f"kfac^1/2, {name}": Method(grit=grit, changes="kfac^1/2")
     for name, grit in {
         "damping 0.003": replace(_HALF, kfac_damping=0.003),
         "damping 0.3": replace(_HALF, kfac_damping=0.3),
@@ -83,10 +85,10 @@ ABLATIONS = {
         "no norm match": replace(_HALF, norm_match=False),
         "raw length and power 1": replace(_HALF, power=1.0, norm_match=False),
     }.items()
-} | {f"kfac^1/2, only {side}": Method(grit=_HALF, sides=side) for side in "AB"}
-ABLATIONS["kfac^1/2, B's rate 16 times A's"] = Method("loraplus", grit=_HALF, rate_factor=0.1)
+} | {f"kfac^1/2, only {side}": Method(grit=_HALF, sides=side, changes="kfac^1/2") for side in "AB"}
+ABLATIONS["kfac^1/2, B's rate 16 times A's"] = Method("loraplus", grit=_HALF, rate_factor=0.1, changes="kfac^1/2")
 ABLATIONS |= {
-    f"kfac^1/2, gradient basis, {name}": Method(grit=grit, start="gradient")
+    f"kfac^1/2, gradient basis, {name}": Method(grit=grit, start="gradient", changes="kfac^1/2, gradient basis")
     for name, grit in {
         "updates each step": replace(_HALF, kfac_update_freq=1, cov_update_freq=1),
         "reprojection": replace(_HALF, reprojection_freq=10),

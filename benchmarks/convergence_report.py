@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.contenders import ABLATIONS, METHODS
+from benchmarks.contenders import ABLATIONS
 from benchmarks.grit_convergence import SETUP, best_rates, final_loss, read
 from tasks.report.figures import log_scale
 
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratios = measured["ratios"]
         print(f"Ratios of step times: {measured['pairs']} pairs, {measured['what']}; {measured['machine']}\n")
     for number, (setup, results) in enumerate(by_setup(read(arguments.results)).items(), start=1):
-        ablations = [one for one in results if one["method"] in ABLATIONS]
-        results = [one for one in results if one["method"] not in ABLATIONS]
+        ablations = [training for training in results if training["method"] in ABLATIONS]
+        results = [training for training in results if training["method"] not in ABLATIONS]
         best = best_rates(results)
         print(", ".join(f"{name} {value}" for name, value in zip(SETUP, setup, strict=True)), end="\n\n")
         print(tuning_table(results, best), end="\n\n")
@@ -58,14 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def by_setup(results: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Trainings that can be compared, by what they agree in."""
     groups = defaultdict(list)
-    for one in results:
-        groups[tuple(one[name] for name in SETUP)].append(one)
+    for training in results:
+        groups[tuple(training[name] for name in SETUP)].append(training)
     return groups
 
 
 def tuning_table(results: list[dict[str, Any]], best: dict[str, float]) -> str:
     """Final validation loss by method and learning rate, seed 0; the best in bold."""
-    tuned = {(one["method"], one["rate"]): final_loss(one) for one in results if one["seed"] == 0}
+    tuned = {
+        (training["method"], training["rate"]): final_loss(training) for training in results if training["seed"] == 0
+    }
     rates = sorted({rate for _, rate in tuned})
     lines = [["method", *(f"{rate:g}" for rate in rates)], ["---"] * (len(rates) + 1)]
     for method in sorted(best, key=lambda name: tuned[name, best[name]]):
@@ -84,9 +86,9 @@ def seed_table(results: list[dict[str, Any]], ratios: dict[str, float] | None = 
         ratios: seconds of a step in units of AdamW's, by method; without them the steps count as equally long.
     """
     runs: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
-    for one in results:
-        if one["seed"] != 0:
-            runs[one["method"], one["rate"]][one["seed"]] = one
+    for training in results:
+        if training["seed"] != 0:
+            runs[training["method"], training["rate"]][training["seed"]] = training
     ends = {key: statistics.fmean(map(final_loss, by_seed.values())) for key, by_seed in runs.items()}
     references = [key for key in runs if key[0] == REFERENCE]
     if not references:
@@ -97,9 +99,9 @@ def seed_table(results: list[dict[str, Any]], ratios: dict[str, float] | None = 
     heads = ["method", "rate", *(f"loss at {step}" for step in steps), "less than AdamW's", "steps", time, "seeds"]
     lines = [heads, ["---"] * len(heads)]
     for (method, rate), by_seed in sorted(runs.items(), key=lambda item: ends[item[0]]):
-        pairs = [(one, reference[seed]) for seed, one in by_seed.items() if seed in reference]
-        losses = [mean([one["validation"].get(step, math.inf) for one, _ in pairs]) for step in steps]
-        gain = mean([final_loss(other) - final_loss(one) for one, other in pairs])
+        pairs = [(training, reference[seed]) for seed, training in by_seed.items() if seed in reference]
+        losses = [mean([training["validation"].get(step, math.inf) for training, _ in pairs]) for step in steps]
+        gain = mean([final_loss(other) - final_loss(training) for training, other in pairs])
         shares = _shares(pairs, ratios.get(method) if ratios else 1.0)
         lines.append([method, f"{rate:g}", *losses, gain, *shares, str(len(pairs))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -112,21 +114,21 @@ def ablation_table(ablations: list[dict[str, Any]], results: list[dict[str, Any]
         ablations: trainings of `ABLATIONS`.
         results: of the methods that they change, of the same setup.
     """
-    unchanged = {(one["method"], one["rate"], one["seed"]): final_loss(one) for one in results}
+    unchanged = {(training["method"], training["rate"], training["seed"]): final_loss(training) for training in results}
     changed: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
-    for one in ablations:
-        changed[one["method"], one["rate"]][one["seed"]] = one
+    for training in ablations:
+        changed[training["method"], training["rate"]][training["seed"]] = training
     heads = ["change", "rate", "loss, seed 0", "less than without it", "with other seeds", "seeds", "mean rank"]
     lines = []
     for (name, rate), by_seed in changed.items():
-        method = max((one for one in METHODS if name.startswith(one)), key=len)
+        method = ABLATIONS[name].changes
         gains = {
-            seed: unchanged[method, rate, seed] - final_loss(one)
-            for seed, one in sorted(by_seed.items())
+            seed: unchanged[method, rate, seed] - final_loss(training)
+            for seed, training in sorted(by_seed.items())
             if (method, rate, seed) in unchanged
         }
         others = [gain for seed, gain in gains.items() if seed != 0]
-        rank = mean([one["rank"] for one in by_seed.values() if "rank" in one])
+        rank = mean([training["rank"] for training in by_seed.values() if "rank" in training])
         first = f"{final_loss(by_seed[0]):.4f}" if 0 in by_seed else ""
         own = f"{gains[0]:.4f}" if 0 in gains else ""
         lines.append([name, f"{rate:g}", first, own, mean(others), str(len(others) or ""), rank])
@@ -140,24 +142,24 @@ def _shares(pairs: list[tuple[dict[str, Any], dict[str, Any]]], ratio: float | N
     Both are means over the trainings that got there; where not all did, their number is told.
     """
     steps, times = [], []
-    for one, other in pairs:
-        reached = steps_to(one, final_loss(other))
+    for training, other in pairs:
+        reached = steps_to(training, final_loss(other))
         if reached is None:
             continue
         first = steps_to(other, final_loss(other)) or other["steps"]
         steps.append(reached / first)
         if ratio is not None:
-            times.append(time_to(one, reached, ratio) / first)
+            times.append(time_to(training, reached, ratio) / first)
     if not steps:
         return (f"0 of {len(pairs)}",) * 2
     note = f" ({len(steps)} of {len(pairs)})" if len(steps) < len(pairs) else ""
     return mean(steps) + note, mean(times) + note if times else "not measured"
 
 
-def steps_to(one: dict[str, Any], target: float) -> float | None:
+def steps_to(training: dict[str, Any], target: float) -> float | None:
     """Steps until the validation loss is that low, by linear interpolation between two validations."""
     before: tuple[int, float] | None = None
-    for step, loss in sorted(one["validation"].items()):
+    for step, loss in sorted(training["validation"].items()):
         if loss <= target:
             if before is None:
                 return float(step)
@@ -166,16 +168,16 @@ def steps_to(one: dict[str, Any], target: float) -> float | None:
     return None
 
 
-def time_to(one: dict[str, Any], steps: float, ratio: float) -> float:
+def time_to(training: dict[str, Any], steps: float, ratio: float) -> float:
     """Time for that many steps and for the start, in steps of AdamW under the same load.
 
     Args:
-        one: the training.
+        training: which.
         steps: how many.
         ratio: seconds of its step in units of AdamW's.
     """
-    adamw_step = statistics.median(one["seconds"][1:]) / ratio
-    return float(one["start_seconds"] / adamw_step + steps * ratio)
+    adamw_step = statistics.median(training["seconds"][1:]) / ratio
+    return float(training["start_seconds"] / adamw_step + steps * ratio)
 
 
 def mean(values: Sequence[float]) -> str:
@@ -190,23 +192,25 @@ def mean(values: Sequence[float]) -> str:
 def draw(results: list[dict[str, Any]], best: dict[str, float], path: Path) -> None:
     """Left: loss by step, mean over the other seeds, at the best rate. Right: final loss by learning rate, seed 0."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    seeds = [one for one in results if one["seed"] != 0]
+    seeds = [training for training in results if training["seed"] != 0]
     colours = plt.get_cmap("tab20")
     for index, method in enumerate(sorted(best)):
         line, marker = ("--" if index % 2 else "-", "o") if index < 20 else (":", "s")  # there are 20 colours
         style: dict[str, Any] = {"color": colours(index % 20), "linestyle": line, "marker": marker, "label": method}
         by_rate = defaultdict(list)
-        for one in seeds:
-            if one["method"] == method:
-                by_rate[one["rate"]].append(one)
+        for training in seeds:
+            if training["method"] == method:
+                by_rate[training["rate"]].append(training)
         if by_rate:
             runs = min(by_rate.values(), key=lambda runs: statistics.fmean(map(final_loss, runs)))
             steps = sorted(runs[0]["validation"])
-            curve = [statistics.fmean(one["validation"].get(step, math.inf) for one in runs) for step in steps]
+            curve = [
+                statistics.fmean(training["validation"].get(step, math.inf) for training in runs) for step in steps
+            ]
             left.plot(steps, curve, **style)
             left.set_xticks(steps)
-        seed_0 = (one for one in results if one["method"] == method and one["seed"] == 0)
-        tuned = sorted((one["rate"], final_loss(one)) for one in seed_0)
+        seed_0 = (training for training in results if training["method"] == method and training["seed"] == 0)
+        tuned = sorted((training["rate"], final_loss(training)) for training in seed_0)
         right.semilogx(*zip(*tuned, strict=True), **style)
     left.set(xlabel="optimizer step", ylabel="validation loss (nats per supervised token)", title="at the best rate")
     right.set(xlabel="learning rate", ylabel="final validation loss", title="by learning rate, seed 0")

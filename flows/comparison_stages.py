@@ -160,7 +160,7 @@ class _Comparison:
         if judge is None or first_answers is None or "judge" in self.not_run:
             return None
         try:
-            return judge_answers(first_answers, answers, url, judge, store=self.store)
+            return judge_answers(first_answers, answers=answers, url=url, model=judge, store=self.store)
         except (UserError, TemporaryError) as error:
             self.not_run["judge"] = str(error)
             run_logger().warning("The judge is left out: %s", error)
@@ -171,9 +171,15 @@ class _Comparison:
         first = self.methods[self.first]
         try:
             history = reproduce_fault(
-                self.model, self.dataset, first.model, first.lora, first.training, fault_settings(first.training),
-                first.seed, store=self.store,
-            )  # fmt: skip
+                self.model,
+                self.dataset,
+                base=first.model,
+                lora=first.lora,
+                training=first.training,
+                grit=fault_settings(first.training),
+                seed=first.seed,
+                store=self.store,
+            )
         except (TrainingError, TemporaryError) as failure:
             self.not_run[FAULT] = str(failure)
             run_logger().warning("%s is left out: %s", FAULT, failure)
@@ -208,16 +214,16 @@ def branch(
 
 def evaluated(model: Artifact, settings: FinetuneSettings, inputs: EvaluationInputs) -> dict[str, Any]:
     """Evaluate a model beside its scores: answers, forgetting, and the second data set if there is one."""
-    store, base = Store(settings.store, settings.store_uri), settings.model
-    dataset, scoring, second = inputs.dataset, inputs.scoring, None
-    if inputs.second_dataset:
-        second = measure_second_data(
-            model, inputs.second_dataset, dataset, scoring, base, inputs.second_rows, settings.seed, store=store
-        )
+    store = Store(settings.store, settings.store_uri)
+    shared: dict[str, Any] = {"settings": inputs.scoring, "base": settings.model, "store": store}
+    dataset, second = inputs.dataset, None
+    if (data := inputs.second_dataset) is not None:
+        rows, seed = inputs.second_rows, settings.seed
+        second = measure_second_data(model, second=data, trained=dataset, number=rows, seed=seed, **shared)
     return {
         "second": second,
-        "answers": answer_prompts(model, dataset, scoring, inputs.answers, base, store=store),
-        "forgetting": measure_forgetting(model, dataset, scoring, inputs.text, base, store=store),
+        "answers": answer_prompts(model, dataset, number=inputs.answers, **shared),
+        "forgetting": measure_forgetting(model, dataset, text=inputs.text, **shared),
     }
 
 

@@ -167,16 +167,20 @@ def compared_with(settings: FinetuneSettings, dataset: Artifact, registration: A
 def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
     """Score the model in use on the new one's rows, as far as its weights are still there."""
     store = Store(settings.store, settings.store_uri)
-    arguments: tuple[Any, ...] = (
-        present.merged, dataset, settings.scoring, settings.model, "tuned", settings.seed,
-    )  # fmt: skip
-    key = score.key(*arguments, store=store)
-    if score.look_up(key, *arguments, store=store) is None:
+    arguments: dict[str, Any] = {"dataset": dataset, "role": "tuned", **_scoring(settings)}
+    key = score.key(present.merged, **arguments)
+    if score.look_up(key, present.merged, **arguments) is None:
         if not store.holds(present.merged):
             return None
         if not looking():
             store.bring(present.merged)
-    return score(*arguments, store=store)
+    return score(present.merged, **arguments)
+
+
+def _scoring(settings: FinetuneSettings) -> dict[str, Any]:
+    """What all models are scored with."""
+    store = Store(settings.store, settings.store_uri)
+    return {"settings": settings.scoring, "base": settings.model, "seed": settings.seed, "store": store}
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
@@ -187,7 +191,8 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
     check_vocabulary(model, dataset, settings.export, store=store)
-    return model, dataset, score(model, dataset, settings.scoring, settings.model, "base", seed, store=store)
+    scores = score(model, dataset, role="base", **_scoring(settings))
+    return model, dataset, scores
 
 
 def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Tuned:
@@ -202,7 +207,7 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
     training = trained(settings, model, dataset, training_seed)
     merged = merge(model, dataset, training.adapter, trust, nf4_merge(settings), store=store)
-    scores = score(merged, dataset, settings.scoring, settings.model, "tuned", settings.seed, store=store)
+    scores = score(merged, dataset, role="tuned", **_scoring(settings))
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
     return Tuned(training.adapter, training.history, merged, scores, gguf)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
@@ -17,7 +17,13 @@ from tasks.evaluation.lm_eval_tasks import load_tasks, own_tasks_sha256, run_tas
 from tasks.evaluation.loading import COMPUTING, load_model
 from tasks.settings.finetune import ModelSettings, ScoringSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.evaluation.validation_loss import ValidationLoss
+
 LIBRARIES = ("datasets", "lm-eval", "tokenizers", "torch", "transformers")
+VALIDATION = "validation.parquet"
 
 
 def _watch(settings: ScoringSettings, **_others: object) -> str:
@@ -28,11 +34,11 @@ def _watch(settings: ScoringSettings, **_others: object) -> str:
 def score(
     model: Artifact,
     dataset: Artifact,
+    *,
     settings: ScoringSettings,
     base: ModelSettings,
     role: Literal["base", "tuned"],
     seed: int,
-    *,
     store: Store,
 ) -> Artifact:
     """Score a model. Equal inputs give equal files; how long it took is in the facts.
@@ -53,35 +59,24 @@ def score(
         TemporaryError: the Hub cannot be reached for an lm-eval task's data.
     """
     from accelerate.utils.memory import clear_device_cache
-    from transformers import set_seed
-
-    from tasks.evaluation.validation_loss import read_rows, validation_loss
 
     clock = _Clock()
     with clock.measure("lm_eval_loading"):  # before the model, so that a wrong name fails in seconds
         tasks = load_tasks(settings, dataset.path)
     with clock.measure("model_loading"):
-        set_seed(seed)
-        network, tokenizer = load_model(model, dataset, base.dtype, base.trust_remote_code)
+        network, tokenizer = _seeded_model(model, dataset, base, seed)
     scores: dict[str, Any] = {"model": role, "validation": None, "lm_eval": {}, "lm_eval_versions": {}}
     rows: dict[str, Any] = {"validation": None, "lm_eval": {}}
-    validation = dataset.path / "validation.parquet"
-    if validation.is_file():
+    if (dataset.path / VALIDATION).is_file():
         with clock.measure("validation_loss"):
-            loss = validation_loss(
-                network, read_rows(validation), settings.batch_size, tokenizer.pad_token_id, where=model.path
-            )
-        scores["validation"] = {
-            "loss": loss.loss,
-            "stderr": loss.stderr,
-            "perplexity": loss.perplexity,
-            "supervised_tokens": loss.supervised_tokens,
-            "rows": len(loss.row_nll),
-        }
+            loss = _loss(network, dataset, settings.batch_size, tokenizer.pad_token_id, where=model.path)
+        scores["validation"] = _loss_scores(loss)
         rows["validation"] = {"nll": loss.row_nll, "supervised_tokens": loss.row_tokens}
     if tasks:
         with clock.measure("lm_eval"):
-            results = run_tasks(tasks, network, tokenizer, settings, dataset.facts["system"], seed)
+            results = run_tasks(
+                tasks, model=network, tokenizer=tokenizer, settings=settings, system=dataset.facts["system"], seed=seed
+            )
         scores |= {"lm_eval": results.metrics, "lm_eval_versions": results.versions, "num_fewshot": results.num_fewshot}
         rows["lm_eval"] = results.documents
     with clock.measure("samples"):
@@ -96,11 +91,41 @@ def score(
     return draft.done()
 
 
+def _seeded_model(
+    model: Artifact, dataset: Artifact, base: ModelSettings, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, and random numbers that begin with the seed."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    return load_model(model, dataset, base.dtype, base.trust_remote_code)
+
+
+def _loss(
+    network: PreTrainedModel, dataset: Artifact, batch_size: int, pad_token_id: int, *, where: object
+) -> ValidationLoss:
+    """The loss on the validation rows."""
+    from tasks.evaluation.validation_loss import read_rows, validation_loss
+
+    return validation_loss(network, read_rows(dataset.path / VALIDATION), batch_size, pad_token_id, where=where)
+
+
+def _loss_scores(loss: ValidationLoss) -> dict[str, Any]:
+    return {
+        "loss": loss.loss,
+        "stderr": loss.stderr,
+        "perplexity": loss.perplexity,
+        "supervised_tokens": loss.supervised_tokens,
+        "rows": len(loss.row_nll),
+    }
+
+
 def _headline(scores: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the artifact's facts."""
     validation = scores["validation"] or {}
     figures = {f"validation_{name}": validation[name] for name in ("loss", "perplexity") if name in validation}
     for task, metrics in scores["lm_eval"].items():
-        figures |= {f"{task}/{metric}": found["value"] for metric, found in metrics.items()}
+        figures |= {f"{task}/{name}": metric["value"] for name, metric in metrics.items()}
     return figures
 
 

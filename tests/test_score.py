@@ -48,13 +48,13 @@ def tokenizer(smollm2_tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: Any) -> list[dict[str, list[int]]]:
-    found = []
+    tokenized = []
     for row in CONVERSATIONS:
         prompt = tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
         start = tokenizer.encode(prompt, add_special_tokens=False)
         answer = tokenizer.encode(row["completion"] + tokenizer.eos_token, add_special_tokens=False)
-        found.append({"input_ids": start + answer, "labels": [-100] * len(start) + answer})
-    return found
+        tokenized.append({"input_ids": start + answer, "labels": [-100] * len(start) + answer})
+    return tokenized
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,10 @@ def test_all_scores_equal_those_computed_by_hand(
     settings = ScoringSettings(
         tasks=("city", "city_choice"), include_path=tasks, batch_size=3, samples=8, max_new_tokens=12
     )
-    made = score.function(learned, dataset, settings, HELD, "tuned", 7, store=Store(tmp_path / "store"))
-    scores, details = read(made), read(made, "rows.json")
+    artifact = score.function(
+        learned, dataset, settings=settings, base=HELD, role="tuned", seed=7, store=Store(tmp_path / "store")
+    )
+    scores, details = read(artifact), read(artifact, "rows.json")
 
     answers = [answer_alone(network, tokenizer, row["messages"][:-1], 12) for row in CONVERSATIONS]
     right = [answer == row["completion"] for answer, row in zip(answers, CONVERSATIONS, strict=True)]
@@ -183,20 +185,24 @@ def test_all_scores_equal_those_computed_by_hand(
     assert scores["model"] == "tuned"
     assert scores["lm_eval_versions"] == {"city": 1.5, "city_choice": 2}
     assert scores["num_fewshot"] == {"city": 0, "city_choice": 0}
-    assert made.facts["city/exact_match"] == mean
-    assert made.facts["validation_loss"] == scores["validation"]["loss"]
+    assert artifact.facts["city/exact_match"] == mean
+    assert artifact.facts["validation_loss"] == scores["validation"]["loss"]
     assert no_network == []
 
 
 def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tasks: Path, tmp_path: Path) -> None:
     settings = ScoringSettings(tasks=("city",), include_path=tasks, num_fewshot=1, limit=3, samples=2)
-    made: list[Artifact] = []
+    artifacts: list[Artifact] = []
     for seed, store in ((7, "one"), (7, "two")):
         random.seed(store)
-        torch.manual_seed(len(made))
-        made.append(score.function(learned, dataset, settings, HELD, "base", seed, store=Store(tmp_path / store)))
-    assert made[0].digest == made[1].digest
-    scores = read(made[0])
+        torch.manual_seed(len(artifacts))
+        artifacts.append(
+            score.function(
+                learned, dataset, settings=settings, base=HELD, role="base", seed=seed, store=Store(tmp_path / store)
+            )
+        )
+    assert artifacts[0].digest == artifacts[1].digest
+    scores = read(artifacts[0])
     assert scores["lm_eval"]["city"]["exact_match"]["n"] == 3
     assert scores["num_fewshot"] == {"city": 1}
     assert len(scores["samples"]) == 2
@@ -207,10 +213,12 @@ def test_without_tasks_and_without_held_out_rows(learned: Artifact, dataset: Art
     shutil.copytree(dataset.path / "tokenizer", bare / "tokenizer")
     empty = dataset.model_copy(update={"path": bare})
     settings = ScoringSettings(tasks=())
-    made = score.function(learned, empty, settings, HELD, "base", 0, store=Store(tmp_path / "store"))
-    scores = read(made)
+    artifact = score.function(
+        learned, empty, settings=settings, base=HELD, role="base", seed=0, store=Store(tmp_path / "store")
+    )
+    scores = read(artifact)
     assert (scores["validation"], scores["lm_eval"], scores["samples"]) == (None, {}, [])
-    assert set(made.facts) == {"seconds"}
+    assert set(artifact.facts) == {"seconds"}
 
 
 def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
@@ -220,23 +228,25 @@ def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
     shutil.copytree(dataset.path, other)
     (other / "test.jsonl").rename(other / "validation.jsonl")
     settings = ScoringSettings(tasks=(), samples=1, max_new_tokens=12)
-    made = score.function(
+    artifact = score.function(
         learned,
         dataset.model_copy(update={"path": other}),
-        settings,
-        HELD,
-        "base",
-        0,
+        settings=settings,
+        base=HELD,
+        role="base",
+        seed=0,
         store=Store(tmp_path / "store"),
     )
-    assert [sample["prompt"] for sample in read(made)["samples"]] == [CONVERSATIONS[0]["prompt"]]
+    assert [sample["prompt"] for sample in read(artifact)["samples"]] == [CONVERSATIONS[0]["prompt"]]
 
 
 def test_the_cache_key_follows_the_users_task_files(learned: Artifact, dataset: Artifact, tasks: Path) -> None:
     settings = ScoringSettings(tasks=("city",), include_path=tasks)
 
     def key() -> str:
-        return score.key(learned, dataset, settings, HELD, "base", 0, store=Store(Path("store")))
+        return score.key(
+            learned, dataset, settings=settings, base=HELD, role="base", seed=0, store=Store(Path("store"))
+        )
 
     before = key()
     assert key() == before
@@ -251,8 +261,8 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
     learned: Artifact, dataset: Artifact, store: Store
 ) -> None:
     settings = ScoringSettings(tasks=(), max_new_tokens=24)
-    made = answer_prompts.function(learned, dataset, settings, 6, HELD, store=store)
-    lines = [json.loads(line) for line in (made.path / "answers.jsonl").read_text().splitlines()]
+    answers = answer_prompts.function(learned, dataset, settings=settings, number=6, base=HELD, store=store)
+    lines = [json.loads(line) for line in (answers.path / "answers.jsonl").read_text().splitlines()]
     assert [line["expected"] for line in lines] == [row["completion"] for row in CONVERSATIONS[:6]]
     for line in lines[:LEARNED]:
         assert line["answer"] == line["expected"] and line["stopped"]
@@ -260,7 +270,12 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
             "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
         }  # fmt: skip
     cut = answer_prompts.function(
-        learned, dataset, settings.model_copy(update={"max_new_tokens": 2}), 2, HELD, store=store
+        learned,
+        dataset,
+        settings=settings.model_copy(update={"max_new_tokens": 2}),
+        number=2,
+        base=HELD,
+        store=store,
     )
     for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
         assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
@@ -272,26 +287,29 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     long = dataset.model_copy(update={"facts": dataset.facts | {"max_length": 12}})
     text = "One two three four.\n\nFive\nsix seven.\n\n\nWord\n\n" + "eight " * 50
     (tmp_path / "text.txt").write_text(text)
-    arguments = (tiny_model, long, ScoringSettings(), str(tmp_path / "text.txt"), HELD)
-    made = measure_forgetting.function(*arguments, store=store)
-    found = json.loads((made.path / "rows.json").read_text())
+    asked: Any = {"settings": ScoringSettings(), "text": str(tmp_path / "text.txt"), "base": HELD, "store": store}
+    losses = measure_forgetting.function(tiny_model, long, **asked)
+    rows = json.loads((losses.path / "rows.json").read_text())
     network = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.float32)
-    ids = [tokenizer.encode(one, add_special_tokens=False) for one in ("One two three four.", "Five six seven.")]
+    ids = [
+        tokenizer.encode(paragraph, add_special_tokens=False)
+        for paragraph in ("One two three four.", "Five six seven.")
+    ]
     long_one = tokenizer.encode("eight " * 49 + "eight", add_special_tokens=False)
     pieces = [*ids, *(long_one[start : start + 12] for start in range(0, len(long_one), 12))]
-    assert found["supervised_tokens"] == [len(piece) - 1 for piece in pieces]
-    assert (made.facts["rows"], made.facts["cut_paragraphs"]) == (2 + 5, 1)
-    for piece, tokens, nll in zip(pieces, found["supervised_tokens"], found["nll"], strict=True):
+    assert rows["supervised_tokens"] == [len(piece) - 1 for piece in pieces]
+    assert (losses.facts["rows"], losses.facts["cut_paragraphs"]) == (2 + 5, 1)
+    for piece, tokens, nll in zip(pieces, rows["supervised_tokens"], rows["nll"], strict=True):
         with torch.no_grad():
             loss = network(input_ids=torch.tensor([piece]), labels=torch.tensor([piece])).loss
         assert nll / tokens == pytest.approx(float(loss), rel=1e-5)
-    key = measure_forgetting.key(*arguments, store=store)
+    key = measure_forgetting.key(tiny_model, long, **asked)
     (tmp_path / "text.txt").write_text(text + " nine")
-    assert measure_forgetting.key(*arguments, store=store) != key
+    assert measure_forgetting.key(tiny_model, long, **asked) != key
     assert len(paragraphs(read_text(None))) >= 15
     (tmp_path / "text.txt").write_text("Word\n\n")
     with pytest.raises(UserError, match=r"text\.txt: the text is empty"):
-        measure_forgetting.function(*arguments, store=store)
+        measure_forgetting.function(tiny_model, long, **asked)
 
 
 def test_a_text_needs_neither_spaces_nor_empty_lines(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from tasks.analysis.compared_runs import ComparedRun, FaultRun
-from tasks.analysis.measure import Runs
+from tasks.analysis.metric import Runs
 from tasks.engine.artifacts import Artifact
 from tasks.report.figures import PLAIN, smoothed, svg
+from tasks.stats.json_lines import read_json_lines
 from tasks.training.history import steps_of
 
 COLOURS = (
@@ -38,12 +39,30 @@ POINTS = 400
 """Of one line, at most: ten thousand steps would make a page of megabytes, and nobody could tell them apart."""
 MARKED = 50
 """Validations of a line whose points are marked, at most."""
-MAPS = (
-    ("cosine", "cosine", "cosine between raw and preconditioned gradient"),
-    ("effective_rank_h", "effective rank", "effective rank of the factor of A x"),
-    ("effective_rank_u", "effective rank", "effective rank of the factor of the gradient with respect to A x"),
+
+
+@dataclass(frozen=True)
+class ModuleFigure:
+    """What is shown of each module with GRIT."""
+
+    name: str
+    """In the history."""
+    scale: str
+    """Figures of one scale share their colours."""
+    label: str
+    meaning: str
+
+
+MODULE_FIGURES = (
+    ModuleFigure("cosine", "cosine", "cosine", "cosine between raw and preconditioned gradient"),
+    ModuleFigure("effective_rank_h", "rank", "effective rank", "effective rank of the factor of A x"),
+    ModuleFigure(
+        "effective_rank_u",
+        "rank",
+        "effective rank",
+        "effective rank of the factor of the gradient with respect to A x",
+    ),
 )
-"""Name in the history, kind, and meaning of what is shown of each module."""
 
 
 def validation_curves(runs: Runs, over: Over, every: int | None) -> str:
@@ -56,9 +75,9 @@ def validation_curves(runs: Runs, over: Over, every: int | None) -> str:
     """
 
     def draw(axes: Axes) -> None:
-        for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            x, losses = validation_points(each, over, every)
-            mean = _band(axes, x, losses, colour, method, marker="o" if len(x) <= MARKED else None)
+        for colour, (method, of_method) in zip(COLOURS, runs.items(), strict=False):
+            x, losses = validation_points(of_method, over, every)
+            mean = _band(axes, x, losses, colour=colour, label=method, marker="o" if len(x) <= MARKED else None)
             lowest = int(mean.argmin())
             axes.plot(x[lowest], mean[lowest], "*", color=colour, markersize=13)
         axes.set(xlabel=LABELS[over], ylabel="validation loss, nats per token")
@@ -80,13 +99,13 @@ def loss_curves(runs: Runs, over: Over, every: int | None) -> str:
 
     def draw(axes: Axes) -> None:
         validated = False
-        for colour, (method, each) in zip(COLOURS, runs.items(), strict=False):
-            steps = [steps_of(run.history) for run in each]
-            losses = np.array(_equally_long([smoothed([step["loss"] for step in one]).tolist() for one in steps]))
-            progress = [progress_of(run, one, over) for run, one in zip(each, steps, strict=True)]
-            x = np.mean(_equally_long([one[:-1].tolist() for one in progress]), axis=0)
-            _band(axes, x, losses, colour, method)
-            x, losses = validation_points(each, over, every)
+        for colour, (method, of_method) in zip(COLOURS, runs.items(), strict=False):
+            steps = [steps_of(run.history) for run in of_method]
+            losses = np.array(_equally_long([smoothed([step["loss"] for step in of_run]).tolist() for of_run in steps]))
+            progress = [progress_of(run, of_run, over) for run, of_run in zip(of_method, steps, strict=True)]
+            x = np.mean(_equally_long([of_run[:-1].tolist() for of_run in progress]), axis=0)
+            _band(axes, x, losses, colour=colour, label=method)
+            x, losses = validation_points(of_method, over, every)
             if validated := bool(losses.size):
                 kept = thinned(len(x))
                 marker = "o" if len(x) <= MARKED else None
@@ -119,17 +138,17 @@ def validation_points(runs: Sequence[ComparedRun], over: Over, every: int | None
         Tokens or seconds, mean over seeds, [points], and validation losses, [S, points].
     """
     steps = [steps_of(run.history) for run in runs]
-    whole = len({len(one) for one in steps}) == 1
-    found: list[dict[float, tuple[float, float]]] = []
+    whole = len({len(of_run) for of_run in steps}) == 1
+    points_of_runs: list[dict[float, tuple[float, float]]] = []
     for run, own in zip(runs, steps, strict=True):
         x, tokens = progress_of(run, own, over), progress_of(run, own, "tokens")
         at: dict[float, tuple[float, float]] = {}
         for step, loss in run.history.facts["validation"]:
             mark = math.inf if whole and step == len(own) else tokens[step] // every if every else step
             at.setdefault(mark, (x[step], loss))
-        found.append(at)
-    marks = [mark for mark in found[0] if all(mark in at for at in found)]
-    points = np.array([[at[mark] for mark in marks] for at in found]).reshape(len(runs), len(marks), 2)
+        points_of_runs.append(at)
+    marks = [mark for mark in points_of_runs[0] if all(mark in at for at in points_of_runs)]
+    points = np.array([[at[mark] for mark in marks] for at in points_of_runs]).reshape(len(runs), len(marks), 2)
     return points[:, :, 0].mean(axis=0), points[:, :, 1]
 
 
@@ -156,22 +175,35 @@ def module_maps(runs: Runs) -> list[tuple[str, str, str]]:
     Returns:
         Method, what is shown, and the picture; the same figure of all methods stands together.
     """
-    last = {method: [_last_modules(run.history) for run in each] for method, each in runs.items()}
-    shown: list[tuple[str, str, str, dict[str, float]]] = []
-    for name, kind, meaning in MAPS:
+    means = _module_means(runs)
+    values: dict[str, list[float]] = {}
+    for _, figure, by_module in means:
+        values.setdefault(figure.scale, []).extend(by_module.values())
+    scales = {scale: (min(of_scale), max(of_scale)) for scale, of_scale in values.items()}
+    return [
+        (method, figure.meaning, _map(by_module, figure.label, scales[figure.scale]))
+        for method, figure, by_module in means
+    ]
+
+
+def _module_means(runs: Runs) -> list[tuple[str, ModuleFigure, dict[str, float]]]:
+    """The figures of each method's modules at the last step, averaged over seeds; methods without any are left out.
+
+    Args:
+        runs: by method.
+    """
+    last = {method: [_last_modules(run.history) for run in of_method] for method, of_method in runs.items()}
+    means = []
+    for figure in MODULE_FIGURES:
         for method, seeds in last.items():
             if not all(seeds):
                 continue
-            values = {module: [one[module][name] for one in seeds] for module in seeds[0]}
-            measured = [value for each_seed in values.values() for value in each_seed]
+            values = {module: [modules[module][figure.name] for modules in seeds] for module in seeds[0]}
+            measured = [value for of_module in values.values() for value in of_module]
             if None not in measured and any(measured):  # a factor that nothing has come into yet has no rank
-                means = {module: float(np.mean(each_seed)) for module, each_seed in values.items()}
-                shown.append((method, kind, meaning, means))
-    found: dict[str, list[float]] = {}
-    for _, kind, _, means in shown:
-        found.setdefault(kind, []).extend(means.values())
-    scales = {kind: (min(values), max(values)) for kind, values in found.items()}
-    return [(method, meaning, _map(means, kind, scales[kind])) for method, kind, meaning, means in shown]
+                by_module = {module: float(np.mean(of_module)) for module, of_module in values.items()}
+                means.append((method, figure, by_module))
+    return means
 
 
 def fault_curves(fault: FaultRun, reference: ComparedRun) -> str:
@@ -197,14 +229,14 @@ def fault_curves(fault: FaultRun, reference: ComparedRun) -> str:
     return svg(draw)
 
 
-def _equally_long(each: Sequence[list[Any]]) -> list[list[Any]]:
+def _equally_long(seeds: Sequence[list[Any]]) -> list[list[Any]]:
     """Cut to the shortest, since a mean needs all seeds: some trainings may have stopped early."""
-    shortest = min(map(len, each))
-    return [one[:shortest] for one in each]
+    shortest = min(map(len, seeds))
+    return [values[:shortest] for values in seeds]
 
 
 def _band(
-    axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str, marker: str | None = None
+    axes: Axes, x: np.ndarray, values: np.ndarray, *, colour: str, label: str, marker: str | None = None
 ) -> np.ndarray:
     """Mean and standard error over seeds; values [S, points]."""
     mean: np.ndarray = values.mean(axis=0)
@@ -233,11 +265,11 @@ def _legend(axes: Axes) -> None:
 
 def _last_modules(history: Artifact) -> dict[str, dict[str, Any]]:
     path = history.path / "modules.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_json_lines(path) if path.is_file() else []
     return {line["module"]: line for line in lines if line["step"] == lines[-1]["step"]}
 
 
-def _map(values: dict[str, float], kind: str, scale: tuple[float, float]) -> str:
+def _map(values: dict[str, float], label: str, scale: tuple[float, float]) -> str:
     """By layer and projection; what has no number in its path stands in a column of its own."""
     places = {module: _place(module) for module in values}
     rows = sorted({row for _, row in places.values()})
@@ -258,7 +290,7 @@ def _map(values: dict[str, float], kind: str, scale: tuple[float, float]) -> str
         axes.set_xticks([index + 0.5 for index in shown], [str(columns[index]) for index in shown])
         axes.set(xlabel="layer")
         axes.grid(visible=False)
-        axes.figure.colorbar(image, ax=axes, label=kind)
+        axes.figure.colorbar(image, ax=axes, label=label)
 
     return svg(draw, (6.4, 2.6))
 

@@ -31,7 +31,7 @@ def trial_rows(trials: Sequence[RateTrial], methods: Sequence[str]) -> list[dict
     chosen = {method: chosen_rate(trials, method) for method in methods if trials}
     rows = []
     for trial in trials:
-        rates = [one.learning_rate for one in trials if one.method == trial.method]
+        rates = [other.learning_rate for other in trials if other.method == trial.method]
         taken = chosen.get(trial.method) == trial.learning_rate
         at = {max(rates): "highest", min(rates): "lowest"}.get(trial.learning_rate) if len(rates) > 1 else None
         row = trial.model_dump(include={"method", "learning_rate", "failure"})
@@ -50,5 +50,5 @@ def edge_sentence(rows: Sequence[dict[str, Any]]) -> str | None:
     for row in rows:
         if row["edge"]:
             at.setdefault(f"the {row['edge']} rate tried, {row['learning_rate']}", []).append(row["method"])
-    said = [f"{', '.join(methods)} took {edge}" for edge, methods in at.items()]
-    return f"{'; '.join(said)}: a better one may lie beyond the grid." if said else None
+    clauses = [f"{', '.join(methods)} took {edge}" for edge, methods in at.items()]
+    return f"{'; '.join(clauses)}: a better one may lie beyond the grid." if clauses else None

@@ -29,8 +29,12 @@ def origins(
         base: what was measured of the base model, for what it was measured on.
     """
     others = [("second data set", base.second)] if base.second else []
-    made = [(f"{run.method}, seed {run.seed}: {one.kind}", one) for run in runs for one in (run.adapter, run.gguf)]
-    here = provenance(runs[0].history.facts["device"], [*shared, *made])
+    models = [
+        (f"{run.method}, seed {run.seed}: {artifact.kind}", artifact)
+        for run in runs
+        for artifact in (run.adapter, run.gguf)
+    ]
+    here = provenance(runs[0].history.facts["device"], [*shared, *models])
     machines = by_machine(runs)
     return [
         ("written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
@@ -53,10 +57,10 @@ def by_machine(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
 
     Two machines of the same kind count as one, and so does one with a new system.
     """
-    found: dict[str, list[str]] = {}
+    trained: dict[str, list[str]] = {}
     for run in runs:
-        found.setdefault(_machine(run.history.facts.get("machine")), []).append(f"{run.method}, seed {run.seed}")
-    return found
+        trained.setdefault(_machine(run.history.facts.get("machine")), []).append(f"{run.method}, seed {run.seed}")
+    return trained
 
 
 def _machine(facts: dict[str, Any] | None) -> str:
@@ -78,17 +82,17 @@ def batch_notes(runs: Sequence[ComparedRun], methods: Mapping[Any, FinetuneSetti
         runs: all trainings.
         methods: the settings of each method.
     """
-    found = []
+    notes = []
     for run in runs:
         training, facts = methods[run.method].training, run.history.facts
         asked = training.per_device_batch_size, training.gradient_accumulation_steps
         used = facts.get("per_device_batch_size", asked[0]), facts.get("gradient_accumulation_steps", asked[1])
         if used != asked:
-            found.append(
+            notes.append(
                 f"{run.method}, seed {run.seed}: memory ran out, so it trained on {used[0]} × {used[1]} rows a step in "
                 f"place of {asked[0]} × {asked[1]}: the same batch, but other times and another peak of memory."
             )
-    return found
+    return notes
 
 
 def choice_notes(methods: Mapping[Any, FinetuneSettings]) -> list[str]:
@@ -115,12 +119,12 @@ def commit(checkout: Path) -> str | None:
     if git is None or not (checkout / ".git").exists():
         return None
     try:
-        said = [
+        head, changes = (
             subprocess.run(
                 [git, "-C", str(checkout), *words], capture_output=True, text=True, check=True, timeout=GIT_SECONDS
             ).stdout.strip()
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{said[0]}{' with uncommitted changes' if said[1] else ''}"
+    return f"{head}{' with uncommitted changes' if changes else ''}"

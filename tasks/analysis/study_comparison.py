@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tasks.analysis.compared_runs import FaultRun
-from tasks.analysis.measure import Runs
+from tasks.analysis.metric import Runs
 from tasks.analysis.published_study import PUBLISHED, Published
 from tasks.analysis.table import number
 from tasks.stats.estimates import Estimate
@@ -22,13 +23,14 @@ def published_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         What is published, with `ours`, the row's name, and `cells`, what each method has there in the study's unit.
     """
-    found = []
+    of_ours = {row["key"]: row for row in rows}
+    compared = []
     for published in PUBLISHED:
-        ours = next((row for row in rows if published.ours and row["name"].startswith(published.ours)), None)
+        ours = of_ours.get(published.ours)
         cells = {method: _converted(cell, published) for method, cell in ours["cells"].items()} if ours else {}
         name = f"{ours['name']}{f', in {published.unit}' if published.unit else ''}" if ours else None
-        found.append(published._asdict() | {"ours": name, "cells": cells})
-    return found
+        compared.append(asdict(published) | {"ours": name, "cells": cells})
+    return compared
 
 
 def _converted(cell: dict[str, Any], published: Published) -> str:
@@ -66,8 +68,8 @@ def fault_summary(faults: Sequence[FaultRun], runs: Runs) -> dict[str, Any] | No
         "true": values["reference_loss"] / values["honest_loss"],
         "slower": values["seconds"] / values["reference_seconds"],
         "others": {
-            method: each[0].history.facts["median_seconds_per_step"] / values["reference_seconds"]
-            for method, each in runs.items()
+            method: of_method[0].history.facts["median_seconds_per_step"] / values["reference_seconds"]
+            for method, of_method in runs.items()
             if method != first
         },
     }

@@ -6,83 +6,85 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tasks.analysis.measure import Measure, shared_confidence
+from tasks.analysis.labels import READINGS, Reading, label
+from tasks.analysis.metric import Metric, shared_confidence
 from tasks.stats.estimates import Estimate
 from tasks.stats.standard_errors import is_zero
 
-GROUPS = {
-    "loss": "Loss",
-    "test": "Test",
-    "answers": "Answers",
-    "forgetting": "Forgetting",
-    "second": "Second data set",
-    "cost": "Cost",
-}
 
-
-def comparable(found: Sequence[Measure], *, same_machine: bool) -> list[Measure]:
-    """The measures; where runs come from several machines, none of their costs counts as better than another.
+def comparable(metrics: Sequence[Metric], *, same_machine: bool) -> list[Metric]:
+    """The metrics; where runs come from several machines, none of their costs counts as better than another.
 
     Args:
-        found: the measures.
+        metrics: all of them.
         same_machine: whether all runs were trained on machines of one kind.
     """
-    return [one if same_machine or one.group != "cost" else replace(one, better=None) for one in found]
+    return [metric if same_machine or metric.group != "cost" else replace(metric, better=None) for metric in metrics]
 
 
-def table(found: Sequence[Measure], methods: Sequence[str], confidence: float) -> list[dict[str, Any]]:
-    """A row for each measure, with a cell for each method.
+def table(metrics: Sequence[Metric], methods: Sequence[str], confidence: float) -> list[dict[str, Any]]:
+    """A row for each metric, with a cell for each method.
 
     Args:
-        found: the measures.
+        metrics: all of them.
         methods: in the order of the columns; the first is the reference.
         confidence: of the intervals.
+
+    Returns:
+        For each metric its `key`, its `name` in words, the key of its `group`, and the cells by method.
     """
-    return [_row(measure, methods, confidence) for measure in found]
+    return [_row(metric, methods, confidence) for metric in metrics]
 
 
-def _row(measure: Measure, methods: Sequence[str], confidence: float) -> dict[str, Any]:
-    best = measure.best(confidence)
-    reference, *others = methods
-    shared = shared_confidence(confidence, len(others))
-    cells: dict[str, Any] = {}
+def _row(metric: Metric, methods: Sequence[str], confidence: float) -> dict[str, Any]:
+    best, cells = metric.best(confidence), {}
     for method in methods:
-        if method not in measure.values:
-            cells[method] = {"text": measure.notes.get(method, "—"), "notes": [], "best": False}
-            continue
-        own = measure.estimate(method, confidence)
-        notes = [measure.notes[method]] if method in measure.notes else []
-        cell: dict[str, Any] = {
-            "text": number(own, measure.digits),
-            "values": measure.values[method].tolist() if measure.counts is None else None,
-            "estimate": own.__dict__,
-            "best": method == best,
-        }
-        if method != reference and reference in measure.values:
-            difference = measure.difference(method, reference, shared)
-            cell["to_reference"] = _compared(measure, difference)
-            notes += [f"{_change(measure, difference)} to {reference}", *_intervals(measure, difference)]
-        if (to_base := measure.to_base(method, confidence)) is not None:
-            cell["to_base"] = _compared(measure, to_base)
-            notes.append(f"{_change(measure, to_base)} to base")
-        cells[method] = cell | {"notes": notes}
-    of_base = None
-    if measure.base is not None:
-        total = len(measure.base) if measure.counts is None else measure.counts.sum()
-        mean = Estimate(float(measure.base.sum() / total), None, None)
-        of_base = number(measure.shown(mean), measure.digits)
+        if method in metric.values:
+            cells[method] = _cell(metric, method, methods, confidence) | {"best": method == best}
+        else:
+            cells[method] = {"text": metric.notes.get(method, "—"), "notes": [], "best": False}
     return {
-        "name": measure.name,
-        "group": GROUPS[measure.group],
-        "better": measure.better,
-        "paired_by": "seed and row" if measure.counts is not None else "seed",
-        "base": of_base,
+        "key": metric.key,
+        "name": label(metric),
+        "group": metric.group,
+        "better": metric.better,
+        "paired_by": "seed and row" if metric.counts is not None else "seed",
+        "base": _of_base(metric),
         "cells": cells,
     }
 
 
-def _compared(measure: Measure, difference: Estimate) -> dict[str, Any]:
-    return measure.shown(difference).__dict__ | {"reading": reading(difference, measure.better)}
+def _cell(metric: Metric, method: str, methods: Sequence[str], confidence: float) -> dict[str, Any]:
+    """A method's mean, and its differences to the reference and to the base model."""
+    reference, *others = methods
+    own = metric.estimate(method, confidence)
+    notes = [metric.notes[method]] if method in metric.notes else []
+    cell: dict[str, Any] = {
+        "text": number(own, metric.digits),
+        "values": metric.values[method].tolist() if metric.counts is None else None,
+        "estimate": own.__dict__,
+    }
+    if method != reference and reference in metric.values:
+        difference = metric.difference(method, reference, shared_confidence(confidence, len(others)))
+        cell["to_reference"] = _compared(metric, difference)
+        notes += [f"{_change(metric, difference)} to {reference}", *_intervals(metric, difference)]
+    if (to_base := metric.to_base(method, confidence)) is not None:
+        cell["to_base"] = _compared(metric, to_base)
+        notes.append(f"{_change(metric, to_base)} to base")
+    return cell | {"notes": notes}
+
+
+def _of_base(metric: Metric) -> str | None:
+    """The base model's mean, if there is one."""
+    if metric.base is None:
+        return None
+    total = len(metric.base) if metric.counts is None else metric.counts.sum()
+    mean = Estimate(float(metric.base.sum() / total), None, None)
+    return number(metric.shown(mean), metric.digits)
+
+
+def _compared(metric: Metric, difference: Estimate) -> dict[str, Any]:
+    return metric.shown(difference).__dict__ | {"reading": READINGS[reading(difference, metric.better)]}
 
 
 def number(estimate: Estimate, digits: int) -> str:
@@ -107,33 +109,33 @@ def signed(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:+,.{digits}f}{error}"
 
 
-def _change(measure: Measure, difference: Estimate) -> str:
-    if measure.exponential:
-        return f"×{number(measure.shown(difference), measure.digits)}"
-    return signed(difference, measure.digits)
+def _change(metric: Metric, difference: Estimate) -> str:
+    if metric.exponential:
+        return f"×{number(metric.shown(difference), metric.digits)}"
+    return signed(difference, metric.digits)
 
 
-def _intervals(measure: Measure, difference: Estimate) -> list[str]:
+def _intervals(metric: Metric, difference: Estimate) -> list[str]:
     if difference.stderr is None or is_zero(difference.stderr, difference.value):
         return []
-    shown, form = measure.shown(difference), f"{'' if measure.exponential else '+'},.{measure.digits}f"
-    known = [("t", shown.interval), ("bootstrap", shown.bootstrap)]
-    return [f"{name} {ends[0]:{form}} to {ends[1]:{form}}" for name, ends in known if ends]
+    shown, form = metric.shown(difference), f"{'' if metric.exponential else '+'},.{metric.digits}f"
+    intervals = [("t", shown.interval), ("bootstrap", shown.bootstrap)]
+    return [f"{name} {ends[0]:{form}} to {ends[1]:{form}}" for name, ends in intervals if ends]
 
 
-def reading(difference: Estimate, better: str | None) -> str:
-    """What a difference says, in a word or a few.
+def reading(difference: Estimate, better: str | None) -> Reading:
+    """What a difference says; in words by `READINGS`.
 
     Args:
         difference: to the reference.
         better: whether lower or higher is; none where neither is.
     """
     if not difference.repeated:
-        return "one seed, which says nothing of others"
+        return "one_seed"
     if not difference.stderr:
-        return "equal for all seeds, error unknown"
+        return "unknown_error"
     if not difference.exceeds_error:
-        return "within error"
+        return "within_error"
     if better is None:
         return "different"
     return "better" if (difference.value < 0) == (better == "lower") else "worse"

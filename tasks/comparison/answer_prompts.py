@@ -8,7 +8,7 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.evaluation.answering import conversations
 from tasks.evaluation.loading import COMPUTING, load_model
-from tasks.evaluation.quality import measure
+from tasks.evaluation.quality import measure_answer
 from tasks.settings.finetune import ModelSettings, ScoringSettings
 
 
@@ -18,7 +18,7 @@ from tasks.settings.finetune import ModelSettings, ScoringSettings
     alone=True,
 )
 def answer_prompts(
-    model: Artifact, dataset: Artifact, settings: ScoringSettings, number: int, base: ModelSettings, *, store: Store
+    model: Artifact, dataset: Artifact, *, settings: ScoringSettings, number: int, base: ModelSettings, store: Store
 ) -> Artifact:
     """Let a model answer the first held-out prompts.
 
@@ -46,7 +46,7 @@ def answer_prompts(
     with store.draft("answers") as draft, (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for row, (text, stopped) in zip(rows, answers, strict=True):
             line = {"prompt": row["prompt"], "expected": row["completion"], "answer": text, "stopped": stopped}
-            line["measures"] = measure(text, row["completion"], stopped)
+            line["measures"] = measure_answer(text, row["completion"], stopped)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         draft.facts = {"answers": len(rows)}
     return draft.done()

@@ -1,7 +1,7 @@
 """Stage: a judge model compares two models' answers, through any server that speaks OpenAI's protocol. Off by default.
 
 A judge prefers what stands first, or what is longer (arXiv 2306.05685): each pair is asked in both orders, and only a
-preference that survives the swap counts. It is an opinion beside the measures, and never decides a verdict.
+preference that survives the swap counts. It is an opinion beside the metrics, and never decides a verdict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasks.evaluation.judge import Judge, no_letter
 
 
 @stage(libraries=("openai",), retries=2)
-def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, *, store: Store) -> Artifact:
+def judge_answers(reference: Artifact, *, answers: Artifact, url: str, model: str, store: Store) -> Artifact:
     """Ask the judge which of two models' answers to the same prompts are better.
 
     Args:
@@ -37,15 +37,15 @@ def judge_answers(reference: Artifact, answers: Artifact, url: str, model: str, 
     """
     lines, asked, unclear, judge = [], 0, 0, Judge(url, model)
     pairs = list(zip(read_answers(reference), read_answers(answers), strict=True))
-    for one, other in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
+    for reference_line, other_line in tqdm(pairs, desc=f"Judged by {model}", unit="answer"):
         first = second = "C"
-        if one["answer"] != other["answer"]:
-            first = judge.ask(one, a=other["answer"], b=one["answer"])
-            second = judge.ask(one, a=one["answer"], b=other["answer"])
+        if reference_line["answer"] != other_line["answer"]:
+            first = judge.ask(reference_line, a=other_line["answer"], b=reference_line["answer"])
+            second = judge.ask(reference_line, a=reference_line["answer"], b=other_line["answer"])
             asked += 2
         unclear += (first, second).count("?")
         outcome = {("A", "B"): 1, ("B", "A"): -1}.get((first, second), 0)
-        lines.append({"prompt": one["prompt"], "replies": [first, second], "outcome": outcome})
+        lines.append({"prompt": reference_line["prompt"], "replies": [first, second], "outcome": outcome})
     if unclear and unclear == asked:
         raise no_letter(model, unclear)
     with store.draft("judgement") as draft:

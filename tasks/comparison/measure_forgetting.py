@@ -29,10 +29,10 @@ def _watch(text: str | None, **_others: object) -> str:
 def measure_forgetting(
     model: Artifact,
     dataset: Artifact,
+    *,
     settings: ScoringSettings,
     text: str | None,
     base: ModelSettings,
-    *,
     store: Store,
 ) -> Artifact:
     """Measure the loss of every token of a plain text, without a chat template.
@@ -79,19 +79,19 @@ def read_text(text: str | None) -> str:
     """
     path = Path(text).expanduser() if text else OWN_TEXT
     try:
-        found = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"the text cannot be read: {said}", where=path, fix="Correct forgetting_text.") from None
-    if not paragraphs(found):
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"the text cannot be read: {reason}", where=path, fix="Correct forgetting_text.") from None
+    if not paragraphs(content):
         raise _empty(text)
-    return found
+    return content
 
 
 def paragraphs(text: str) -> list[str]:
     """Its paragraphs, apart by empty lines, each on one line; those of a single character tell nothing."""
-    found = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return [paragraph for paragraph in found if len(paragraph) > 1]
+    lines = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return [paragraph for paragraph in lines if len(paragraph) > 1]
 
 
 def windows(ids: list[int], length: int) -> list[list[int]]:

@@ -37,13 +37,13 @@ def second_settings(data: DataSettings, source: str) -> DataSettings:
 @stage(libraries=("torch", "transformers"), reads={"settings": ("batch_size",), "base": COMPUTING}, alone=True)
 def measure_second_data(
     model: Artifact,
+    *,
     second: Artifact,
     trained: Artifact,
     settings: ScoringSettings,
     base: ModelSettings,
     number: int,
     seed: int,
-    *,
     store: Store,
 ) -> Artifact:
     """Measure the loss of the answers' tokens, on rows whose prompt nothing was trained on.

@@ -22,12 +22,12 @@ from tasks.training.progress import ProgressArtifact
 def reproduce_fault(
     model: Artifact,
     dataset: Artifact,
+    *,
     base: ModelSettings,
     lora: LoraSettings,
     training: TrainingSettings,
     grit: GritSettings,
     seed: int,
-    *,
     store: Store,
 ) -> Artifact:
     """Train as the study's GRIT did: rows padded to the full length, padding in the loss, no preconditioner.
@@ -49,9 +49,10 @@ def reproduce_fault(
         TrainingError: training diverged, or a batch of full-length rows does not fit into memory.
         TemporaryError: the training's process was killed or stopped.
     """
-    checkpoints = (
-        store.root / "checkpoints" / reproduce_fault.key(model, dataset, base, lora, training, grit, seed, store=store)
+    key = reproduce_fault.key(
+        model, dataset, base=base, lora=lora, training=training, grit=grit, seed=seed, store=store
     )
+    checkpoints = store.root / "checkpoints" / key
     plain = training.model_copy(
         update={"optimizer": "adamw_torch", "batching": "length_grouped", "backend": "transformers"}
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.analysis.methods import at_rate, settings_of, settings_that_differ
@@ -12,8 +14,12 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.evaluation.answering import read_answers
 from tasks.report.rendering import flat_settings, jinja, template_files
-from tasks.settings.comparison import FAULT, CompareSettings
+from tasks.settings.comparison import FAULT, ComparedMethod, CompareSettings
 from tasks.settings.finetune import FinetuneSettings
+from tasks.stats.json_files import read_json
+
+if TYPE_CHECKING:
+    from tasks.analysis.metric import Runs
 
 SAMPLES = 4
 """Prompts whose answers are shown side by side."""
@@ -25,6 +31,7 @@ SAMPLES = 4
 )
 def write_comparison(
     settings: FinetuneSettings,
+    *,
     comparison: CompareSettings,
     model: Artifact,
     dataset: Artifact,
@@ -33,7 +40,6 @@ def write_comparison(
     runs: tuple[ComparedRun, ...],
     faults: tuple[FaultRun, ...],
     not_run: dict[str, str],
-    *,
     store: Store,
 ) -> Artifact:
     """Compare methods and write it down.
@@ -53,80 +59,36 @@ def write_comparison(
     Returns:
         The artifact `comparison`: `report.html`, `report.json`, `report.md`, and `tensorboard/METHOD/seed-SEED/`.
     """
-    from tasks.analysis import figures as pictures
-    from tasks.analysis.all_measures import measures
-    from tasks.analysis.learning_rates import chosen_rate, edge_sentence, trial_rows
-    from tasks.analysis.measure import Runs, shared_confidence, wins
-    from tasks.analysis.provenance import batch_notes, by_machine, choice_notes, origins
-    from tasks.analysis.published_study import SETUP
-    from tasks.analysis.study_comparison import fault_summary, published_rows
-    from tasks.analysis.table import GROUPS, comparable, reading, table
-    from tasks.analysis.verdict import verdict
+    from tasks.analysis.provenance import by_machine, origins
+    from tasks.analysis.study_comparison import fault_summary
 
     methods = [method for method in comparison.methods if any(run.method == method for run in runs)]
     by_method: Runs = {method: [run for run in runs if run.method == method] for method in methods}
-    confidence = comparison.confidence
+    own = _settings_by_method(settings, methods, trials)
     machines = by_machine(runs)
-    found = comparable(measures(by_method, base), same_machine=len(machines) == 1)
-    rows = table(found, methods, confidence)
-    first = by_method[methods[0]]
-    own = {method: settings_of(method, settings) for method in methods}
-    for method in methods if trials else ():
-        own[method] = at_rate(own[method], chosen_rate(trials, method))
-    tried = trial_rows(trials, methods)
-    answers = {"base": read_answers(base.answers)} | {m: read_answers(r[0].answers) for m, r in by_method.items()}
     data: dict[str, Any] = {
         "title": f"{' against '.join(reversed(methods))} on {settings.model.name}",
-        "verdict": verdict(found, methods, confidence),
         "methods": methods,
-        "seeds": [run.seed for run in first],
-        "confidence": confidence,
+        "seeds": [run.seed for run in by_method[methods[0]]],
+        "confidence": comparison.confidence,
         "not_run": not_run,
-        "table": rows,
-        "published": published_rows(rows),
-        "wins": [
-            row
-            | {name: row[name].__dict__ for name in ("win", "tie", "loss", "net")}
-            | {"reading": reading(row["net"], "higher")}
-            for row in wins(by_method, confidence)
-        ],
+        **_figures(by_method, base, comparison.confidence, same_machine=len(machines) == 1),
         "fault": fault_summary(faults, by_method),
-        "samples": [
-            {
-                "prompt": answers["base"][index]["prompt"],
-                "expected": answers["base"][index]["expected"],
-                "answers": {name: lines[index]["answer"] for name, lines in answers.items()},
-            }
-            for index in range(min(SAMPLES, len(answers["base"])))
-        ],
-        "trials": tried,
-        "edge": edge_sentence(tried),
-        "notes": batch_notes(runs, own) + choice_notes(own),
+        "samples": _samples(by_method, base),
+        **_trained_how(runs, own, trials),
         "machines": machines,
         "settings_that_differ": settings_that_differ(own),
         "settings": own[methods[0]].model_dump(mode="json"),
         "comparison": comparison.model_dump(mode="json", exclude={"cluster"}),  # it changes no figure
-        "card": json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
+        "card": read_json(dataset.path / "card.json"),
         "runs": [run.history.facts | {"method": run.method, "seed": run.seed} for run in runs],
         "provenance": origins(runs, [("model", model), ("dataset", dataset)], base),
     }
-    measured = all(run.history.facts["validation"] for run in runs)
-    every = settings.training.eval_tokens
     view = {
         **data,
+        **_pictures(by_method, faults, settings.training.eval_tokens),
+        **_only_shown(data["table"], comparison, methods),
         "flat_settings": list(flat_settings(own[methods[0]])),
-        "compared": [(name, value) for name, value in flat_settings(comparison) if name in data["comparison"]],
-        "curves": {
-            over: [pictures.loss_curves(by_method, over, every)]
-            + ([pictures.validation_curves(by_method, over, every)] if measured else [])
-            for over in ("tokens", "seconds")
-        },
-        "maps": pictures.module_maps(by_method),
-        "fault_curve": pictures.fault_curves(faults[0], first[0]) if faults else None,
-        "groups": [(group, [row for row in rows if row["group"] == group]) for group in GROUPS.values()],
-        "study_setup": SETUP,
-        "shared": shared_confidence(confidence, len(methods) - 1),
-        "takes_turns": comparison.cluster is None,
         "sources": {"data": settings.data.source, "steps": settings.training.max_steps},
     }
     with store.draft("comparison") as draft:
@@ -135,15 +97,118 @@ def write_comparison(
             (draft.path / f"report.{name}").write_text(text, encoding="utf-8")
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         (draft.path / "report.json").write_text(text + "\n", encoding="utf-8")
-        for run in runs:
-            events = run.history.path / "tensorboard"
-            shutil.copytree(events, draft.path / "tensorboard" / run.method.replace(":", "-") / f"seed-{run.seed}")
-        for fault in faults:
-            events = fault.history.path / "tensorboard"
-            shutil.copytree(events, draft.path / "tensorboard" / FAULT / f"seed-{fault.seed}")
-        for trial in trials:
-            if trial.history:
-                name = f"{trial.method.replace(':', '-')}/rate-{trial.learning_rate}"
-                shutil.copytree(trial.history.path / "tensorboard", draft.path / "tensorboard" / name)
+        _copy_events(draft.path / "tensorboard", runs=runs, faults=faults, trials=trials)
         draft.facts = {"verdict": data["verdict"]["text"]}
     return draft.done()
+
+
+def _settings_by_method(
+    settings: FinetuneSettings, methods: Sequence[ComparedMethod], trials: Sequence[RateTrial]
+) -> dict[ComparedMethod, FinetuneSettings]:
+    """What each method was trained with: at the rate that it chose, where some were tried."""
+    from tasks.analysis.learning_rates import chosen_rate
+
+    own = {method: settings_of(method, settings) for method in methods}
+    return {method: at_rate(own[method], chosen_rate(trials, method)) for method in methods} if trials else own
+
+
+def _figures(by_method: Runs, base: BaseFigures, confidence: float, *, same_machine: bool) -> dict[str, Any]:
+    """Which method is better, and in what: verdict, table, the study beside it, and wins by answers."""
+    from tasks.analysis.all_metrics import all_metrics
+    from tasks.analysis.answer_metrics import wins
+    from tasks.analysis.labels import READINGS
+    from tasks.analysis.study_comparison import published_rows
+    from tasks.analysis.table import comparable, reading, table
+    from tasks.analysis.verdict import verdict
+
+    methods = list(by_method)
+    metrics = comparable(all_metrics(by_method, base), same_machine=same_machine)
+    rows = table(metrics, methods, confidence)
+    return {
+        "verdict": verdict(metrics, methods, confidence),
+        "table": rows,
+        "published": published_rows(rows),
+        "wins": [
+            row
+            | {name: row[name].__dict__ for name in ("win", "tie", "loss", "net")}
+            | {"reading": READINGS[reading(row["net"], "higher")]}
+            for row in wins(by_method, confidence)
+        ],
+    }
+
+
+def _samples(by_method: Runs, base: BaseFigures) -> list[dict[str, Any]]:
+    """What the base model and each method's first run answered to the first prompts."""
+    of_base = read_answers(base.answers)
+    answers = {"base": of_base} | {method: read_answers(runs[0].answers) for method, runs in by_method.items()}
+    return [
+        {
+            "prompt": line["prompt"],
+            "expected": line["expected"],
+            "answers": {name: lines[index]["answer"] for name, lines in answers.items()},
+        }
+        for index, line in enumerate(of_base[:SAMPLES])
+    ]
+
+
+def _trained_how(
+    runs: Sequence[ComparedRun], own: Mapping[ComparedMethod, FinetuneSettings], trials: Sequence[RateTrial]
+) -> dict[str, Any]:
+    """The learning rates that were tried, and what a reader must know of single trainings."""
+    from tasks.analysis.learning_rates import edge_sentence, trial_rows
+    from tasks.analysis.provenance import batch_notes, choice_notes
+
+    rows = trial_rows(trials, list(own))
+    return {"trials": rows, "edge": edge_sentence(rows), "notes": batch_notes(runs, own) + choice_notes(own)}
+
+
+def _pictures(by_method: Runs, faults: Sequence[FaultRun], every: int | None) -> dict[str, Any]:
+    """Curves over tokens and over seconds, GRIT's modules, and the fault's curve."""
+    from tasks.analysis import figures
+
+    reference = next(iter(by_method.values()))
+    validated = all(run.history.facts["validation"] for runs in by_method.values() for run in runs)
+    return {
+        "curves": {
+            over: [figures.loss_curves(by_method, over, every)]
+            + ([figures.validation_curves(by_method, over, every)] if validated else [])
+            for over in ("tokens", "seconds")
+        },
+        "maps": figures.module_maps(by_method),
+        "fault_curve": figures.fault_curves(faults[0], reference[0]) if faults else None,
+    }
+
+
+def _only_shown(
+    rows: Sequence[Mapping[str, Any]], comparison: CompareSettings, methods: Sequence[str]
+) -> dict[str, Any]:
+    """What the pages need beside the data."""
+    from tasks.analysis.labels import GROUPS
+    from tasks.analysis.metric import shared_confidence
+    from tasks.analysis.published_study import SETUP
+
+    asked = comparison.model_dump(exclude={"cluster"})
+    return {
+        "groups": [(key, words, [row for row in rows if row["group"] == key]) for key, words in GROUPS.items()],
+        "compared": [(name, value) for name, value in flat_settings(comparison) if name in asked],
+        "study_setup": SETUP,
+        "shared": shared_confidence(comparison.confidence, len(methods) - 1),
+        "takes_turns": comparison.cluster is None,
+    }
+
+
+def _copy_events(
+    root: Path, *, runs: Sequence[ComparedRun], faults: Sequence[FaultRun], trials: Sequence[RateTrial]
+) -> None:
+    """TensorBoard's files of all trainings, a directory each."""
+    histories = {f"{_directory(run.method)}/seed-{run.seed}": run.history for run in runs}
+    histories |= {f"{FAULT}/seed-{fault.seed}": fault.history for fault in faults}
+    histories |= {
+        f"{_directory(trial.method)}/rate-{trial.learning_rate}": trial.history for trial in trials if trial.history
+    }
+    for name, history in histories.items():
+        shutil.copytree(history.path / "tensorboard", root / name)
+
+
+def _directory(method: str) -> str:
+    return method.replace(":", "-")

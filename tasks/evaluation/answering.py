@@ -9,6 +9,7 @@ from tqdm import trange
 
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ScoringSettings
+from tasks.stats.json_lines import read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,5 +95,4 @@ def read_answers(answers: Artifact) -> list[dict[str, Any]]:
     Args:
         answers: what `answer_prompts` returned.
     """
-    text = (answers.path / "answers.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]  # answers may hold other separators of lines
+    return read_json_lines(answers.path / "answers.jsonl")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
+from tasks.stats.json_lines import read_json_lines
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -64,8 +64,7 @@ def outcomes(judgement: Artifact) -> list[int]:
     Args:
         judgement: what `judge_answers` returned.
     """
-    text = (judgement.path / "judgement.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["outcome"] for line in text.split("\n") if line]
+    return [line["outcome"] for line in read_json_lines(judgement.path / "judgement.jsonl")]
 
 
 def no_letter(model: str, replies: int) -> UserError:
@@ -106,15 +105,15 @@ class Judge:
         import openai
 
         try:
-            said = self._complete(PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b))
+            reply = self._complete(PROMPT.format(prompt=line["prompt"], expected=line["expected"], a=a, b=b))
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise TemporaryError(f"{self.url}: the judge does not answer: {error}") from error
         except openai.APIError as error:
             fix = "Correct judge_url and judge_model; a key goes into the environment as OPENAI_API_KEY."
             raise UserError(f"the judge's server refuses: {error}", where=self.url, fix=fix) from None
-        letter = LETTER.match(said)
-        found: Any = letter[1] if letter else "?"
-        return found
+        letter = LETTER.match(reply)
+        choice: Any = letter[1] if letter else "?"
+        return choice
 
     def _complete(self, content: str) -> str:
         """The reply. Models that reason refuse some options: what the refusal names is left out from then on."""
@@ -123,11 +122,11 @@ class Judge:
         messages: Any = [{"role": "user", "content": content}]
         options: Any = self.options
         try:
-            made = self.client.chat.completions.create(model=self.model, messages=messages, **options)
+            completion = self.client.chat.completions.create(model=self.model, messages=messages, **options)
         except openai.BadRequestError as error:
             names = {name for name in self.options if name == error.param or re.search(rf"\b{name}\b", str(error))}
             if not names:
                 raise
             self.options = {name: value for name, value in self.options.items() if name not in names}
             return self._complete(content)
-        return (made.choices[0].message.content or "") if made.choices else ""
+        return (completion.choices[0].message.content or "") if completion.choices else ""

@@ -29,7 +29,7 @@ DATASET = "${dataset}"
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What lm-eval found."""
+    """The scores that lm-eval gives a model."""
 
     metrics: dict[str, dict[str, dict[str, Any]]]
     """By task and metric: value, stderr (None where unknown), higher_is_better, n (documents)."""
@@ -80,6 +80,7 @@ def load_tasks(settings: ScoringSettings, dataset: Path) -> list[Any]:
 
 def run_tasks(
     tasks: list[Any],
+    *,
     model: PreTrainedModel,
     tokenizer: Any,
     settings: ScoringSettings,
@@ -187,14 +188,14 @@ def _scores(results: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
 
 def _documents(results: Mapping[str, Any], task: str) -> dict[str, list[float]]:
     """The values that were averaged; a metric that is no mean over documents (BLEU, perplexity) has none."""
-    found: dict[str, list[float]] = {}
+    documents: dict[str, list[float]] = {}
     for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"]):
         for metric in sample["metrics"]:
-            found.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
+            documents.setdefault(_metric_name(metric, sample["filter"]), []).append(sample[metric])
     scores = _scores(results, task)
     return {
         name: [float(value) for value in values]
-        for name, values in found.items()
+        for name, values in documents.items()
         if all(isinstance(value, int | float) for value in values)
         and math.isclose(math.fsum(values) / len(values), scores[name]["value"] or 0.0, abs_tol=1e-9)
     }

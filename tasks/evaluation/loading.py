@@ -49,5 +49,5 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any, end_of_turn: str) -> lis
     """Tokens that end an answer: the chat format's, and those of the model itself."""
     own = model.generation_config.eos_token_id
     turn = tokenizer.encode(end_of_turn, add_special_tokens=False)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(turn if len(turn) == 1 else [])}
-    return sorted(found - {None})
+    tokens = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(turn if len(turn) == 1 else [])}
+    return sorted(tokens - {None})

@@ -1,28 +1,37 @@
-"""What an answer is worth beside its loss, by measures that need no judge."""
+"""What an answer is worth beside its loss, by metrics that need no judge."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-MEASURES = {
-    "rouge_l": "ROUGE-L with the expected answer (F1)",
-    "exact_match": "exact match",
-    "json_valid": "valid JSON, where JSON is expected",
-    "stopped": "ended by itself within the limit",
-    "repetition": "share of repeated 4-grams (lower is better)",
+
+@dataclass(frozen=True)
+class AnswerMetric:
+    """One way to measure an answer; its values lie between 0 and 1."""
+
+    meaning: str
+    better: Literal["lower", "higher"] = "higher"
+
+
+ANSWER_METRICS = {
+    "rouge_l": AnswerMetric("ROUGE-L with the expected answer (F1)"),
+    "exact_match": AnswerMetric("exact match"),
+    "json_valid": AnswerMetric("valid JSON, where JSON is expected"),
+    "stopped": AnswerMetric("ended by itself within the limit"),
+    "repetition": AnswerMetric("share of repeated 4-grams (lower is better)", better="lower"),
 }
-"""Name and meaning of each measure; all lie between 0 and 1."""
-LOWER_IS_BETTER = ("repetition",)
+"""By the name that `measure_answer` gives them."""
 GRAM = 4
 
 
-def measure(answer: str, expected: str, stopped: bool) -> dict[str, float]:
-    """The measures of one answer.
+def measure_answer(answer: str, expected: str, stopped: bool) -> dict[str, float]:
+    """The metrics of one answer.
 
     ROUGE-L (Lin, 2004) compares lower-case words of Latin letters and digits, as the package rouge-score cuts them.
 
@@ -34,15 +43,15 @@ def measure(answer: str, expected: str, stopped: bool) -> dict[str, float]:
     Returns:
         By name; `json_valid` only where the expected answer is a JSON object or list.
     """
-    found = {
+    metrics = {
         "rouge_l": float(_scorer().score(expected, answer)["rougeL"].fmeasure),
         "exact_match": float(answer.strip() == expected.strip()),
         "stopped": float(stopped),
         "repetition": repetition(answer.split()),
     }
     if is_json(expected):
-        found["json_valid"] = float(is_json(answer))
-    return found
+        metrics["json_valid"] = float(is_json(answer))
+    return metrics
 
 
 def is_json(text: str) -> bool:
@@ -60,13 +69,13 @@ def repetition(words: Sequence[str]) -> float:
 
 
 def matrix(runs: Sequence[Sequence[dict[str, float]]], name: str) -> np.ndarray | None:
-    """One measure by seed and prompt, [S, R]; none if no prompt has it.
+    """One metric by seed and prompt, [S, R]; none if no prompt has it.
 
     Args:
-        runs: for each seed the measures of each answer.
-        name: of the measure.
+        runs: for each seed the metrics of each answer.
+        name: of the metric.
     """
-    columns = [index for index, measures in enumerate(runs[0]) if name in measures]
+    columns = [index for index, metrics in enumerate(runs[0]) if name in metrics]
     return np.array([[run[index][name] for index in columns] for run in runs]) if columns else None
 
 

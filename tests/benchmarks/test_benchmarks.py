@@ -17,6 +17,7 @@ import torch
 
 import tasks.training.peak_memory
 from benchmarks import convergence_report, grit_convergence, grit_overhead, step_ratios, timing
+from benchmarks.contenders import ABLATIONS, METHODS
 from benchmarks.random_llama import SHAPES, RandomWorkload, random_llama
 from benchmarks.workload import Workload, adapted, default_dtype
 from tasks.engine.errors import TrainingError
@@ -275,3 +276,8 @@ def test_an_ablation_is_held_against_the_method_that_it_changes() -> None:
     assert (own["with other seeds"], own["seeds"]) == ("0.2500 ± 0.0500", "2")
     assert own["mean rank"] == "4.0000 ± 0.0000"
     assert (cells["kfac^1/2, only A"]["loss, seed 0"], cells["kfac^1/2, only A"]["with other seeds"]) == ("", "1.0000")
+
+
+def test_every_ablation_names_the_method_that_it_changes() -> None:
+    assert {method.changes for method in ABLATIONS.values()} <= METHODS.keys()
+    assert {method.changes for method in METHODS.values()} == {None}

@@ -20,25 +20,25 @@ TEXT, LINE = 4.5, 3.0
 COLOURS = """
 (() => {
   const ground = getComputedStyle(document.body).backgroundColor;
-  const of = (what, name) => [...document.querySelectorAll(what)].map(one => getComputedStyle(one)[name]);
-  const axes = [...document.querySelectorAll("svg [id*='patch_'] path")].map(one => getComputedStyle(one).stroke);
+  const of = (kind, name) => [...document.querySelectorAll(kind)].map(element => getComputedStyle(element)[name]);
+  const axes = [...document.querySelectorAll("svg [id*='patch_'] path")].map(path => getComputedStyle(path).stroke);
   return {ground, text: of("h1, h2, p, td, th, figcaption, .label, .soft", "color"), svg: of("svg text", "fill"),
-          axes: axes.filter(one => one != "none")};
+          axes: axes.filter(stroke => stroke != "none")};
 })()
 """
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = MadeUp(tmp_path_factory.mktemp("made-up"))
+    outputs = MadeUp(tmp_path_factory.mktemp("made-up"))
     trials = tuple(
-        RateTrial(method=method, learning_rate=rate, history=made.history(rate, 1))
+        RateTrial(method=method, learning_rate=rate, history=outputs.history(rate, 1))
         for method in METHODS
         for rate in (1e-3, 2e-3)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimates, "RESAMPLES", 50)
-        return made.report(made.runs(METHODS, 2), trials, fault=True).path / "report.html"
+        return outputs.report(outputs.runs(METHODS, 2), trials, fault=True).path / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def test_it_fits_its_width_and_every_picture_has_a_size(page: Page, width: int) 
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_and_axes_stand_out_in_light_and_dark(page: Page, dark: bool) -> None:
     page.show(1100, dark=dark)
-    found = page.evaluate(COLOURS)
-    assert (_luminance(found["ground"]) < 0.1) == dark
-    assert found["svg"] and found["axes"]
+    colours = page.evaluate(COLOURS)
+    assert (_luminance(colours["ground"]) < 0.1) == dark
+    assert colours["svg"] and colours["axes"]
     for kind, least in (("text", TEXT), ("svg", TEXT), ("axes", LINE)):
-        assert min(_contrast(colour, found["ground"]) for colour in set(found[kind])) >= least, kind
+        assert min(_contrast(colour, colours["ground"]) for colour in set(colours[kind])) >= least, kind
 
 
 def test_every_methods_colour_stands_out_in_light_and_dark(page: Page) -> None:
@@ -115,6 +115,6 @@ def _luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _contrast(one: str, other: str) -> float:
-    low, high = sorted((_luminance(one), _luminance(other)))
+def _contrast(colour: str, other: str) -> float:
+    low, high = sorted((_luminance(colour), _luminance(other)))
     return (high + 0.05) / (low + 0.05)

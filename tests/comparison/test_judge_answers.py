@@ -22,23 +22,25 @@ OTHER = ["bad", "good", "same", "worse"]
 
 def answers(store: Store, texts: list[str]) -> Artifact:
     with store.draft("answers") as draft:
-        lines = [{"prompt": f"P{n} [Answer A]", "expected": f"E{n}", "answer": one} for n, one in enumerate(texts)]
+        lines = [{"prompt": f"P{n} [Answer A]", "expected": f"E{n}", "answer": text} for n, text in enumerate(texts)]
         (draft.path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return draft.done()
 
 
 def fair(prompt: str) -> str:
     """The letter of the answer that says good, else C."""
-    found = re.search(r"\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n\[Your letter\]$", prompt)
-    assert found
-    return "A" if found[1] == "good" else "B" if found[2] == "good" else "C"
+    pair = re.search(r"\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n\[Your letter\]$", prompt)
+    assert pair
+    return "A" if pair[1] == "good" else "B" if pair[2] == "good" else "C"
 
 
 def judged(store: Store, reply: Reply, **changes: str) -> tuple[Artifact, int]:
     with openai_stand_in(reply) as server:
         asked = {"url": server.url, "model": MODEL} | changes
-        made = judge_answers.function(answers(store, REFERENCE), answers(store, OTHER), **asked, store=store)
-        return made, len(server.asked)
+        judgement = judge_answers.function(
+            answers(store, REFERENCE), answers=answers(store, OTHER), **asked, store=store
+        )
+        return judgement, len(server.asked)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def judged(store: Store, reply: Reply, **changes: str) -> tuple[Artifact, int]:
 def test_only_a_preference_that_survives_the_swap_counts(
     store: Store, reply: Reply, expected: list[int], swayed: int
 ) -> None:
-    made, asked = judged(store, reply)
-    assert outcomes(made) == expected
-    assert made.facts["swayed_by_order"] == swayed
+    judgement, asked = judged(store, reply)
+    assert outcomes(judgement) == expected
+    assert judgement.facts["swayed_by_order"] == swayed
     assert asked == 6, "equal answers need no judge"
 
 
@@ -80,8 +82,8 @@ def test_a_judge_that_never_says_a_letter_is_an_error(store: Store) -> None:
 
 
 def test_replies_of_c_are_letters(store: Store) -> None:
-    made, _ = judged(store, lambda prompt: "C" if "P0" in prompt else "Hm.")
-    assert outcomes(made) == [0, 0, 0, 0] and made.facts["unclear"] == 4
+    judgement, _ = judged(store, lambda prompt: "C" if "P0" in prompt else "Hm.")
+    assert outcomes(judgement) == [0, 0, 0, 0] and judgement.facts["unclear"] == 4
 
 
 def test_texts_may_hold_any_separator_of_lines(store: Store) -> None:
@@ -90,8 +92,8 @@ def test_texts_may_hold_any_separator_of_lines(store: Store) -> None:
         (draft.path / "answers.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_answers(draft.done()) == [line]
     with openai_stand_in(fair) as server:
-        made = judge_answers.function(draft.done(), draft.done(), server.url, MODEL, store=store)
-    assert outcomes(made) == [0]
+        judgement = judge_answers.function(draft.done(), answers=draft.done(), url=server.url, model=MODEL, store=store)
+    assert outcomes(judgement) == [0]
 
 
 REFUSALS = {
@@ -103,10 +105,12 @@ REFUSALS = {
 def test_options_that_a_model_refuses_are_left_out_from_then_on(store: Store) -> None:
     with openai_stand_in(fair) as server:
         server.refuses = REFUSALS
-        made = judge_answers.function(answers(store, REFERENCE), answers(store, OTHER), server.url, MODEL, store=store)
+        judgement = judge_answers.function(
+            answers(store, REFERENCE), answers=answers(store, OTHER), url=server.url, model=MODEL, store=store
+        )
         assert server.refused == ["max_tokens", "temperature"] and len(server.asked) == 6
-        assert outcomes(made) == [-1, 1, 0, 0]
-        assert made.facts["options"] == {"seed": 0}
+        assert outcomes(judgement) == [-1, 1, 0, 0]
+        assert judgement.facts["options"] == {"seed": 0}
         server.refuses = {"messages": "too long"}
         with pytest.raises(UserError, match="the judge's server refuses: .*too long"):
             check_judge(server.url, MODEL)

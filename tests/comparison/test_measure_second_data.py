@@ -63,22 +63,23 @@ def test_the_rows_that_are_left_are_drawn_by_the_seed(
     others = [row(([20 + n], [30] * (n + 1))) for n in range(12)]
     data = second(store, trained, [*own, *others])
 
+    asked: Any = {"trained": trained, "settings": ScoringSettings(), "base": BASE, "number": 4, "store": store}
+
     def measured(seed: int) -> Artifact:
-        asked = (tiny_model, data, trained, ScoringSettings(), BASE, 4, seed)
-        return measure_second_data.function(*asked, store=store)
+        return measure_second_data.function(tiny_model, second=data, seed=seed, **asked)
 
-    def tokens(made: Artifact) -> list[int]:
-        found: list[int] = json.loads((made.path / "rows.json").read_text())["supervised_tokens"]
-        return found
+    def tokens(losses: Artifact) -> list[int]:
+        counts: list[int] = json.loads((losses.path / "rows.json").read_text())["supervised_tokens"]
+        return counts
 
-    made = measured(1)
-    assert (made.facts["rows"], made.facts["left_out"]) == (4, 6)
+    losses = measured(1)
+    assert (losses.facts["rows"], losses.facts["left_out"]) == (4, 6)
     assert "6 of 18 rows of the second data set are left out" in caplog.text
-    assert tokens(made) == sorted(tokens(made)) != [1, 2, 3, 4], "not the first"
-    assert tokens(measured(1)) == tokens(made) != tokens(measured(2))
-    nothing = (tiny_model, second(store, trained, own), trained, ScoringSettings(), BASE, 4, 1)
+    assert tokens(losses) == sorted(tokens(losses)) != [1, 2, 3, 4], "not the first"
+    assert tokens(measured(1)) == tokens(losses) != tokens(measured(2))
+    nothing_new = second(store, trained, own)
     with pytest.raises(UserError, match="second_data: the methods are trained on every prompt of it"):
-        measure_second_data.function(*nothing, store=store)
+        measure_second_data.function(tiny_model, second=nothing_new, seed=1, **asked)
 
 
 def test_the_same_file_by_another_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

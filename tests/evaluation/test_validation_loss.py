@@ -71,11 +71,11 @@ def test_equals_the_brute_force_sum_for_every_batch_size(
         patch.setattr(module, "LOGITS_AT_ONCE", logits_at_once)
         patch.setattr(module, "UPCAST_AT_ONCE", upcast_at_once)
         for batch_size in (1, 3, 8):
-            found = validation_loss(MODEL, rows, batch_size, PAD)
-            assert found.row_nll == pytest.approx(nll, abs=1e-5, rel=1e-5), "up to float32's rounding"
-            assert list(found.row_tokens) == tokens
-            assert found.loss == pytest.approx(sum(nll) / sum(tokens), abs=1e-5, rel=1e-5)
-            assert found.perplexity == pytest.approx(math.exp(sum(nll) / sum(tokens)), rel=1e-4)
+            measured = validation_loss(MODEL, rows, batch_size, PAD)
+            assert measured.row_nll == pytest.approx(nll, abs=1e-5, rel=1e-5), "up to float32's rounding"
+            assert list(measured.row_tokens) == tokens
+            assert measured.loss == pytest.approx(sum(nll) / sum(tokens), abs=1e-5, rel=1e-5)
+            assert measured.perplexity == pytest.approx(math.exp(sum(nll) / sum(tokens)), rel=1e-4)
 
 
 def test_logits_of_one_forward_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +190,11 @@ def test_padding_splitting_packing_and_masking_change_no_number() -> None:
     labels = [label for row in rows for label in row["labels"]]
     targets = [(t, label) for t, label in enumerate(labels) if label != UNSUPERVISED and t not in starts]
     packed = -math.fsum(float(logits[t - 1, label]) for t, label in targets) / len(targets)
-    for found in (together, further):
-        assert found.row_nll == pytest.approx(alone.row_nll, abs=1e-5)
-        assert found.row_tokens == alone.row_tokens
-        assert found.loss == pytest.approx(alone.loss, abs=1e-5)
-        assert found.stderr == pytest.approx(alone.stderr, abs=1e-5)
+    for measured in (together, further):
+        assert measured.row_nll == pytest.approx(alone.row_nll, abs=1e-5)
+        assert measured.row_tokens == alone.row_tokens
+        assert measured.loss == pytest.approx(alone.loss, abs=1e-5)
+        assert measured.stderr == pytest.approx(alone.stderr, abs=1e-5)
     accumulated = sum(half.loss * half.supervised_tokens for half in halves) / alone.supervised_tokens
     assert accumulated == pytest.approx(alone.loss, abs=1e-5)
     assert packed == pytest.approx(alone.loss, abs=1e-5)

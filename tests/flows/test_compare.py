@@ -171,23 +171,23 @@ def test_the_report_shows_what_its_data_says(compared: Artifact, data: dict[str,
 
 
 def test_the_tables_figures_are_those_of_the_runs(data: dict[str, Any], workplace: Path) -> None:
-    rows = {row["name"]: row for row in data["table"]}
-    (validation,) = (row for name, row in rows.items() if name.startswith("validation loss"))
+    rows = {row["key"]: row for row in data["table"]}
+    validation = rows["validation_loss"]
     scores = [json.loads(path.read_text()) for path in (workplace / "store/scores").glob("*/scores.json")]
     tuned = sorted(score["validation"]["loss"] for score in scores if score["model"] == "tuned")
     means = [validation["cells"][method]["estimate"]["value"] for method in ("baseline", "grit")]
     assert sum(means) / 2 == pytest.approx(sum(tuned) / 4)
     difference = validation["cells"]["grit"]["to_reference"]
     assert difference["value"] == pytest.approx(means[1] - means[0])
-    second = rows["loss on the second data set, nats per supervised token (2 rows)"]
+    second = rows["second_validation_loss"]
     losses = [json.loads(path.read_text()) for path in (workplace / "store/second_data").glob("*/rows.json")]
-    total = sum(sum(rows["nll"]) / sum(rows["supervised_tokens"]) for rows in losses)
+    total = sum(sum(scores["nll"]) / sum(scores["supervised_tokens"]) for scores in losses)
     tuned_means = sum(second["cells"][method]["estimate"]["value"] for method in ("baseline", "grit"))
     assert len(losses) == 5
     assert float(second["base"]) + 2 * tuned_means == pytest.approx(total, abs=1e-4), "two seeds each"
-    seconds = rows["median seconds of a step"]["cells"]["grit"]["values"]
+    seconds = rows["median_seconds_per_step"]["cells"]["grit"]["values"]
     assert seconds == [r["median_seconds_per_step"] for r in data["runs"] if r["method"] == "grit"]
-    assert rows["steps to reach baseline's final validation loss"]["cells"]["baseline"]["values"] == [4, 4]
+    assert rows["steps_to_reference"]["cells"]["baseline"]["values"] == [4, 4]
 
 
 def test_events_of_all_runs_lie_under_one_root(compared: Artifact) -> None:
@@ -260,5 +260,5 @@ def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
     assert all("diverged" in trial["failure"] for trial in data["trials"] if trial["loss"] is None)
     assert "have diverged" in (report.path / "report.html").read_text()
     before = json.loads((compared.path / "report.json").read_text())
-    same = [row for row in before["table"] if row["group"] != "Second data set"]
+    same = [row for row in before["table"] if row["group"] != "second"]
     assert data["table"] == same, "its runs are the ones that were there"

@@ -63,9 +63,9 @@ class Page:
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
@@ -92,12 +92,12 @@ def opened(browser: str, profile: Path) -> Iterator[Page]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         until = time.monotonic() + SECONDS
-        while not (told.is_file() and told.read_text().count("\n")):
+        while not (port_file.is_file() and port_file.read_text().count("\n")):
             assert process.poll() is None and time.monotonic() < until, "the browser did not start"
             time.sleep(0.05)
-        port = told.read_text().split("\n")[0]
+        port = port_file.read_text().split("\n")[0]
         pages = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
         address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
         with connect(address, max_size=None, proxy=None) as socket:

@@ -115,7 +115,7 @@ class MadeUp:
         jitter = shift + 0.002 * (seed % 3)
         return ComparedRun(
             method=method, seed=seed, adapter=adapter,
-            history=self.history(jitter, seed, method.startswith("grit"), **facts), scores=self.scores(jitter),
+            history=self.history(jitter, seed, method.partition(":")[0] == "grit", **facts), scores=self.scores(jitter),
             gguf=self.artifact("gguf", {"model.gguf": "x"}, {}), answers=self.answers(f"{method} {seed}"),
             forgetting=self.rows("forgetting", 0.1 + jitter / 10), second=self.rows("second_data", 0.2 + jitter),
         )  # fmt: skip
@@ -138,8 +138,14 @@ class MadeUp:
         wanted = CompareSettings(methods=methods, seeds=len(runs) // len(methods), **comparison)
         store = Store(self.directory / "store")
         return write_comparison.function(
-            load_settings("demo"), wanted, self.model, self.dataset, self.base, trials, runs, faults, {}, store=store
-        )
+            load_settings("demo"), comparison=wanted, model=self.model, dataset=self.dataset, base=self.base,
+            trials=trials, runs=runs, faults=faults, not_run={}, store=store,
+        )  # fmt: skip
+
+
+def by_method(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
+    """Runs of each method, in their order."""
+    return {method: [run for run in runs if run.method == method] for method in dict.fromkeys(r.method for r in runs)}
 
 
 def _losses(shift: float) -> dict[str, Any]:

@@ -109,7 +109,14 @@ class TestFault:
                 "tasks.comparison.reproduce_fault.train_in_child", lambda job, show: Training(job, show).run()
             )
             return reproduce_fault.function(
-                tiny_model, dataset, BASE, LORA, QUICK, fault_settings(QUICK), 7, store=store
+                tiny_model,
+                dataset,
+                base=BASE,
+                lora=LORA,
+                training=QUICK,
+                grit=fault_settings(QUICK),
+                seed=7,
+                store=store,
             )
 
     def test_it_leaves_a_history_and_nothing_to_merge(self, fault: Artifact) -> None:
@@ -129,7 +136,9 @@ class TestFault:
 
         monkeypatch.setattr("tasks.comparison.reproduce_fault.train_in_child", train)
         other = QUICK.model_copy(update={"backend": "unsloth", "optimizer": "lora_fa", "batching": "packed"})
-        reproduce_fault.function(tiny_model, dataset, BASE, LORA, other, fault_settings(other), 7, store=store)
+        reproduce_fault.function(
+            tiny_model, dataset, base=BASE, lora=LORA, training=other, grit=fault_settings(other), seed=7, store=store
+        )
         assert jobs[0].training == QUICK
 
     def test_no_gradient_is_preconditioned(self, fault: Artifact) -> None:

@@ -1,42 +1,44 @@
-"""Measures by method, seed and held-out row, and how methods differ in them."""
+"""Metrics by method, seed and held-out row, and how methods differ in them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from tasks.analysis.compared_runs import ComparedRun
-from tasks.engine.artifacts import Artifact
-from tasks.evaluation.answering import read_answers
-from tasks.evaluation.judge import outcomes
-from tasks.evaluation.quality import LOWER_IS_BETTER, MEASURES, matrix
 from tasks.stats.estimates import Estimate, over_seeds, over_seeds_and_rows, paired
 
+Better = Literal["lower", "higher"]
 Runs = dict[str, list[ComparedRun]]
 """By method, in the order of the seeds."""
 
 
 @dataclass
-class Measure:
-    """One row of the table, before it is reduced."""
+class Metric:
+    """One row of the table, before it is reduced. Its words are those of `tasks.analysis.labels`."""
 
-    name: str
-    better: Literal["lower", "higher"] | None
+    key: str
+    """What it is, such as `validation_loss` or `lm_eval:TASK:METRIC`."""
+    group: str
+    """Key of the part of the table that it stands in, one of `GROUPS`."""
+    better: Better | None
     """None where neither is."""
     values: dict[str, np.ndarray]
     """By method: [S], or by held-out row [S, R]."""
+    _: KW_ONLY
     digits: int = 4
     counts: np.ndarray | None = None
     """[R]: what each row's sum is divided by."""
     base: np.ndarray | None = None
     """The base model's, [1] or [1, R]."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What its label names beside the number of rows."""
     notes: dict[str, str] = field(default_factory=dict)
     """By method: what a number cannot say."""
-    group: str = ""
     exponential: bool = False
     """Values are logarithms: shown are the exponential of a mean, and of a difference, which is a ratio then."""
 
@@ -51,9 +53,9 @@ class Measure:
         """A mean or a difference as the reader sees it."""
         return exponentiated(estimate) if self.exponential else estimate
 
-    def difference(self, one: str, other: str, confidence: float) -> Estimate:
-        """`one` - `other`, paired; of logarithms where the values are such."""
-        return paired(self.values[one], self.values[other], self.counts, confidence)
+    def difference(self, method: str, other: str, confidence: float) -> Estimate:
+        """`method` - `other`, paired; of logarithms where the values are such."""
+        return paired(self.values[method], self.values[other], self.counts, confidence)
 
     def to_base(self, method: str, confidence: float) -> Estimate | None:
         """The method - the base model, paired by row."""
@@ -101,58 +103,3 @@ def shared_confidence(confidence: float, others: int) -> float:
         others: methods that are compared with the reference.
     """
     return 1 - (1 - confidence) / max(1, others)
-
-
-def wins(runs: Runs, confidence: float) -> list[dict[str, Any]]:
-    """For each method but the first and each measure of answers: how often its answer is better than the first's.
-
-    Args:
-        runs: by method.
-        confidence: of the intervals; shared among the methods.
-
-    Returns:
-        Method, measure, and the estimates `win`, `tie`, `loss` and `net`, wins less losses.
-    """
-    reference, *others = runs
-    shared = shared_confidence(confidence, len(others))
-    rows = []
-    for method in others:
-        for name, meaning in MEASURES.items():
-            one, other = (matrix([answer_measures(run.answers) for run in runs[m]], name) for m in (method, reference))
-            if one is None or other is None:
-                continue
-            sign = np.sign(one - other) * (-1 if name in LOWER_IS_BETTER else 1)
-            rows.append({"method": method, "measure": meaning, **won(sign, shared)})
-        judged = [run.judgement for run in runs[method] if run.judgement]
-        if judged:
-            meaning = f"preferred by the judge {judged[0].facts['model']}, in both orders"
-            if len(judged) < len(runs[method]):
-                meaning += f" ({len(judged)} of {len(runs[method])} seeds: then it failed)"
-            rows.append({"method": method, "measure": meaning, **won(np.array([*map(outcomes, judged)]), shared)})
-    return rows
-
-
-def won(sign: np.ndarray, confidence: float) -> Mapping[str, Estimate]:
-    """Shares of wins, ties and losses, and wins less losses.
-
-    Args:
-        sign: of each seed and row, [S, R]: 1 for a win, -1 for a loss, 0 for a tie.
-        confidence: of the intervals.
-    """
-    shares = {"win": sign > 0, "tie": sign == 0, "loss": sign < 0, "net": sign}
-    counts = np.ones(sign.shape[1])
-    found = {name: over_seeds_and_rows(each.astype(float), counts, confidence) for name, each in shares.items()}
-    return {name: _within(each, -1 if name == "net" else 0) for name, each in found.items()}
-
-
-def _within(share: Estimate, lowest: int) -> Estimate:
-    """An interval of a share ends where shares do."""
-    if share.interval is None:
-        return share
-    low, high = share.interval
-    return replace(share, interval=(max(low, lowest), min(high, 1.0)))
-
-
-def answer_measures(answers: Artifact) -> list[dict[str, float]]:
-    """The measures of each answer of the artifact `answers`."""
-    return [line["measures"] for line in read_answers(answers)]
