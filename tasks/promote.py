@@ -56,17 +56,18 @@ def present_model(settings: OllamaSettings, name: str, registration: Artifact, s
     return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
 
 
-def in_use_as_judged(made: Artifact, settings: FinetuneSettings, *_arguments: object) -> bool:
+def in_use_as_judged(promotion: Artifact, /, *, settings: FinetuneSettings, **_others: object) -> bool:
     """Whether what is in use is still what a former judgement left in use.
 
     Args:
-        made: what that judgement returned.
+        promotion: what that judgement returned.
         settings: where the model is registered.
+        _others: the stage's other arguments.
     """
     if (place := registry(settings.ollama, 10)) is None:
         return True
     try:
-        return place.digest(parse_name(model_name(settings))) == made.facts["in_use"]
+        return place.digest(parse_name(model_name(settings))) == promotion.facts["in_use"]
     except (UserError, TemporaryError):
         return False
 

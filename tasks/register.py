@@ -22,24 +22,19 @@ from tasks.ollama.server import OllamaServer
 from tasks.settings.export import OllamaSettings
 
 
-def is_registered(
-    made: Artifact, gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
-) -> bool:
+def is_registered(registration: Artifact, /, *, settings: OllamaSettings, **_others: object) -> bool:
     """Whether Ollama still has the model that a former registration left there.
 
     Args:
-        made: what the former registration returned.
-        gguf: the model file.
-        dataset: as for `register`.
+        registration: what the former registration returned.
         settings: where it is registered.
-        name: Ollama model name.
-        license_name: as for `register`.
+        _others: the stage's other arguments.
     """
     if (place := registry(settings, 10)) is None:
         return True
-    version = parse_name(made.facts["model"])
+    version = parse_name(registration.facts["model"])
     try:
-        return place.digest(version) == made.facts["digest"] and place.is_whole(version)
+        return place.digest(version) == registration.facts["digest"] and place.is_whole(version)
     except (UserError, TemporaryError):
         return False  # `register` finds out what ails the server
 

@@ -121,22 +121,22 @@ def test_a_known_file_is_not_uploaded_again(store: Store, server: OllamaStandIn)
 def test_it_is_known_whether_the_model_is_still_there(store: Store, server: OllamaStandIn, target: Any) -> None:
     settings = OllamaSettings(target=target, host=server.url, models=server.models)
     made = run(store, settings)
-    asked = (made, make_gguf(store), make_dataset(store), settings, "demo-grit", "apache-2.0")
-    assert is_registered(*asked)
+    asked = {"gguf": make_gguf(store), "dataset": make_dataset(store), "settings": settings, "name": "demo-grit"}
+    assert is_registered(made, **asked)
     run(store, settings, fill=2)
-    assert is_registered(*asked), "another model has a tag of its own"
+    assert is_registered(made, **asked), "another model has a tag of its own"
     ollama.Client(host=server.url).delete(made.facts["model"])
-    assert not is_registered(*asked)
+    assert not is_registered(made, **asked)
     run(store, settings)
-    assert is_registered(*asked)
+    assert is_registered(made, **asked)
     if target == "store":
         blob = server.models / "blobs" / f"sha256-{made.facts['gguf_sha256']}"
         content = blob.read_bytes()
         blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert not is_registered(*asked), "a bit of it was flipped"
+        assert not is_registered(made, **asked), "a bit of it was flipped"
     else:
         gone = settings.model_copy(update={"host": "http://127.0.0.1:9"})
-        assert not is_registered(*asked[:3], gone, *asked[4:]), "nobody answers"
+        assert not is_registered(made, **asked | {"settings": gone}), "nobody answers"
 
 
 @pytest.mark.parametrize(
