@@ -51,8 +51,8 @@ def test_each_gate_holds_a_model_back(on_disk: Pipeline, how: dict[str, Any], ga
     assert [name.lower() for name in failed(made)] == [name.lower() for name in gates]
     assert on_disk.in_use() is None
     assert len(on_disk.place.models()) == 1
-    said = f"{on_disk.registrations[1].facts['model']} is not promoted, nothing is in use as it. Failed: {failed(made)[0]}."
-    assert outcome(on_disk.registrations[1], made) == said
+    said = f"{on_disk.by_number[1].facts['model']} is not promoted, nothing is in use as it. Failed: {failed(made)[0]}."
+    assert outcome(on_disk.by_number[1], made) == said
 
 
 def test_a_difference_within_error_is_no_reason_against_it(on_disk: Pipeline) -> None:

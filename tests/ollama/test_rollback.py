@@ -60,7 +60,7 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
     on_disk.run(1, gain=9)
     (tmp_path / "link").symlink_to(on_disk.ollama.models)
     linked = Pipeline(on_disk.store, on_disk.ollama.model_copy(update={"models": tmp_path / "link"}))
-    linked.registrations = on_disk.registrations
+    linked.by_number = on_disk.by_number
     assert not linked.run(2, gain=1).facts["promoted"]
     assert [version.state for version in linked.versions().all()] == ["never in use", "in use"]
 
@@ -110,7 +110,7 @@ def test_files_that_are_no_manifests_keep_nothing_from_being_removed(on_disk: Pi
     for number in (3, 4):
         on_disk.run(number, gain=1, keep=1)
     names = {str(name) for name in on_disk.place.models()}
-    assert str(on_disk.registrations[3].facts["model"]) not in names
+    assert str(on_disk.by_number[3].facts["model"]) not in names
     assert blobs <= {blob.name for blob in (on_disk.ollama.models / "blobs").iterdir()}
 
 
@@ -178,7 +178,7 @@ def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeli
             os.utime(blob, (time.time() - 7200,) * 2)
         assert not on_disk.run(number, gain=1, keep=2).facts["promoted"]
     there = {str(name) for name in on_disk.place.models()}
-    names = {number: str(on_disk.registrations[number].facts["model"]) for number in range(1, 6)}
+    names = {number: str(on_disk.by_number[number].facts["model"]) for number in range(1, 6)}
     assert there == {"it:latest", *(names[number] for number in (1, 2, 4, 5))}
     models = [blob for blob in blobs.iterdir() if blob.read_bytes()[:4] == b"GGUF"]
     assert len(models) == 4, "the file of the third is gone"

@@ -42,7 +42,7 @@ class Pipeline:
 
     def __init__(self, store: Store, ollama_settings: OllamaSettings) -> None:
         self.store, self.ollama = store, ollama_settings
-        self.dataset, self.registrations = make_dataset(store), dict[int, Artifact]()
+        self.dataset, self.by_number = make_dataset(store), dict[int, Artifact]()
         place = registry(ollama_settings)
         assert place is not None
         self.place: Registry = place
@@ -54,7 +54,7 @@ class Pipeline:
         with self.store.draft("gguf") as draft:
             write_gguf(draft.path / "model.gguf", number)
         registration = register.function(draft.done(), self.dataset, self.ollama, "it", None, store=self.store)
-        self.registrations[number] = registration
+        self.by_number[number] = registration
         if "chat_fault" in registration.facts:
             return registration.model_copy(update={"facts": registration.facts | {"chat_fault": chat_fault}})
         return registration
