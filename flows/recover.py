@@ -63,9 +63,7 @@ def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forg
     silence = datetime.now(UTC) - last_sign_of_life(client, run)
     if silence > forget if crashed else silence < silent:
         return
-    reason = (
-        "crashed" if crashed else f"{run.state_name}, without a sign of life for {silence.total_seconds():.0f} s"
-    )
+    reason = "crashed" if crashed else f"{run.state_name}, without a sign of life for {silence.total_seconds():.0f} s"
     recoveries = sum(state.name == RECOVERED for state in client.read_flow_run_states(run.id))
     if silence > forget or recoveries >= MOST_RECOVERIES:
         message = f"{reason}; not repeated any more, after {recoveries} repetitions"

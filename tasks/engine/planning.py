@@ -61,13 +61,13 @@ class Pending:
 
     def _type_of(self, name: str) -> Any:
         """The annotated type of an attribute; unknown for methods."""
-        known_fields = _fields(self._kind)
-        if name in known_fields:
-            return known_fields[name]
+        annotated = _fields(self._kind)
+        if name in annotated:
+            return annotated[name]
         attribute = inspect.getattr_static(self._kind, name, None)
         if attribute is None:
             others = (other for other in vars(self._kind) if other[0] != "_" and not hasattr(BaseModel, other))
-            names = ", ".join(dict.fromkeys([*known_fields, *others]))
+            names = ", ".join(dict.fromkeys([*annotated, *others]))
             raise AttributeError(f"the result of {self._source}: {self._kind.__name__} has no {name}; it has {names}")
         if isinstance(attribute, property):
             return get_type_hints(attribute.fget).get("return", Any)

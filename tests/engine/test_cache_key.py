@@ -8,13 +8,19 @@ import re
 import shutil
 import tokenize
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tasks.engine import cache_key
-from tasks.engine.cache_key import LEFT_OUT, code_sha256, own_modules
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.cache_key import LEFT_OUT, code_sha256, identity, own_modules
 from tasks.engine.paths import REPOSITORY
+from tasks.settings.finetune import LoraSettings
+from tests.support.made_artifacts import make
 
 STAGES = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
@@ -169,6 +175,27 @@ def test_nothing_that_a_stage_makes_is_decided_in_settings() -> None:
             calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)] if decorated else []
             settings = [ast.unparse(call.func) for call in calls if ast.unparse(call.func).endswith("Settings")]
             assert not settings, f"{module} makes {settings}"
+
+
+@dataclass(frozen=True)
+class BundleOfDataclass:
+    model: Artifact
+    lora: LoraSettings
+    number: int
+
+
+class BundleOfModel(BaseModel):
+    model: Artifact
+    lora: LoraSettings
+    number: int
+
+
+@pytest.mark.parametrize("bundle", [BundleOfDataclass, BundleOfModel])
+def test_a_bundle_counts_by_the_digests_and_the_settings_in_it(bundle: Any, store: Store) -> None:
+    artifact = make(store, "thing", {"seconds": 1}, a=[1])
+    elsewhere = artifact.model_copy(update={"path": store.root / "elsewhere", "facts": {"seconds": 2}})
+    keys = [identity(bundle(model=model, lora=LoraSettings(), number=7)) for model in (artifact, elsewhere)]
+    assert keys[0] == keys[1] == {"model": artifact.digest, "lora": identity(LoraSettings()), "number": 7}
 
 
 def test_imports_within_functions_are_followed() -> None:
