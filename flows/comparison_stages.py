@@ -305,7 +305,7 @@ def _best_rate(trials: list[Any], rates: tuple[float, ...]) -> float:
 def _whole(kind: Any, **values: Any) -> Any:
     """Values as a model, or pending if one of them is."""
     pending = any(isinstance(value, Pending) for value in values.values())
-    return Pending() if pending else kind(**values)
+    return Pending(kind) if pending else kind(**values)
 
 
 def _all(values: list[Any]) -> Any:

@@ -57,7 +57,7 @@ def present_model(settings: OllamaSettings, name: str, registration: Artifact, s
     return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
 
 
-def in_use_as_judged(promotion: Artifact, settings: FinetuneSettings, **_others: object) -> bool:
+def in_use_as_judged(promotion: Artifact, /, *, settings: FinetuneSettings, **_others: object) -> bool:
     """Whether what is in use is still what a former judgement left in use.
 
     Args:

@@ -22,19 +22,13 @@ from tasks.ollama.server import OllamaServer
 from tasks.settings.export import OllamaSettings
 
 
-def is_registered(
-    registration: Artifact,
-    gguf: Artifact,
-    *,
-    settings: OllamaSettings,
-    **_arguments: object,
-) -> bool:
+def is_registered(registration: Artifact, /, *, settings: OllamaSettings, **_others: object) -> bool:
     """Whether Ollama still has the model that a former registration left there.
 
     Args:
         registration: what the former registration returned.
-        gguf: the model file.
         settings: where it is registered.
+        _others: the stage's other arguments.
     """
     if (place := registry(settings, 10)) is None:
         return True

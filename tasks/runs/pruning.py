@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.engine.artifacts import Store, artifacts_in
-from tasks.engine.stage import recorded
+from tasks.engine.stage import cached_result
 from tasks.ollama.tag_history import TAGS, ggufs_in_use
 from tasks.runs.finished import (
     COMPARISONS,
@@ -81,7 +81,7 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
     waste = []
     for record in sorted(store.results.glob("*")):
         if record.name in keys or record.stat().st_mtime >= before:
-            result = recorded(store, record.name)
+            result = cached_result(store, record.name)
             made = artifacts_in(result) if result is not None else ()
             needed |= {record.relative_to(store.root).as_posix()}
             needed |= {store.portable(artifact).path.as_posix() for artifact in made}

@@ -101,7 +101,7 @@ class Pipeline:
             "present_digest": present.digest if present else None,
         }  # fmt: skip
         artifact = promote.function(settings, **arguments, store=self.store)
-        assert in_use_as_judged(artifact, settings, **arguments)
+        assert in_use_as_judged(artifact, settings=settings, **arguments)
         assert artifact.facts["promoted"] == (self.in_use() == registration.facts["digest"])
         return artifact
 
