@@ -31,7 +31,7 @@ from tasks.ollama.names import model_name
 from tasks.prepare_dataset import prepare_dataset
 from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
-from tasks.runs.estimate import check_disk, disk_needs
+from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
@@ -115,7 +115,14 @@ def stages(settings: FinetuneSettings) -> Finetuned:
 
     gguf_type = settings.export.gguf_type
     fidelity = check_fidelity(
-        made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, settings.model, store=store
+        made.gguf,
+        merged=made.merged,
+        model=model,
+        dataset=dataset,
+        settings=settings.fidelity,
+        gguf_type=gguf_type,
+        base=settings.model,
+        store=store,
     )
     license_name = model.facts.get("license")
     registration = register(made.gguf, dataset, settings.ollama, model_name(settings), license_name, store=store)

@@ -173,7 +173,7 @@ def test_llama_cpp_goes_on_like_transformers(
 ) -> None:
     """Greedy continuation of the same tokens; the random model's logits are far enough apart for 16 bits."""
     file = tmp_path / "model.gguf"
-    run_converter(find_converter(ExportSettings()), merged.path, file, "bf16")
+    run_converter(find_converter(ExportSettings()), merged.path, file, gguf_type="bf16")
     prompt = smollm2_tokenizer("The quick brown fox\n\n  jumps: 12345 😀").input_ids
     model = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)
     llama = load_gguf(file, n_ctx=128, logits_all=True)
@@ -201,7 +201,7 @@ def test_a_refusing_converter_is_one_clear_line(merged: Artifact, tmp_path: Path
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchModel"]}))
     with pytest.raises(UserError, match=r"refuses the model: .*NoSuchModel") as caught:
-        run_converter(find_converter(ExportSettings()), broken, tmp_path / "x.gguf", "q8_0")
+        run_converter(find_converter(ExportSettings()), broken, tmp_path / "x.gguf", gguf_type="q8_0")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.gguf").exists()
 

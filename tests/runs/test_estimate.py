@@ -10,7 +10,7 @@ import pytest
 
 from tasks.engine.artifacts import reference
 from tasks.engine.planning import Plan
-from tasks.runs import estimate
+from tasks.runs.estimate import estimate
 from tasks.settings.presets import load_settings
 
 RATE = 1e9
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_matmul_rate", lambda dtype: 2 * RATE)
+    monkeypatch.setattr("tasks.runs.duration.matmul_rate", lambda dtype: 2 * RATE)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def lines(tmp_path: Path) -> Any:
         """What the plan says."""
         states = [(name, "cached") for name, _ in cached] + [(name, "to run") for name in waiting]
         settings = load_settings("demo", SETTINGS | {"training.eval_tokens": None, "method": "baseline"} | overrides)
-        return estimate.estimate(settings, Plan(states, list(cached)))
+        return estimate(settings, Plan(states, list(cached)))
 
     return of
 
