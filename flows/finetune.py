@@ -111,57 +111,79 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     check_settings(settings)
     store = Store(settings.store, settings.store_uri)
     model, dataset, base_scores = prepared(settings)
-    made = tuned(settings, model, dataset, settings.seed)
+    outputs = tuned(settings, model, dataset, settings.seed)
+    gguf, merged = outputs.gguf, outputs.merged
 
-    gguf_type = settings.export.gguf_type
     fidelity = check_fidelity(
-        made.gguf,
-        merged=made.merged,
+        gguf,
+        merged=merged,
         model=model,
         dataset=dataset,
         settings=settings.fidelity,
-        gguf_type=gguf_type,
+        gguf_type=settings.export.gguf_type,
         base=settings.model,
         store=store,
     )
-    license_name = model.facts.get("license")
-    registration = register(made.gguf, dataset, settings.ollama, model_name(settings), license_name, store=store)
-    promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
-    measured = (model, dataset, made.history, base_scores, made.scores)
-    exported = (made.merged, made.gguf, fidelity, registration, promotion)
-    report = write_report(settings, *measured, *exported, store=store)
-    return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration, promotion=promotion)
-
-
-def promoted(
-    settings: FinetuneSettings,
-    dataset: Artifact,
-    made: Tuned,
-    fidelity: Artifact,
-    registration: Artifact,
-    base_scores: Artifact,
-) -> Artifact:
-    """Put the new model into use, if it may."""
-    store, present = Store(settings.store, settings.store_uri), None
-    if not isinstance(registration, Pending):
-        present = present_model(settings.ollama, model_name(settings), registration, store)
-    scores = scores_of(present, settings, dataset) if present and settings.promotion.rule == "better" else None
-    digest = present.digest if present else None
-    return promote(
-        settings, dataset, made.merged, fidelity, registration, base_scores, made.scores, scores, digest, store=store
+    registration = register(
+        gguf,
+        dataset=dataset,
+        settings=settings.ollama,
+        name=model_name(settings),
+        license_name=model.facts.get("license"),
+        store=store,
     )
+    promotion = promote(
+        settings,
+        dataset=dataset,
+        merged=merged,
+        fidelity=fidelity,
+        registration=registration,
+        base=base_scores,
+        tuned=outputs.scores,
+        **compared_with(settings, dataset, registration),
+        store=store,
+    )
+    report = write_report(
+        settings,
+        model=model,
+        dataset=dataset,
+        history=outputs.history,
+        base=base_scores,
+        tuned=outputs.scores,
+        merged=merged,
+        gguf=gguf,
+        fidelity=fidelity,
+        registration=registration,
+        promotion=promotion,
+        store=store,
+    )
+    return Finetuned.model_construct(report=report, gguf=gguf, registration=registration, promotion=promotion)
+
+
+def compared_with(settings: FinetuneSettings, dataset: Artifact, registration: Artifact) -> dict[str, Any]:
+    """The model in use, with which the new one is compared: its scores on the same rows, and its digest."""
+    if isinstance(registration, Pending):
+        return {"present": None, "present_digest": None}
+    present = present_model(
+        settings.ollama, model_name(settings), registration, Store(settings.store, settings.store_uri)
+    )
+    scores = scores_of(present, settings, dataset) if present and settings.promotion.rule == "better" else None
+    return {"present": scores, "present_digest": present.digest if present else None}
 
 
 def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
     """Score the model in use on the new one's rows, as far as its weights are still there."""
-    store, base, seed = Store(settings.store, settings.store_uri), settings.model, settings.seed
-    key = score.key(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
-    if score.look_up(key, present.merged, dataset, settings.scoring, base, "tuned", seed, store=store) is None:
+    store = Store(settings.store, settings.store_uri)
+    arguments: tuple[Any, ...] = (
+        present.merged, dataset, settings.scoring, settings.model, "tuned", settings.seed,
+    )  # fmt: skip
+    key = score.key(*arguments, store=store)
+    if score.look_up(key, *arguments, store=store) is None:
         if not store.holds(present.merged):
             return None
         if not looking():
             store.bring(present.merged)
-    return score(present.merged, dataset, settings.scoring, base, "tuned", seed, store=store)
+    return score(*arguments, store=store)
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
@@ -181,22 +203,31 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     Args:
         settings: with the method.
         model: the base model.
-        dataset: its rows; the split is no matter of the training's seed.
+        dataset: its rows; their split does not depend on the training's seed.
         training_seed: rules the data order and the initial adapter.
     """
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
-    made = trained(settings, model, dataset, training_seed)
-    merged = merge(model, dataset, made.adapter, trust, nf4_merge(settings), store=store)
+    training = trained(settings, model, dataset, training_seed)
+    merged = merge(model, dataset, training.adapter, trust, nf4_merge(settings), store=store)
     scores = score(merged, dataset, settings.scoring, settings.model, "tuned", settings.seed, store=store)
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
-    return Tuned(made.adapter, made.history, merged, scores, gguf)
+    return Tuned(training.adapter, training.history, merged, scores, gguf)
 
 
 def trained(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Training:
     """Train with one method and one seed, as `tuned` does, and no more."""
     store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
-    return train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
+    return train(
+        model,
+        dataset,
+        base=settings.model,
+        lora=settings.lora,
+        training=settings.training,
+        grit=grit,
+        seed=training_seed,
+        store=store,
+    )
 
 
 def description(settings: FinetuneSettings) -> Description:

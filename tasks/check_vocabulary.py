@@ -58,8 +58,8 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             llama.close()
         draft.facts = {"wrong_texts": [text.text for text in wrong]}
     if wrong:
-        told = (
+        warning = (
             "llama.cpp reads %d of the hard texts as other tokens than the tokenizer, first %r: the GGUF will not pass"
         )
-        run_logger().warning(told, len(wrong), wrong[0].text)
+        run_logger().warning(warning, len(wrong), wrong[0].text)
     return draft.done()

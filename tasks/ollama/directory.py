@@ -168,8 +168,9 @@ class OllamaDirectory:
 def _manifest_path(models: Path, name: ModelName) -> Path:
     path = models / "manifests"
     for part in (name.host, name.namespace, name.model, name.tag):
-        known = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        path /= part if part in known else next((entry for entry in known if entry.lower() == part.lower()), part)
+        spellings = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        alike = (spelling for spelling in spellings if spelling.lower() == part.lower())
+        path /= part if part in spellings else next(alike, part)
     return path
 
 

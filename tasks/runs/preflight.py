@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from tasks.data.conversations import to_conversations
 from tasks.data.files import check_files, read_rows
-from tasks.data.shapes import to_conversations
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.logs import run_logger
