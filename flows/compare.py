@@ -29,7 +29,8 @@ from tasks.engine.errors import UserError
 from tasks.engine.planning import Plan, planning, recording
 from tasks.evaluation.judge import check_judge
 from tasks.fetch_model import fetch_model
-from tasks.runs.estimate import check_disk, disk_needs, estimate
+from tasks.runs.disk import check_disk, disk_needs
+from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.finetune import FinetuneSettings, Method

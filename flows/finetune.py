@@ -31,7 +31,7 @@ from tasks.ollama.names import model_name
 from tasks.prepare_dataset import prepare_dataset
 from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
-from tasks.runs.estimate import check_disk, disk_needs
+from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
@@ -115,7 +115,14 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     gguf, merged = outputs.gguf, outputs.merged
 
     fidelity = check_fidelity(
-        gguf, merged, model, dataset, settings.fidelity, settings.export.gguf_type, settings.model, store=store
+        gguf,
+        merged=merged,
+        model=model,
+        dataset=dataset,
+        settings=settings.fidelity,
+        gguf_type=settings.export.gguf_type,
+        base=settings.model,
+        store=store,
     )
     registration = register(
         gguf,

@@ -138,7 +138,7 @@ def tiny_gguf(
 ) -> Path:
     """The tiny model as llama.cpp's converter writes it; it never ends an answer."""
     directory = tmp_path_factory.mktemp("tiny-gguf")
-    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", "q8_0")
+    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
     return directory / "model.gguf"
 
 
@@ -242,9 +242,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 def full_disk(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with one megabyte left."""
     usage = shutil.disk_usage(workplace)
-    monkeypatch.setattr(
-        "tasks.runs.estimate.shutil.disk_usage", lambda path: type(usage)(usage.total, usage.used, 10**6)
-    )
+    monkeypatch.setattr("tasks.runs.disk.shutil.disk_usage", lambda path: type(usage)(usage.total, usage.used, 10**6))
 
 
 @pytest.fixture

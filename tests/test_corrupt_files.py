@@ -119,7 +119,7 @@ def test_a_damaged_gguf_is_loaded_or_refused_in_a_process_of_its_own(tiny_gguf: 
             check_loads(file)
         except UserError as error:
             refused.append(str(error))
-    assert all("llama.cpp cannot load the GGUF: " in said for said in refused)
+    assert all("llama.cpp cannot load the GGUF: " in message for message in refused)
     assert len(refused) > len(ends) + 3
     check_loads(tiny_gguf)
 

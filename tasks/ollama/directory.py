@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tasks.engine.artifacts import file_sha256
 from tasks.engine.errors import UserError
+from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName
@@ -91,7 +92,7 @@ class OllamaDirectory:
             layers += [
                 _layer(kind, *_write_blob(blobs, text.encode())) for kind, text in texts.items() if text is not None
             ]
-            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf)).encode())
+            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf, ollama_file_type)).encode())
             config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest, "size": size}
             manifest = {
                 "schemaVersion": 2,

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tasks.chat.formats import FORMATS
 from tasks.engine.errors import TemporaryError, UserError
+from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName, known_name
@@ -109,7 +110,7 @@ class OllamaServer:
             client, digest = self.client, f"sha256:{gguf_sha256}"
             upload(client, gguf, digest)
             self._created(client, name, {gguf.name: digest}, model)
-            check_shown(client, self.where, name, model, gguf_config(gguf)["file_type"])
+            check_shown(client, self.where, name, model, gguf_config(gguf, ollama_file_type)["file_type"])
             if not (listed := self.digest(name)):
                 raise UserError(f"the server does not list {name}", where=self.where, fix="See the server's log.")
             return listed

@@ -222,7 +222,7 @@ def test_too_little_disk_is_found_before_anything_is_written(
 def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_size(
     make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.runs.estimate.parameters_of_source", lambda settings: None)
+    monkeypatch.setattr("tasks.runs.waiting.parameters_of_source", lambda settings: None)
     store = workplace / "unknown"
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")

@@ -102,7 +102,7 @@ def vocabulary(
     config_file = directory / "tokenizer_config.json"
     config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"add_bos_token": adds_bos(tokenizer)}))
     file = directory / "vocabulary.gguf"
-    run_converter(find_converter(ExportSettings()), directory, file, "f16", vocabulary_only=True)
+    run_converter(find_converter(ExportSettings()), directory, file, gguf_type="f16", vocabulary_only=True)
     llama = load_gguf(file, vocab_only=True)
     yield llama
     llama.close()
