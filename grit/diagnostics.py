@@ -29,8 +29,8 @@ def step_figures(
         `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their `norm_ratio` and
         the `cosine` between the two, `in_use` (share of modules with factors in use), `condition_a` and `condition_b`
         (largest condition number of the damped factors applied to A and to B), `tokens` (real tokens seen by the module
-        that saw most), `rank` (mean over the modules). Where a variant changes updates alone, they compare what it would
-        be before the optimizer. Where its multipliers are a basis, there is no `cosine`.
+        that saw most), `rank` (mean over the modules). A variant that changes only updates is compared as if
+        it came before the optimizer. One whose multipliers are a basis has no `cosine`.
     """
     device = results[0].inner.device
     factors = [preconditioner.factors for preconditioner in preconditioners]

@@ -38,7 +38,11 @@ class UpdateRule(Protocol):
 
 @dataclass(frozen=True)
 class GritVariant:
-    """What a variant does with gradients, and with what the optimizer makes of them."""
+    """What a variant does with gradients, and with what the optimizer makes of them.
+
+    Raises:
+        ValueError: the fields contradict each other.
+    """
 
     multipliers: Callable[[FactorGroup, GRITConfig], tuple[Roots, Roots]]
     """Of the modules of one rank: what A's gradients are multiplied by from the left, and B's from the right."""
@@ -51,6 +55,10 @@ class GritVariant:
     then follow the basis. The product has the gradient's norm, and no cosine with it. There is no reprojection onto a
     second basis."""
 
+    def __post_init__(self) -> None:
+        if self.is_basis and not (self.changes_gradient and self.new_updates):
+            raise ValueError("a variant that turns gradients into another basis must turn the updates back")
+
     @property
     def only_measures(self) -> bool:
         """Whether the training is the same as without GRIT."""
@@ -58,8 +66,8 @@ class GritVariant:
 
     @property
     def acts_on_optimizer(self) -> bool:
-        """Whether it changes moments or updates, so that the optimizer must be attached."""
-        return self.new_updates is not None or self.is_basis
+        """Whether it needs the optimizer, whose updates (and, with a basis, moments) it changes."""
+        return self.new_updates is not None
 
 
 def kfac_roots(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
