@@ -26,7 +26,8 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
 from grit.calls import base_of, reader, token_mask, without_padding
-from grit.modules import LoraMatrix, LoraModule, lora_modules
+from grit.modules import LoraModule, lora_modules
+from grit.products import LoraMatrix
 
 HALVES = 3
 """Products with G: into the row space, out of it, and into it again."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-LoraMatrix = Literal["A", "B"]
-"""A [r, d_in], whose rank space is multiplied from the left, or B [d_out, r], where it is from the right."""
+from grit.products import LoraMatrix
 
 
 @dataclass(frozen=True)

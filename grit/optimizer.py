@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from grit.modules import LoraMatrix
+from grit.products import LoraMatrix
 
 
 class AttachedOptimizer:

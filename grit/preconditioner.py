@@ -7,12 +7,39 @@ from torch import Tensor
 
 from grit.config import GRITConfig
 from grit.factors import FactorGroup
-from grit.modules import LoraMatrix, by_shape
+from grit.modules import LoraModule, by_shape
 from grit.optimizer import AttachedOptimizer
-from grit.preconditioning import Comparison, anisotropy, compare, multiply
+from grit.preconditioning import Comparison, anisotropy, compare, eigenbasis, inverse_power
+from grit.products import LoraMatrix, Roots, multiply
 from grit.variants import UpdateRule
 
 STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "in_use", "used_a", "used_b")
+
+
+class DampedFactors:
+    """What a variant computes its multipliers from, see `grit.variants.Curvature`.
+
+    Args:
+        factors: of the modules of one rank.
+        config: power and damping.
+    """
+
+    def __init__(self, factors: FactorGroup, config: GRITConfig) -> None:
+        self._factors, self._config = factors, config
+        self.sigma_h, self.sigma_u = factors.sigma_h, factors.sigma_u
+
+    @property
+    def modules(self) -> list[LoraModule]:
+        """The modules, in the order of the stacks."""
+        return self._factors.modules
+
+    def inverse_power(self, matrices: Tensor) -> Roots:
+        """The damped inverse power of each."""
+        return inverse_power(matrices, self._config.power, self._config.kfac_damping, self._factors.ranks)
+
+    def eigenbasis(self, matrices: Tensor) -> Roots:
+        """The eigenvectors of each, as columns."""
+        return eigenbasis(matrices, self._config.kfac_damping, self._factors.ranks)
 
 
 class Preconditioner:
@@ -58,7 +85,7 @@ class Preconditioner:
 
     def renew(self) -> None:
         """Compute the matrices anew from the factors."""
-        for_a, for_b = self.config.variant_row.multipliers(self.factors, self.config)
+        for_a, for_b = self.config.variant_row.multipliers(DampedFactors(self.factors, self.config))
         # Contiguous as they are after a checkpoint: the layout decides the last bits of a product.
         self.root_a, self.root_b = for_a.matrices.contiguous(), for_b.matrices.contiguous()
         self.condition_a, self.condition_b = for_a.conditions, for_b.conditions

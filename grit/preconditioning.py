@@ -15,16 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grit.modules import LoraMatrix
-
-
-class Roots(NamedTuple):
-    """What a stack of gradients is multiplied by: inverse powers of factors, or their eigenvectors."""
-
-    matrices: Tensor
-    """[M, r, r], float32; the identity where the factor is empty."""
-    conditions: Tensor
-    """[M], float32: largest damped eigenvalue over smallest; 1 where the factor is empty."""
+from grit.products import LoraMatrix, Roots
 
 
 def inverse_power(factors: Tensor, power: float, damping: float, ranks: Tensor) -> Roots:
@@ -114,11 +105,6 @@ def compare(roots: Tensor, gradients: Tensor, *, matrix: LoraMatrix, norm_match:
         scale = (raw_squared / squared.clamp_min(torch.finfo(squared.dtype).tiny)).sqrt()
         roots, inner, squared = roots * scale[:, None, None], inner * scale, raw_squared
     return Comparison(roots, raw_squared.sum(), squared.sum(), inner.sum())
-
-
-def multiply(roots: Tensor, gradients: Tensor, *, matrix: LoraMatrix) -> Tensor:
-    """P G of A or G P of B, for a stack of each."""
-    return torch.bmm(roots, gradients) if matrix == "A" else torch.bmm(gradients, roots)
 
 
 def anisotropy(roots: Tensor, ranks: Tensor) -> Tensor:

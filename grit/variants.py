@@ -1,22 +1,47 @@
 """GRIT's variants: one table, whose rows say all that a variant is. The rest of GRIT asks the row.
 
 To add a variant, add a row, and its name to `grit.config.Variant`. The settings read this table on the command line, so
-torch is loaded only when a function of a row is called.
+torch is loaded only when a function of a row is called. Of the project it imports next to nothing, so that a stage that
+only names a variant has no other code of GRIT in its cache key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from grit.products import LoraMatrix, Roots, multiply
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from grit.config import GRITConfig, Variant
-    from grit.factors import FactorGroup
-    from grit.modules import LoraMatrix
-    from grit.preconditioning import Roots
+
+class Pair(Protocol):
+    """One LoRA module."""
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+
+
+class Curvature(Protocol):
+    """What is known of M modules of rank r, and what can be computed from it."""
+
+    sigma_h: Tensor
+    """E[h h^T], [M, r, r], float32."""
+    sigma_u: Tensor
+    """E[u u^T], [M, r, r], float32."""
+
+    @property
+    def modules(self) -> Sequence[Pair]:
+        """The modules, in the order of the stacks."""
+
+    def inverse_power(self, matrices: Tensor) -> Roots:
+        """F of each: the damped inverse power."""
+
+    def eigenbasis(self, matrices: Tensor) -> Roots:
+        """U of each: the eigenvectors, as columns."""
 
 
 class UpdateRule(Protocol):
@@ -44,7 +69,7 @@ class GritVariant:
         ValueError: the fields contradict each other.
     """
 
-    multipliers: Callable[[FactorGroup, GRITConfig], tuple[Roots, Roots]]
+    multipliers: Callable[[Curvature], tuple[Roots, Roots]]
     """Of the modules of one rank: what A's gradients are multiplied by from the left, and B's from the right."""
     changes_gradient: bool = True
     """Whether the optimizer gets the product in place of the gradient."""
@@ -70,30 +95,28 @@ class GritVariant:
         return self.new_updates is not None
 
 
-def kfac_roots(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
-    """f(S_u) and f(S_h), K-FAC's pairing; f is the damped inverse power."""
-    return _damped_powers(group, config, for_a=group.sigma_u, for_b=group.sigma_h)
+def kfac_roots(curvature: Curvature) -> tuple[Roots, Roots]:
+    """f(S_u) and f(S_h), K-FAC's pairing."""
+    return curvature.inverse_power(curvature.sigma_u), curvature.inverse_power(curvature.sigma_h)
 
 
-def swapped_roots(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
+def swapped_roots(curvature: Curvature) -> tuple[Roots, Roots]:
     """f(S_h) and f(S_u), the pairing of arXiv 2601.00231."""
-    return _damped_powers(group, config, for_a=group.sigma_h, for_b=group.sigma_u)
+    return curvature.inverse_power(curvature.sigma_h), curvature.inverse_power(curvature.sigma_u)
 
 
-def riemannian_roots(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
+def riemannian_roots(curvature: Curvature) -> tuple[Roots, Roots]:
     """f(B^T B) and f(A A^T), to which K-FAC reduces where E[g g^T] and E[x x^T] are multiples of the identity."""
     import torch
 
-    pairs = [[weight.detach().float() for weight in module.weights] for module in group.modules]
+    pairs = [[weight.detach().float() for weight in module.weights] for module in curvature.modules]
     of_a, of_b = torch.stack([a @ a.mT for a, _ in pairs]), torch.stack([b.mT @ b for _, b in pairs])
-    return _damped_powers(group, config, for_a=of_b, for_b=of_a)
+    return curvature.inverse_power(of_b), curvature.inverse_power(of_a)
 
 
-def eigenvectors(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
+def eigenvectors(curvature: Curvature) -> tuple[Roots, Roots]:
     """U_u^T and U_h, the eigenvectors of S_u and S_h."""
-    from grit.preconditioning import Roots, eigenbasis
-
-    for_a, for_b = (eigenbasis(sigma, config.kfac_damping, group.ranks) for sigma in (group.sigma_u, group.sigma_h))
+    for_a, for_b = curvature.eigenbasis(curvature.sigma_u), curvature.eigenbasis(curvature.sigma_h)
     return Roots(for_a.matrices.mT, for_a.conditions), for_b
 
 
@@ -101,16 +124,12 @@ def turned_back(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], 
     """Write the optimizer's updates in the basis of the weights again."""
     import torch
 
-    from grit.preconditioning import multiply
-
     return multiply(roots.mT, torch.stack(updates).float(), matrix=matrix)
 
 
 def grafted(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], matrix: LoraMatrix) -> Tensor:
     """Multiply Adam's momentum, and give the result the length of Adam's own update."""
     import torch
-
-    from grit.preconditioning import multiply
 
     new = multiply(roots, torch.stack(momenta).float(), matrix=matrix)
     lengths = torch.linalg.vector_norm(new, dim=(1, 2)).clamp_min(torch.finfo(new.dtype).tiny)
@@ -123,15 +142,7 @@ def grafted(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], matr
     return new
 
 
-def _damped_powers(group: FactorGroup, config: GRITConfig, *, for_a: Tensor, for_b: Tensor) -> tuple[Roots, Roots]:
-    """The damped inverse power of one factor for A, and of another for B."""
-    from grit.preconditioning import inverse_power
-
-    root_a, root_b = (inverse_power(s, config.power, config.kfac_damping, group.ranks) for s in (for_a, for_b))
-    return root_a, root_b
-
-
-VARIANTS: dict[Variant, GritVariant] = {
+VARIANTS: dict[str, GritVariant] = {
     # measures, and changes nothing
     "adamw": GritVariant(kfac_roots, changes_gradient=False),
     # rank-space K-FAC before the optimizer

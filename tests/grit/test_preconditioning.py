@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grit.config import GRITConfig, Variant
-from grit.modules import LoraMatrix
-from grit.preconditioning import Roots, anisotropy, compare, eigenbasis, inverse_power, multiply
+from grit.preconditioner import DampedFactors
+from grit.preconditioning import anisotropy, compare, eigenbasis, inverse_power
+from grit.products import LoraMatrix, Roots, multiply
 from grit.variants import VARIANTS
 from tests.support.factors import covariance, whole
 
@@ -65,7 +66,9 @@ def test_the_step_of_the_product_does_not_depend_on_the_basis() -> None:
         grad_a, grad_b = u.mT @ x / 40, g.mT @ h / 40
         sigmas = {"sigma_h": (h.mT @ h / 40)[None], "sigma_u": (u.mT @ u / 40)[None]}
         group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
-        for_a, for_b = VARIANTS[variant].multipliers(group, GRITConfig(variant, power=1.0, kfac_damping=1e-12))
+        for_a, for_b = VARIANTS[variant].multipliers(
+            DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-12))
+        )
         step_a = multiply(for_a.matrices, grad_a.unsqueeze(0), matrix="A")[0]
         step_b = multiply(for_b.matrices, grad_b.unsqueeze(0), matrix="B")[0]
         return step_b @ a + b @ step_a

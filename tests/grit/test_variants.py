@@ -14,9 +14,9 @@ from torch import Tensor
 
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.config import Variant
-from grit.modules import LoraMatrix, LoraModule
-from grit.preconditioner import Preconditioner
-from grit.preconditioning import multiply
+from grit.modules import LoraModule
+from grit.preconditioner import DampedFactors, Preconditioner
+from grit.products import LoraMatrix, multiply
 from grit.variants import VARIANTS
 from tests.support.adapters import MakeModel, backward, train
 
@@ -273,7 +273,9 @@ def one_step_decrease(variant: Variant, seed: int) -> float:
     grads = u.T @ x / count, error.T @ h / count
     sigmas = {"sigma_h": (h.T @ h / count)[None], "sigma_u": (u.T @ u / count)[None]}
     group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
-    for_a, for_b = VARIANTS[variant].multipliers(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
+    for_a, for_b = VARIANTS[variant].multipliers(
+        DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
+    )
     step_a = multiply(for_a.matrices, grads[0].unsqueeze(0), matrix="A")[0]
     step_b = multiply(for_b.matrices, grads[1].unsqueeze(0), matrix="B")[0]
     change = x @ (step_b @ a + b @ step_a).T  # of y, to first order

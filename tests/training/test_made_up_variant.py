@@ -12,11 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grit.config import GRITConfig
-from grit.factors import FactorGroup
-from grit.modules import LoraMatrix
-from grit.preconditioning import Roots, multiply
-from grit.variants import VARIANTS, GritVariant
+from grit.products import LoraMatrix, Roots, multiply
+from grit.variants import VARIANTS, Curvature, GritVariant
 from tasks.engine.artifacts import Artifact, Store
 from tasks.settings.finetune import GritSettings
 from tasks.train import train
@@ -25,7 +22,6 @@ from tests.support.trainings import BASE, LORA, QUICK
 
 NAME = "made_up"
 SETTINGS = GritSettings(basis="initial", kfac_min_samples=1, norm_match=False).model_copy(update={"variant": NAME})
-DAMPING = SETTINGS.kfac_damping
 
 pytestmark = [
     pytest.mark.usefixtures("in_this_process"),
@@ -36,6 +32,16 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
     return tokenized_rows(16, 4)
+
+
+def stack(matrix: Tensor, curvature: Curvature) -> Tensor:
+    """One matrix for all modules."""
+    return matrix.expand_as(curvature.sigma_h)
+
+
+def ones(curvature: Curvature) -> Tensor:
+    """Condition numbers of matrices that have none of interest."""
+    return torch.ones(len(curvature.modules))
 
 
 class Trained:
@@ -60,11 +66,9 @@ def test_a_row_that_changes_gradients_trains_what_its_multipliers_leave(
 ) -> None:
     """They are zero in the second half of rank space, where then only weight decay acts."""
 
-    def first_half(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
-        assert config.variant == NAME
-        ones = torch.ones_like(group.samples)
-        half = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0])).expand_as(group.mean_h)
-        return Roots(half, ones), Roots(half, ones)
+    def first_half(curvature: Curvature) -> tuple[Roots, Roots]:
+        half = Roots(stack(torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0])), curvature), ones(curvature))
+        return half, half
 
     monkeypatch.setitem(VARIANTS, NAME, GritVariant(first_half))
     half = Trained(tiny_model, dataset, store, 3, SETTINGS)
@@ -81,11 +85,10 @@ def test_a_row_that_makes_updates_anew_gets_what_its_multipliers_are(
     """The diagonal of K-FAC's factor of B, applied to what Adam makes: B begins at zero, so its first update is B."""
     factors: dict[str, Tensor] = {}
 
-    def diagonal(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
-        factors.update({module.path: group.sigma_h[index] for index, module in enumerate(group.modules)})
-        squares, ones = group.sigma_h.diagonal(dim1=1, dim2=2), torch.ones_like(group.samples)
-        damped = squares / squares.mean(1, keepdim=True) + config.kfac_damping
-        return Roots(torch.eye(4).expand_as(group.mean_h), ones), Roots(torch.diag_embed(1 / damped), ones)
+    def diagonal(curvature: Any) -> tuple[Roots, Roots]:
+        factors.update({module.path: curvature.sigma_h[index] for index, module in enumerate(curvature.modules)})
+        diagonals = torch.diag_embed(curvature.sigma_h.diagonal(dim1=1, dim2=2))
+        return Roots(stack(torch.eye(4), curvature), ones(curvature)), curvature.inverse_power(diagonals)
 
     def multiplied(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], matrix: LoraMatrix) -> Tensor:
         return multiply(roots, torch.stack(updates).float(), matrix=matrix)
@@ -97,7 +100,7 @@ def test_a_row_that_makes_updates_anew_gets_what_its_multipliers_are(
         squares = [float(sigma[direction, direction]) for direction in range(4)]
         name = f"{path}.lora_B.weight"
         for direction, square in enumerate(squares):
-            factor = 1 / (square / (sum(squares) / 4) + DAMPING)
+            factor = (square + SETTINGS.kfac_damping * sum(squares) / 4) ** -SETTINGS.power
             wanted = factor * plain.weights[name][:, direction]
             torch.testing.assert_close(scaled.weights[name][:, direction], wanted, rtol=1e-4, atol=1e-8)
 
@@ -108,10 +111,10 @@ def test_a_row_whose_multipliers_are_a_basis_has_adams_moments_in_it(
     """In coordinates of another order, a second one at each factorisation, Adam does what it does in the first."""
     orders: list[list[int]] = []
 
-    def permuted(group: FactorGroup, config: GRITConfig) -> tuple[Roots, Roots]:
+    def permuted(curvature: Curvature) -> tuple[Roots, Roots]:
         orders.append([[1, 2, 3, 0], [3, 2, 0, 1]][len(orders) % 2])
-        permutation, ones = torch.eye(4)[orders[-1]].expand_as(group.mean_h), torch.ones_like(group.samples)
-        return Roots(permutation, ones), Roots(permutation.mT, ones)
+        permutation = stack(torch.eye(4)[orders[-1]], curvature)
+        return Roots(permutation, ones(curvature)), Roots(permutation.mT, ones(curvature))
 
     def put_back(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], matrix: LoraMatrix) -> Tensor:
         return multiply(roots.mT, torch.stack(updates).float(), matrix=matrix)
