@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from grit.config import AFTER_OPTIMIZER
+from grit.variants import VARIANTS
 from tasks.engine.errors import UserError
 from tasks.settings.finetune import GritSettings, ModelSettings, TrainingSettings
 from tasks.training.optimizers import OPTIMIZERS
@@ -24,9 +24,10 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`, or train the baseline.",
         )
-    if grit and optimizer.moments_obstacle and (grit.variant in AFTER_OPTIMIZER or grit.reprojection_freq):
+    by_variant = grit is not None and VARIANTS[grit.variant].acts_on_optimizer
+    if grit and optimizer.moments_obstacle and (by_variant or grit.reprojection_freq):
         raise UserError(
-            f"GRIT's {grit.variant if grit.variant in AFTER_OPTIMIZER else 'reprojection'} acts on Adam's moments, "
+            f"GRIT's {grit.variant if by_variant else 'reprojection'} acts on Adam's moments, "
             f"which {optimizer.moments_obstacle}",
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`.",
