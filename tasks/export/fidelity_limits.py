@@ -55,25 +55,37 @@ def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type:
     checks = [
         _check(
             "quantization",
+            "quantization",
             f"file type {figures.file_type}",
             f"{file_type} ({gguf_type})",
             figures.file_type == str(file_type),
         ),
-        _check("end of turn", "as trained" if figures.end_token else "another token", "as trained", figures.end_token),
         _check(
+            "end_of_turn",
+            "end of turn",
+            "as trained" if figures.end_token else "another token",
+            "as trained",
+            figures.end_token,
+        ),
+        _check(
+            "token_ids",
             "token ids",
             f"{len(wrong)} texts differ, first {wrong[0]!r}" if wrong else "all texts equal",
             "all equal",
             not wrong,
         ),
-        _check("mean KL divergence", f"{figures.kl:.5f} nats", f"≤ {bounds.max_kl:g}", figures.kl <= bounds.max_kl),
         _check(
+            "kl", "mean KL divergence", f"{figures.kl:.5f} nats", f"≤ {bounds.max_kl:g}", figures.kl <= bounds.max_kl
+        ),
+        _check(
+            "top1",
             "likeliest token kept",
             f"{figures.top1:.2%}",
             f"≥ {bounds.min_top1:.0%} within two standard errors",
             figures.top1 + 2 * _share_error(bounds.min_top1, figures.tokens) >= bounds.min_top1,
         ),
         _check(
+            "perplexity_ratio",
             "perplexity ratio",
             f"{ratio:.5f}{_error(figures.perplexity_ratio_stderr, 5)}",
             f"≤ {bounds.max_perplexity_ratio:g} within two standard errors, warned above "
@@ -86,6 +98,7 @@ def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type:
         error = figures.difference_kept_stderr
         checks.append(
             _check(
+                "difference_kept",
                 "difference to the base kept",
                 f"{kept:.3f}{_error(error, 3)}",
                 f"≥ {bounds.min_difference_kept:g} within two standard errors",
@@ -95,8 +108,8 @@ def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type:
     return checks
 
 
-def _check(name: str, value: str, limit: str, passed: bool, warned: bool = False) -> Check:
-    return Check(name, value, limit, "failed" if not passed else "warned" if warned else "passed")
+def _check(key: str, name: str, value: str, limit: str, passed: bool, *, warned: bool = False) -> Check:
+    return Check(name, value, limit, "failed" if not passed else "warned" if warned else "passed", key=key)
 
 
 def _share_error(share: float, tokens: int) -> float:

@@ -290,7 +290,7 @@ def test_no_secret_gets_anywhere_but_where_it_belongs(
     texts += "".join(path.read_bytes().decode("latin-1") for path in files)
     with get_client(sync_client=True) as client:
         for kind in ("flow_runs", "task_runs", "artifacts", "logs"):
-            response = client._client.post(f"/{kind}/filter", json={})
+            response = client.request("POST", f"/{kind}/filter", json={})
             response.raise_for_status()
             assert response.json(), kind
             texts += response.text
