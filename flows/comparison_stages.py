@@ -17,11 +17,12 @@ from typing import Any
 
 from flows.finetune import Tuned, prepared, trained, tuned
 from flows.support.cluster import Branch, run_on_cluster
+from flows.support.comparable import check_held_out, runnable
 from tasks.analysis.compared_runs import BaseFigures, ComparedRun, FaultRun, RateTrial
 from tasks.analysis.methods import at_rate, fault_settings, settings_of, training_seeds, validated_by_tokens
 from tasks.comparison.answer_prompts import answer_prompts
 from tasks.comparison.judge_answers import judge_answers
-from tasks.comparison.measure_forgetting import measure_forgetting, read_text
+from tasks.comparison.measure_forgetting import measure_forgetting
 from tasks.comparison.measure_second_data import measure_second_data, second_settings
 from tasks.comparison.reproduce_fault import reproduce_fault
 from tasks.comparison.write_comparison import write_comparison
@@ -31,7 +32,6 @@ from tasks.engine.logs import run_logger
 from tasks.engine.planning import Pending
 from tasks.fetch_data import fetch_data
 from tasks.prepare_dataset import prepare_dataset
-from tasks.runs.preflight import check_data, check_settings
 from tasks.settings.comparison import FAULT, ComparedMethod, CompareSettings
 from tasks.settings.finetune import FinetuneSettings, ScoringSettings
 
@@ -99,7 +99,7 @@ class _Comparison:
         """Of the base model; what needs held-out rows is refused here, before anything is trained."""
         base = _whole(BaseFigures, scores=self.base_scores, **evaluated(self.model, self.settings, self.inputs))
         if not isinstance(base, Pending):
-            _check_rows(self.comparison, self.dataset, base)
+            check_held_out(self.comparison, self.dataset, base)
         return base
 
     def _trials(self) -> list[Any]:
@@ -227,44 +227,6 @@ def evaluated(model: Artifact, settings: FinetuneSettings, inputs: EvaluationInp
     }
 
 
-def runnable(
-    settings: FinetuneSettings, comparison: CompareSettings
-) -> tuple[dict[ComparedMethod, FinetuneSettings], dict[str, str]]:
-    """Settings of the methods that can be trained here, and why others cannot.
-
-    Raises:
-        UserError: the first method cannot, or the text or the second data set is not there.
-    """
-    if comparison.forgetting_text:
-        read_text(str(comparison.forgetting_text))
-    if comparison.second_data:
-        second = second_settings(settings.data, comparison.second_data)
-        try:
-            check_data(second)
-        except UserError as error:
-            fix = "This is `second_data`, whose columns cannot be mapped: name another file, or mend this one."
-            raise UserError(error.what, where=error.where, fix=fix) from None
-    methods: dict[ComparedMethod, FinetuneSettings] = {}
-    not_run: dict[str, str] = {}
-    for method in comparison.methods:
-        if method == FAULT:
-            continue
-        own = settings_of(method, settings)
-        try:
-            check_settings(own)
-        except UserError as error:
-            if not methods:
-                raise
-            not_run[method] = str(error)
-        else:
-            twin = next((name for name, other in methods.items() if other == own), None)
-            if twin:
-                fix = "Leave one of them out."
-                raise UserError(f"{method} and {twin} are the same with these settings", where="methods", fix=fix)
-            methods[method] = own
-    return methods, not_run
-
-
 def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model: Artifact) -> Artifact | None:
     """The second data set in the first one's chat format, if there is one."""
     if comparison.second_data is None:
@@ -273,16 +235,6 @@ def _second_data(settings: FinetuneSettings, comparison: CompareSettings, model:
     data = second_settings(settings.data, comparison.second_data)
     source = fetch_data(data, settings.seed, store=store)
     return prepare_dataset(source, model, data, settings.chat, settings.seed, store=store)
-
-
-def _check_rows(comparison: CompareSettings, dataset: Artifact, base: BaseFigures) -> None:
-    """Refuse, before anything is trained, what needs held-out rows where there are none."""
-    if comparison.learning_rates and not dataset.facts["rows"]["validation"]:
-        fix = "Hold rows out: data.validation_fraction."
-        raise UserError("there are no validation rows to choose a rate by", where="learning_rates", fix=fix)
-    if comparison.judge_model and not base.answers.facts["answers"]:
-        fix = "Ask for some with `answers` and hold rows out, or leave judge_model out."
-        raise UserError("there are no answers to judge", where="judge_model", fix=fix)
 
 
 def _trial(method: ComparedMethod, rate: float, training: Branch, failures: dict[Any, TrainingError]) -> Any:
