@@ -183,8 +183,14 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(store: Store, ser
         (draft.path / "model.gguf").symlink_to(next(Path(package).parent.glob("*.gguf")))
         draft.facts = {"answer": {"prompt": "What is the capital of France?"}}
     settings = OllamaSettings(target="server", host=server.url)
-    registration = register.function(draft.done(), make_dataset(store, system=None), settings, "it", None, store=store)
+    registration = register.function(
+        draft.done(),
+        dataset=make_dataset(store, system=None),
+        settings=settings,
+        name="it",
+        license_name=None,
+        store=store,
+    )
     assert registration.facts["chat_fault"] is None
-    messages = [{"role": "user", "content": "Say yes."}]
-    response = ollama.Client(server.url).chat(registration.facts["model"], messages, stream=False)
-    assert response.done_reason == "stop" and response.message.content
+    told = ollama.Client(server.url).chat(made.facts["model"], [{"role": "user", "content": "Say yes."}], stream=False)
+    assert told.done_reason == "stop" and told.message.content
