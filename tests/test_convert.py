@@ -161,7 +161,14 @@ def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
     assert template is not None and template.contents() == AutoTokenizer.from_pretrained(merged.path).chat_template
     assert "### Instruction:" in template.contents() and "<|im_start|>" not in template.contents()
     assert eos is not None and eos.contents() == tokenizer.convert_tokens_to_ids("<|endoftext|>") != 2
-    registered = register.function(gguf, dataset, OllamaSettings(target="none"), "tiny", "apache-2.0", store=store)
+    registered = register.function(
+        gguf,
+        dataset=dataset,
+        settings=OllamaSettings(target="none"),
+        name="tiny",
+        license_name="apache-2.0",
+        store=store,
+    )
     modelfile = (registered.path / "Modelfile").read_text()
     assert 'PARAMETER stop "<|endoftext|>"' in modelfile and 'PARAMETER stop "### Instruction:"' in modelfile
     assert 'PARAMETER stop "<|im_end|>"' in modelfile, "at which the base model's generation ended"

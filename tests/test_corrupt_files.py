@@ -137,5 +137,5 @@ def test_a_file_that_is_not_what_was_made_is_not_registered(
     else:
         os.truncate(file, file.stat().st_size - 1)
     with pytest.raises((UserError, RuntimeError), match="digest differs"):
-        register.function(gguf, dataset, target, "it", None, store=store)
+        register.function(gguf, dataset=dataset, settings=target, name="it", license_name=None, store=store)
     assert not list((tmp_path / "models").rglob("sha256-*")) and not (tmp_path / "models" / "manifests").exists()
