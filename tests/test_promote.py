@@ -192,5 +192,6 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(store: Store, ser
         store=store,
     )
     assert registration.facts["chat_fault"] is None
-    told = ollama.Client(server.url).chat(made.facts["model"], [{"role": "user", "content": "Say yes."}], stream=False)
-    assert told.done_reason == "stop" and told.message.content
+    messages = [{"role": "user", "content": "Say yes."}]
+    response = ollama.Client(server.url).chat(registration.facts["model"], messages, stream=False)
+    assert response.done_reason == "stop" and response.message.content

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.comparison.answer_prompts import answer_prompts
-from tasks.comparison.measure_forgetting import measure_forgetting, paragraphs, read_text, windows
+from tasks.comparison.measure_forgetting import measure_forgetting, paragraphs, read_text
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError
 from tasks.evaluation.loading import load_model
@@ -127,6 +127,13 @@ def read(artifact: Artifact, name: str = "scores.json") -> dict[str, Any]:
     return value
 
 
+def scored(
+    model: Artifact, dataset: Artifact, settings: ScoringSettings, directory: Path, role: Any = "base", seed: int = 0
+) -> Artifact:
+    store = Store(directory)
+    return score.function(model, dataset, settings=settings, base=HELD, role=role, seed=seed, store=store)
+
+
 def test_all_scores_equal_those_computed_by_hand(
     learned: Artifact,
     dataset: Artifact,
@@ -140,9 +147,7 @@ def test_all_scores_equal_those_computed_by_hand(
     settings = ScoringSettings(
         tasks=("city", "city_choice"), include_path=tasks, batch_size=3, samples=8, max_new_tokens=12
     )
-    artifact = score.function(
-        learned, dataset, settings=settings, base=HELD, role="tuned", seed=7, store=Store(tmp_path / "store")
-    )
+    artifact = scored(learned, dataset, settings, tmp_path / "store", "tuned", 7)
     scores, details = read(artifact), read(artifact, "rows.json")
 
     answers = [answer_alone(network, tokenizer, row["messages"][:-1], 12) for row in CONVERSATIONS]
@@ -196,11 +201,7 @@ def test_equal_inputs_give_equal_files(learned: Artifact, dataset: Artifact, tas
     for seed, store in ((7, "one"), (7, "two")):
         random.seed(store)
         torch.manual_seed(len(artifacts))
-        artifacts.append(
-            score.function(
-                learned, dataset, settings=settings, base=HELD, role="base", seed=seed, store=Store(tmp_path / store)
-            )
-        )
+        artifacts.append(scored(learned, dataset, settings, tmp_path / store, seed=seed))
     assert artifacts[0].digest == artifacts[1].digest
     scores = read(artifacts[0])
     assert scores["lm_eval"]["city"]["exact_match"]["n"] == 3
@@ -213,9 +214,7 @@ def test_without_tasks_and_without_held_out_rows(learned: Artifact, dataset: Art
     shutil.copytree(dataset.path / "tokenizer", bare / "tokenizer")
     empty = dataset.model_copy(update={"path": bare})
     settings = ScoringSettings(tasks=())
-    artifact = score.function(
-        learned, empty, settings=settings, base=HELD, role="base", seed=0, store=Store(tmp_path / "store")
-    )
+    artifact = scored(learned, empty, settings, tmp_path / "store")
     scores = read(artifact)
     assert (scores["validation"], scores["lm_eval"], scores["samples"]) == (None, {}, [])
     assert set(artifact.facts) == {"seconds"}
@@ -228,15 +227,7 @@ def test_samples_come_from_validation_rows_where_there_are_no_test_rows(
     shutil.copytree(dataset.path, other)
     (other / "test.jsonl").rename(other / "validation.jsonl")
     settings = ScoringSettings(tasks=(), samples=1, max_new_tokens=12)
-    artifact = score.function(
-        learned,
-        dataset.model_copy(update={"path": other}),
-        settings=settings,
-        base=HELD,
-        role="base",
-        seed=0,
-        store=Store(tmp_path / "store"),
-    )
+    artifact = scored(learned, dataset.model_copy(update={"path": other}), settings, tmp_path / "store")
     assert [sample["prompt"] for sample in read(artifact)["samples"]] == [CONVERSATIONS[0]["prompt"]]
 
 
@@ -269,14 +260,8 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
         assert line["measures"] == {
             "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
         }  # fmt: skip
-    cut = answer_prompts.function(
-        learned,
-        dataset,
-        settings=settings.model_copy(update={"max_new_tokens": 2}),
-        number=2,
-        base=HELD,
-        store=store,
-    )
+    short = settings.model_copy(update={"max_new_tokens": 2})
+    cut = answer_prompts.function(learned, dataset, settings=short, number=2, base=HELD, store=store)
     for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
         assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
 
@@ -310,14 +295,3 @@ def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(
     (tmp_path / "text.txt").write_text("Word\n\n")
     with pytest.raises(UserError, match=r"text\.txt: the text is empty"):
         measure_forgetting.function(tiny_model, long, **asked)
-
-
-def test_a_text_needs_neither_spaces_nor_empty_lines(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("春眠不覚暁。\n夜来風雨声。\n  \n花落知多少。\n", encoding="utf-8")
-    assert paragraphs(read_text(str(tmp_path / "text.txt"))) == ["春眠不覚暁。 夜来風雨声。", "花落知多少。"]
-
-
-def test_a_long_paragraph_is_measured_to_its_end() -> None:
-    assert windows(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5]], "a single token has none before it"
-    assert windows(list(range(8)), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    assert windows([1], 3) == windows([], 3) == []

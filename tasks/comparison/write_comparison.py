@@ -165,6 +165,7 @@ def _trained_how(
 def _pictures(by_method: Runs, faults: Sequence[FaultRun], every: int | None) -> dict[str, Any]:
     """Curves over tokens and over seconds, GRIT's modules, and the fault's curve."""
     from tasks.analysis import figures
+    from tasks.analysis.module_maps import module_maps
 
     reference = next(iter(by_method.values()))
     validated = all(run.history.facts["validation"] for runs in by_method.values() for run in runs)
@@ -174,7 +175,7 @@ def _pictures(by_method: Runs, faults: Sequence[FaultRun], every: int | None) ->
             + ([figures.validation_curves(by_method, over, every)] if validated else [])
             for over in ("tokens", "seconds")
         },
-        "maps": figures.module_maps(by_method),
+        "maps": module_maps(by_method),
         "fault_curve": figures.fault_curves(faults[0], reference[0]) if faults else None,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tasks.analysis import figures as pictures
+from tasks.analysis.module_maps import module_maps
 from tasks.report.figures import smoothed
 from tasks.settings.comparison import ComparedMethod
 from tasks.training.history import steps_of
@@ -100,7 +98,7 @@ def test_twelve_methods_of_five_thousand_steps_stay_far_below_three_megabytes(
         for method in get_args(ComparedMethod)[:-1]
     }
     curves = [draw(by_name, "tokens", None) for draw in (pictures.loss_curves, pictures.validation_curves)]
-    maps = [picture for *_, picture in pictures.module_maps({"grit": by_name["grit"]})]
+    maps = [picture for *_, picture in module_maps({"grit": by_name["grit"]})]
     # The curves come twice, over tokens and over seconds.
     assert 2 * sum(map(len, curves)) + 12 * sum(map(len, maps)) < 2_000_000
 
@@ -108,20 +106,3 @@ def test_twelve_methods_of_five_thousand_steps_stay_far_below_three_megabytes(
 def test_the_dashed_line_is_in_the_legend(outputs: MadeUp) -> None:
     runs = by_method(outputs.runs(("baseline", "grit"), 2))
     assert ">validation</text>" in pictures.loss_curves(runs, "tokens", None)
-
-
-def test_maps_of_a_scale_share_their_colours(outputs: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    scales: list[Any] = []
-
-    def draw(picture: Callable[[Axes], None], size: tuple[float, float]) -> str:
-        figure = Figure(size)
-        axes = figure.subplots()
-        picture(axes)
-        (image,) = axes.images
-        scales.append((figure.axes[1].get_ylabel(), image.get_clim()))
-        return ""
-
-    monkeypatch.setattr(pictures, "svg", draw)
-    pictures.module_maps(by_method(outputs.runs(("baseline", "grit"), 2)))
-    rank = ("effective rank", (2.5, 6))
-    assert scales == [("cosine", (0.5, pytest.approx(0.8))), rank, rank]
