@@ -1,8 +1,8 @@
 """GRIT: a K-FAC natural gradient in LoRA's rank space. Needs torch and peft; transformers and TRL for the trainers.
 
-`modules` finds the adapters, `factors` captures, `preconditioning` and `reprojection` hold the mathematics, `variants`
-and `preconditioner` apply it, `manager` says when, `witness` and `proof` whether it happens; `basis` finds the first A;
-`export` saves adapters of smaller rank.
+`variants` is the table of what GRIT can do. `modules` finds the adapters, `factors` captures, `preconditioning` and
+`reprojection` hold the mathematics, `preconditioner` applies it, `manager` says when, `witness` and `proof` whether it
+happens; `basis` finds the first A; `export` saves adapters of smaller rank.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def check_hooks(tokens: float) -> None:
         )
 
 
-def check_progress(steps: int, samples: float, needed: int, idle: int, allowed: int) -> None:
+def check_progress(*, steps: int, samples: float, needed: int, idle: int, allowed: int) -> None:
     """Check that the factors will be ready some time.
 
     Args:

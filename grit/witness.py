@@ -140,7 +140,7 @@ class TokenWitness:
             return
         needed = self._config.kfac_min_samples
         period = max(self._config.at(name, steps) for name in ("kfac_update_freq", "cov_update_freq"))
-        check_progress(steps, samples, needed, steps - self._grown, PERIODS * period)
+        check_progress(steps=steps, samples=samples, needed=needed, idle=steps - self._grown, allowed=PERIODS * period)
         if samples < needed:
             self._warn_once(
                 "few",

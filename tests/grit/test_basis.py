@@ -67,8 +67,7 @@ def test_rows_are_the_top_singular_vectors_of_the_gradient(make_model: MakeModel
         assert share > 2 * captured_share(start, gradients[module.path]) / float(values[:4].square().sum())
         norms = a.norm(dim=1)
         torch.testing.assert_close(norms, (start.norm() / 2).expand(4), rtol=1e-4, atol=0)
-        gram = a @ a.T / norms[0] ** 2
-        torch.testing.assert_close(gram, torch.eye(4), rtol=0, atol=1e-4)
+        torch.testing.assert_close(a @ a.T / norms[0] ** 2, torch.eye(4), rtol=0, atol=1e-4)
         assert not module.lora_b.weight.any()
 
 

@@ -66,9 +66,8 @@ def test_the_step_of_the_product_does_not_depend_on_the_basis() -> None:
         grad_a, grad_b = u.mT @ x / 40, g.mT @ h / 40
         sigmas = {"sigma_h": (h.mT @ h / 40)[None], "sigma_u": (u.mT @ u / 40)[None]}
         group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
-        for_a, for_b = VARIANTS[variant].multipliers(
-            DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-12))
-        )
+        curvature = DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-12))
+        for_a, for_b = VARIANTS[variant].multipliers(curvature)
         step_a = multiply(for_a.matrices, grad_a.unsqueeze(0), matrix="A")[0]
         step_b = multiply(for_b.matrices, grad_b.unsqueeze(0), matrix="B")[0]
         return step_b @ a + b @ step_a

@@ -30,6 +30,11 @@ class Seen(TrainerCallback):
             self.reported.append(logs["grad_norm"])
 
 
+def clip(trainer: GritTrainer) -> None:
+    """What Transformers calls between the backward pass and the optimizer's step."""
+    trainer._clip_grad_norm(trainer.model)
+
+
 def test_clipping_applies_to_the_preconditioned_gradient(
     word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
@@ -78,7 +83,7 @@ def test_under_float16_clipping_comes_after_unscaling_and_an_overflow_is_left_to
         inputs = next(iter(trainer.get_train_dataloader()))
         trainer.current_gradient_accumulation_steps = 1
         trainer.training_step(model, inputs, torch.tensor(6))
-        trainer._clip_grad_norm(model)
+        clip(trainer)
         clipped = torch.cat([p.grad.flatten() for p in weights if p.grad is not None]).norm()
         assert float(clipped) == pytest.approx(1e-3, rel=1e-3) and trainer.step_statistics["grad_norm"] > 2e-3
         optimizer.step()
@@ -95,7 +100,7 @@ def test_under_float16_clipping_comes_after_unscaling_and_an_overflow_is_left_to
     overflowed = weights[1].grad
     assert overflowed is not None
     overflowed[0, 0] = float("inf")
-    trainer._clip_grad_norm(model)
+    clip(trainer)
     assert not bool(torch.isfinite(overflowed).all())
     optimizer.step()
     assert optimizer.step_was_skipped and accelerator.scaler.get_scale() == 2.0**11

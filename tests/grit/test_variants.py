@@ -118,12 +118,12 @@ def test_any_shape_rank_and_dtype(
         for matrix in MATRICES:
             name = name_of(module, matrix)
             wanted = by_definition(variant, preconditioner, index, starts[1], raw[name].float(), matrix)
-            ours, error = weights[name].grad.float(), torch.finfo(dtype).eps
+            actual, error = weights[name].grad.float(), torch.finfo(dtype).eps
             if variant == "graft":  # Adam's first momentum is a multiple of the gradient; the weight rounds its step
-                ours, length = -updates[1][name], updates[0][name].norm()
-                error *= float(starts[1][name].abs().max() / length * length.new_tensor(ours.numel()).sqrt())
+                actual, length = -updates[1][name], updates[0][name].norm()
+                error *= float(starts[1][name].abs().max() / length * length.new_tensor(actual.numel()).sqrt())
                 wanted = wanted / wanted.norm() * length
-            assert float((ours - wanted).norm() / wanted.norm()) < 2e-3 + 2 * error, name
+            assert float((actual - wanted).norm() / wanted.norm()) < 2e-3 + 2 * error, name
 
 
 def by_definition(
@@ -273,9 +273,8 @@ def one_step_decrease(variant: Variant, seed: int) -> float:
     grads = u.T @ x / count, error.T @ h / count
     sigmas = {"sigma_h": (h.T @ h / count)[None], "sigma_u": (u.T @ u / count)[None]}
     group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
-    for_a, for_b = VARIANTS[variant].multipliers(
-        DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
-    )
+    curvature = DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
+    for_a, for_b = VARIANTS[variant].multipliers(curvature)
     step_a = multiply(for_a.matrices, grads[0].unsqueeze(0), matrix="A")[0]
     step_b = multiply(for_b.matrices, grads[1].unsqueeze(0), matrix="B")[0]
     change = x @ (step_b @ a + b @ step_a).T  # of y, to first order
