@@ -1,4 +1,4 @@
-"""JSON files, read as they are."""
+"""JSON files that stages leave for later ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,5 @@ from typing import Any
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds.
-
-    Args:
-        path: of the file.
-    """
+    """The content of a JSON file in UTF-8."""
     return json.loads(path.read_text(encoding="utf-8"))
