@@ -26,13 +26,15 @@ from benchmarks.timing import clock
 from benchmarks.workload import RANK, TARGETS, Workload, summed_loss
 from grit import GRITConfig, GRITManager, set_gradient_basis
 
+DECAY = 0.01
+
 
 @dataclass(frozen=True)
 class Method:
     """How a method differs from LoRA with AdamW."""
 
     optimizer: str = "adamw"
-    """`adamw`, or one of PEFT's: `loraplus`, `lorafa`, `riemannian`."""
+    """One of `OPTIMIZERS`; all but `adamw` are PEFT's."""
     grit: GRITConfig | None = None
     """GRIT's settings, without the basis."""
     start: str = "default"
@@ -145,20 +147,37 @@ def make(method: Method, workload: Workload, rate: float, seed: int) -> Contende
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer: Optimizer
-    if method.optimizer == "loraplus":
-        optimizer = create_loraplus_optimizer(network, AdamW, lr=rate, loraplus_lr_ratio=16.0, weight_decay=0.01)
-    elif method.optimizer == "lorafa":
-        optimizer = create_lorafa_optimizer(network, RANK, RANK, lr=rate, weight_decay=0.01)
-    elif method.optimizer == "riemannian":
-        optimizer = create_riemannian_optimizer(network, AdamW, lr=rate, weight_decay=0.01)
-    else:
-        optimizer = AdamW(weights, lr=rate, weight_decay=0.01)
+    optimizer = OPTIMIZERS[method.optimizer](network, rate)
     manager = SidedManager(network, method.grit, method.sides) if method.grit else None
     if manager:
         manager.attach(optimizer)
     return Contender(network, optimizer, manager, seconds)
+
+
+def _adamw(network: PeftModel, rate: float) -> Optimizer:
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return AdamW(weights, lr=rate, weight_decay=DECAY)
+
+
+def _loraplus(network: PeftModel, rate: float) -> Optimizer:
+    return create_loraplus_optimizer(network, AdamW, lr=rate, loraplus_lr_ratio=16.0, weight_decay=DECAY)
+
+
+def _lorafa(network: PeftModel, rate: float) -> Optimizer:
+    return create_lorafa_optimizer(network, RANK, RANK, lr=rate, weight_decay=DECAY)
+
+
+def _riemannian(network: PeftModel, rate: float) -> Optimizer:
+    return create_riemannian_optimizer(network, AdamW, lr=rate, weight_decay=DECAY)
+
+
+OPTIMIZERS: dict[str, Callable[[PeftModel, float], Optimizer]] = {
+    "adamw": _adamw,
+    "loraplus": _loraplus,
+    "lorafa": _lorafa,
+    "riemannian": _riemannian,
+}
+"""What makes each optimizer for a network and a learning rate, by the names in `Method`."""
 
 
 def _network(base: Any, start: str, batches: list[dict[str, Tensor]], seed: int) -> PeftModel:

@@ -114,8 +114,8 @@ class Run:
             return None
         if target is None or process.returncode > 0:
             raise RuntimeError(self.output.read_text(errors="replace")[-2000:])
-        made = [path.stat().st_mtime for path in self.store.glob("checkpoints/*/checkpoint-*")]
-        checkpoint = time.time() - max(made, default=0.0)
+        written = [path.stat().st_mtime for path in self.store.glob("checkpoints/*/checkpoint-*")]
+        checkpoint = time.time() - max(written, default=0.0)
         lost = min(time.monotonic() - reached, checkpoint if index == STAGES.index("train") else math.inf)
         return Kill(
             time.monotonic() - started,
@@ -158,8 +158,8 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single settings over the preset's")
     arguments = parser.parse_args()
     options = ["--preset", arguments.preset]
-    for one in arguments.set:
-        name, _, value = one.partition("=")
+    for setting in arguments.set:
+        name, _, value = setting.partition("=")
         options += [f"--{name}", value]
     random.seed(arguments.seed)
     weights = [SHARE.get(stage, 2) for stage in STAGES]

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     print(f"{', '.join(arguments.methods)} at {arguments.rates}: {setup}")
     run(tuning, workload, setup, arguments.results, arguments.processes)
-    best = best_rates([one for one in read(arguments.results) if matches(one, setup)])
+    best = best_rates([training for training in read(arguments.results) if matches(training, setup)])
     final = [(method, best[method], seed) for seed in arguments.seeds for method in arguments.methods if method in best]
     run(final, workload, setup, arguments.results, arguments.processes)
 
@@ -85,7 +85,8 @@ def run(
     jobs: list[tuple[str, float, int]], workload: Workload, setup: dict[str, Any], results: Path, processes: int
 ) -> None:
     """Train those jobs that the results file does not hold, some of them side by side."""
-    done = {(one["method"], one["rate"], one["seed"]) for one in read(results) if matches(one, setup)}
+    finished = [training for training in read(results) if matches(training, setup)]
+    done = {(training["method"], training["rate"], training["seed"]) for training in finished}
     missing = [job for job in jobs if job not in done]
     if not missing:
         return
@@ -147,31 +148,32 @@ def train(name: str, rate: float, seed: int, workload: Workload, setup: dict[str
 def read(path: Path) -> list[dict[str, Any]]:
     """All finished trainings; validation losses by step."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    results = [json.loads(line) for line in lines]
-    for one in results:
-        one.update(BEFORE | one)
-        one["validation"] = {int(step): loss for step, loss in one["validation"].items()}
-        one["rate"] = round(one["rate"], 12)  # 0.1 x 0.003 is 0.0003
-    return results
+    trainings = [json.loads(line) for line in lines]
+    for training in trainings:
+        training.update(BEFORE | training)
+        training["validation"] = {int(step): loss for step, loss in training["validation"].items()}
+        training["rate"] = round(training["rate"], 12)  # 0.1 x 0.003 is 0.0003
+    return trainings
 
 
-def matches(one: dict[str, Any], setup: dict[str, Any]) -> bool:
+def matches(training: dict[str, Any], setup: dict[str, Any]) -> bool:
     """Whether a training belongs to this comparison."""
-    return all(one[name] == value for name, value in setup.items())
+    return all(training[name] == value for name, value in setup.items())
 
 
-def final_loss(one: dict[str, Any]) -> float:
+def final_loss(training: dict[str, Any]) -> float:
     """Validation loss after the last step; infinite where training diverged."""
-    return float(one["validation"].get(one["steps"], math.inf))
+    return float(training["validation"].get(training["steps"], math.inf))
 
 
-def best_rates(results: list[dict[str, Any]]) -> dict[str, float]:
+def best_rates(trainings: list[dict[str, Any]]) -> dict[str, float]:
     """The learning rate of each method with the lowest final validation loss with seed 0."""
     tuned: dict[str, dict[str, Any]] = {}
-    for one in results:
-        if one["seed"] == 0 and (one["method"] not in tuned or final_loss(one) < final_loss(tuned[one["method"]])):
-            tuned[one["method"]] = one
-    return {method: one["rate"] for method, one in tuned.items()}
+    for training in trainings:
+        method = training["method"]
+        if training["seed"] == 0 and (method not in tuned or final_loss(training) < final_loss(tuned[method])):
+            tuned[method] = training
+    return {method: training["rate"] for method, training in tuned.items()}
 
 
 if __name__ == "__main__":

@@ -143,13 +143,13 @@ class Trainer:
         """
         manager = self._manager
         parts: Seconds = defaultdict(float)
-        for group in manager._groups:
-            group._accumulate = timed(group._accumulate, "capture", parts)
+        for group in manager.factor_groups:
+            group.accumulate = timed(group.accumulate, "capture", parts)
         manager.update_and_invert_factors = timed(manager.update_and_invert_factors, "update and factorisation", parts)
         manager.precondition_gradients = timed(manager.precondition_gradients, "preconditioning", parts)
-        if manager._attached:  # what its hooks do
-            manager._attached._remember = timed(manager._attached._remember, "around the optimizer's step", parts)
-            manager._attached._finish = timed(manager._attached._finish, "around the optimizer's step", parts)
+        if manager.attached:  # what its hooks do
+            manager.attached.before_step = timed(manager.attached.before_step, "around the optimizer's step", parts)
+            manager.attached.after_step = timed(manager.attached.after_step, "around the optimizer's step", parts)
         step = timed(self, "step", parts)
         for _ in range(steps):
             step()

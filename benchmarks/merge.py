@@ -62,8 +62,8 @@ def pefts(directory: Path) -> None:
 
 def anonymous_bytes() -> int:
     """Resident memory of this process that is no file's."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+    line = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line[1]) * 1024 if line else 0
 
 
 def child(who: str, directory: Path) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single settings over the preset's")
     arguments = parser.parse_args()
-    overrides = dict(one.split("=", 1) for one in arguments.set)
+    overrides = dict(assignment.split("=", 1) for assignment in arguments.set)
     within_stages: Seconds = defaultdict(float)
     within: Seconds = defaultdict(float)
     for value in vars(flow_module).values():

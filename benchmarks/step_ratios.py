@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured[method] = ratio(method, workload, arguments.pairs)
         ratios[name] = measured[method]
         print(f"{name:<32} {ratios[name]:.4f}", flush=True)
-    found = {"what": workload.description, "pairs": arguments.pairs, "machine": machine(), "ratios": ratios}
+    report = {"what": workload.description, "pairs": arguments.pairs, "machine": machine(), "ratios": ratios}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    arguments.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 def ratio(method: Method, workload: Workload, pairs: int) -> float:

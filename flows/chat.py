@@ -36,12 +36,12 @@ def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
     """
     with planning() as plan:
         stages(settings)
-    found: dict[str, Any] = dict(plan.found)
-    if "convert" not in found:
+    results: dict[str, Any] = dict(plan.results)
+    if "convert" not in results:
         fix = "Start it with `python -m flows.finetune` and the same options; the demo's with `make demo`."
         raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
-    model = ollama_model(found["prepare_dataset"], settings.ollama, None)
-    gguf = Store(settings.store, settings.store_uri).bring(found["convert"])
+    model = ollama_model(results["prepare_dataset"], settings.ollama, None)
+    gguf = Store(settings.store, settings.store_uri).bring(results["convert"])
     return gguf.path / "model.gguf", model, gguf.facts["answer"]["prompt"]
 
 
@@ -104,14 +104,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     turns: list[dict[str, str]] = []
     while True:
         try:
-            said = ask()
+            message = ask()
         except (EOFError, KeyboardInterrupt):
             print()
             return 0
-        if said == "/clear":
+        if message == "/clear":
             turns = []
-        elif said:
-            turns.append({"role": "user", "content": said})
+        elif message:
+            turns.append({"role": "user", "content": message})
             try:
                 turns.append({"role": "assistant", "content": answer(llama, model, turns)})
             except ValueError:  # llama.cpp's word for more tokens than the context holds

@@ -20,8 +20,9 @@ from pydantic_settings import BaseSettings, CliSuppress, SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from flows.comparison_stages import runnable, stages
+from flows.comparison_stages import stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
+from flows.support.comparable import runnable
 from flows.support.publishing import show_report, show_user_errors_as_one_line
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
@@ -29,7 +30,8 @@ from tasks.engine.errors import UserError
 from tasks.engine.planning import Plan, planning, recording
 from tasks.evaluation.judge import check_judge
 from tasks.fetch_model import fetch_model
-from tasks.runs.estimate import check_disk, disk_needs, estimate
+from tasks.runs.disk import check_disk, disk_needs
+from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.finetune import FinetuneSettings, Method

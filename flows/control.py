@@ -96,9 +96,9 @@ def register(client: SyncPrefectClient) -> None:
         client.read_global_concurrency_limit_by_name(SLOT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
-    known = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
+    schedules_before = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
     _prefect("--no-prompt", "deploy", "--all")
-    for deployment, schedules in known.items():
+    for deployment, schedules in schedules_before.items():
         for schedule in schedules:
             if schedule.active:
                 with suppress(ObjectNotFound):

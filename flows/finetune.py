@@ -31,7 +31,7 @@ from tasks.ollama.names import model_name
 from tasks.prepare_dataset import prepare_dataset
 from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
-from tasks.runs.estimate import check_disk, disk_needs
+from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
@@ -111,51 +111,83 @@ def stages(settings: FinetuneSettings) -> Finetuned:
     check_settings(settings)
     store = Store(settings.store, settings.store_uri)
     model, dataset, base_scores = prepared(settings)
-    made = tuned(settings, model, dataset, settings.seed)
+    outputs = tuned(settings, model, dataset, settings.seed)
+    gguf, merged = outputs.gguf, outputs.merged
 
-    gguf_type = settings.export.gguf_type
     fidelity = check_fidelity(
-        made.gguf, made.merged, model, dataset, settings.fidelity, gguf_type, settings.model, store=store
+        gguf,
+        merged=merged,
+        model=model,
+        dataset=dataset,
+        settings=settings.fidelity,
+        gguf_type=settings.export.gguf_type,
+        base=settings.model,
+        store=store,
     )
-    license_name = model.facts.get("license")
-    registration = register(made.gguf, dataset, settings.ollama, model_name(settings), license_name, store=store)
-    promotion = promoted(settings, dataset, made, fidelity, registration, base_scores)
-    measured = (model, dataset, made.history, base_scores, made.scores)
-    exported = (made.merged, made.gguf, fidelity, registration, promotion)
-    report = write_report(settings, *measured, *exported, store=store)
-    return Finetuned.model_construct(report=report, gguf=made.gguf, registration=registration, promotion=promotion)
+    registration = register(
+        gguf,
+        dataset=dataset,
+        settings=settings.ollama,
+        name=model_name(settings),
+        license_name=model.facts.get("license"),
+        store=store,
+    )
+    promotion = promote(
+        settings,
+        dataset=dataset,
+        merged=merged,
+        fidelity=fidelity,
+        registration=registration,
+        base=base_scores,
+        tuned=outputs.scores,
+        **compared_with(settings, dataset, registration),
+        store=store,
+    )
+    report = write_report(
+        settings,
+        model=model,
+        dataset=dataset,
+        history=outputs.history,
+        base=base_scores,
+        tuned=outputs.scores,
+        merged=merged,
+        gguf=gguf,
+        fidelity=fidelity,
+        registration=registration,
+        promotion=promotion,
+        store=store,
+    )
+    return Finetuned.model_construct(report=report, gguf=gguf, registration=registration, promotion=promotion)
 
 
-def promoted(
-    settings: FinetuneSettings,
-    dataset: Artifact,
-    made: Tuned,
-    fidelity: Artifact,
-    registration: Artifact,
-    base_scores: Artifact,
-) -> Artifact:
-    """Put the new model into use, if it may."""
-    store, present = Store(settings.store, settings.store_uri), None
-    if not isinstance(registration, Pending):
-        present = present_model(settings.ollama, model_name(settings), registration, store)
+def compared_with(settings: FinetuneSettings, dataset: Artifact, registration: Artifact) -> dict[str, Any]:
+    """The model in use, with which the new one is compared: its scores on the same rows, and its digest."""
+    if isinstance(registration, Pending):
+        return {"present": None, "present_digest": None}
+    present = present_model(
+        settings.ollama, model_name(settings), registration, Store(settings.store, settings.store_uri)
+    )
     scores = scores_of(present, settings, dataset) if present and settings.promotion.rule == "better" else None
-    digest = present.digest if present else None
-    return promote(
-        settings, dataset, made.merged, fidelity, registration, base_scores, made.scores, scores, digest, store=store
-    )
+    return {"present": scores, "present_digest": present.digest if present else None}
 
 
 def scores_of(present: Present, settings: FinetuneSettings, dataset: Artifact) -> Artifact | None:
     """Score the model in use on the new one's rows, as far as its weights are still there."""
     store = Store(settings.store, settings.store_uri)
-    asked: Any = {"settings": settings.scoring, "base": settings.model, "seed": settings.seed, "store": store}
-    key = score.key(present.merged, dataset, role="tuned", **asked)
-    if score.look_up(key, present.merged, dataset, role="tuned", **asked) is None:
+    arguments: dict[str, Any] = {"dataset": dataset, "role": "tuned", **_scoring(settings)}
+    key = score.key(present.merged, **arguments)
+    if score.look_up(key, present.merged, **arguments) is None:
         if not store.holds(present.merged):
             return None
         if not looking():
             store.bring(present.merged)
-    return score(present.merged, dataset, role="tuned", **asked)
+    return score(present.merged, **arguments)
+
+
+def _scoring(settings: FinetuneSettings) -> dict[str, Any]:
+    """What all models are scored with."""
+    store = Store(settings.store, settings.store_uri)
+    return {"settings": settings.scoring, "base": settings.model, "seed": settings.seed, "store": store}
 
 
 def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
@@ -166,7 +198,7 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
     check_vocabulary(model, dataset, settings.export, store=store)
-    scores = score(model, dataset, settings=settings.scoring, base=settings.model, role="base", seed=seed, store=store)
+    scores = score(model, dataset, role="base", **_scoring(settings))
     return model, dataset, scores
 
 
@@ -176,25 +208,31 @@ def tuned(settings: FinetuneSettings, model: Artifact, dataset: Artifact, traini
     Args:
         settings: with the method.
         model: the base model.
-        dataset: its rows; the split is no matter of the training's seed.
+        dataset: its rows; their split does not depend on the training's seed.
         training_seed: rules the data order and the initial adapter.
     """
     store, trust = Store(settings.store, settings.store_uri), settings.model.trust_remote_code
-    made = trained(settings, model, dataset, training_seed)
-    merged = merge(model, dataset, made.adapter, trust, nf4_merge(settings), store=store)
-    scores = score(
-        merged, dataset, settings=settings.scoring, base=settings.model, role="tuned", seed=settings.seed,
-        store=store,
-    )  # fmt: skip
+    training = trained(settings, model, dataset, training_seed)
+    merged = merge(model, dataset, training.adapter, trust, nf4_merge(settings), store=store)
+    scores = score(merged, dataset, role="tuned", **_scoring(settings))
     license_name = model.facts.get("license")
     gguf = convert(merged, dataset, settings.export, license_name, description(settings), store=store)
-    return Tuned(made.adapter, made.history, merged, scores, gguf)
+    return Tuned(training.adapter, training.history, merged, scores, gguf)
 
 
 def trained(settings: FinetuneSettings, model: Artifact, dataset: Artifact, training_seed: int) -> Training:
     """Train with one method and one seed, as `tuned` does, and no more."""
     store, grit = Store(settings.store, settings.store_uri), settings.grit if settings.method == "grit" else None
-    return train(model, dataset, settings.model, settings.lora, settings.training, grit, training_seed, store=store)
+    return train(
+        model,
+        dataset,
+        base=settings.model,
+        lora=settings.lora,
+        training=settings.training,
+        grit=grit,
+        seed=training_seed,
+        store=store,
+    )
 
 
 def description(settings: FinetuneSettings) -> Description:

@@ -48,24 +48,23 @@ class Prune(BaseSettings):
         waste = find_waste(store, self.keep, self.hours)
         for run in runs:
             console.print(f"kept: {run.model}, registered {run.at:%Y-%m-%d %H:%M} UTC")
-        for done in kept_comparisons(store, self.keep):
-            console.print(
-                f"kept: comparison of {', '.join(done.methods)} on {done.model}, {done.at:%Y-%m-%d %H:%M} UTC"
-            )
+        for comparison in kept_comparisons(store, self.keep):
+            methods = ", ".join(comparison.methods)
+            console.print(f"kept: comparison of {methods} on {comparison.model}, {comparison.at:%Y-%m-%d %H:%M} UTC")
         if not waste:
             console.print("Nothing to remove.")
             return
         sums: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-        for one in waste:
-            sums["the URI" if one.at_uri else "here", one.name.partition("/")[0], one.why].append(one.bytes)
+        for entry in waste:
+            sums["the URI" if entry.at_uri else "here", entry.name.partition("/")[0], entry.why].append(entry.bytes)
         table = Table("at", "in", "why", "number", "MB", title=f"to remove from {store.root}")
         for (place, directory, why), sizes in sums.items():
             table.add_row(place, directory, why, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
         console.print(table)
-        if self.yes or Confirm.ask(f"Remove {sum(one.bytes for one in waste) / 1e9:.2f} GB?", default=False):
+        if self.yes or Confirm.ask(f"Remove {sum(entry.bytes for entry in waste) / 1e9:.2f} GB?", default=False):
             still = find_waste(store, self.keep, self.hours)  # a run may have begun while nobody answered
-            shown = {(one.name, one.at_uri) for one in waste}
-            remove(store, [one for one in still if (one.name, one.at_uri) in shown])
+            shown = {(entry.name, entry.at_uri) for entry in waste}
+            remove(store, [entry for entry in still if (entry.name, entry.at_uri) in shown])
             console.print("Removed.")
 
 

@@ -63,14 +63,14 @@ def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forg
     silence = datetime.now(UTC) - last_sign_of_life(client, run)
     if silence > forget if crashed else silence < silent:
         return
-    found = "crashed" if crashed else f"{run.state_name}, without a sign of life for {silence.total_seconds():.0f} s"
+    reason = "crashed" if crashed else f"{run.state_name}, without a sign of life for {silence.total_seconds():.0f} s"
     recoveries = sum(state.name == RECOVERED for state in client.read_flow_run_states(run.id))
     if silence > forget or recoveries >= MOST_RECOVERIES:
-        message = f"{found}; not repeated any more, after {recoveries} repetitions"
+        message = f"{reason}; not repeated any more, after {recoveries} repetitions"
         state: State[None] = Failed(message=message)
         logger.error("%s: %s", run.name, message)
     else:
-        message = f"{found}; scheduled again, repetition {recoveries + 1} of {MOST_RECOVERIES}"
+        message = f"{reason}; scheduled again, repetition {recoveries + 1} of {MOST_RECOVERIES}"
         state = Scheduled(name=RECOVERED, message=message)
         logger.warning("%s: %s", run.name, message)
     # Without force Prefect lets no run leave Running for Scheduled.

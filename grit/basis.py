@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from grit.calls import base_of, reader, token_mask, without_padding
 from grit.modules import LoraModule, lora_modules
+from grit.products import LoraMatrix
 
 HALVES = 3
 """Products with G: into the row space, out of it, and into it again."""
@@ -68,16 +69,16 @@ def set_gradient_basis(
     if any(getattr(configs.get(module.adapter), "init_lora_weights", None) == "eva" for module in modules):
         raise ValueError('the basis would replace what EVA found: use GRITConfig(basis="initial")')
     starts = [module.lora_a.weight.detach().clone() for module in modules]
-    found: dict[int, Tensor] = {}
+    new_rows: dict[int, Tensor] = {}
     try:
-        found = _iterate(model, modules, starts, batches, loss, whitened, seed)
+        new_rows = _iterate(model, modules, starts, batches, loss, whitened, seed)
     finally:
         with torch.no_grad():
             for index, (module, start) in enumerate(zip(modules, starts, strict=True)):
-                module.lora_a.weight.copy_(found.get(index, start))
+                module.lora_a.weight.copy_(new_rows.get(index, start))
                 module.lora_b.weight.zero_()
         model.zero_grad(set_to_none=True)
-    if not found:
+    if not new_rows:
         raise ValueError("no gradient reached any LoRA module: the loss does not depend on them, or is constant")
 
 
@@ -103,7 +104,7 @@ def _iterate(
     for half in range(HALVES):
         into_rows = half % 2 == 0
         with _watching(model, scales, whitened and half == 0):
-            reached &= _differentiate(model, modules, batches, loss, left=into_rows)
+            reached &= _differentiate(model, modules, batches, loss, "A" if into_rows else "B")
         if half < HALVES - 1:
             for index in reached:
                 _turn(modules[index], scales[index], into_rows=into_rows)
@@ -153,8 +154,8 @@ class _Scales:
         self.x, self.g = ((square / square.mean() + damping).rsqrt() for square in self.sums)
 
     def _add(self, *squares: Tensor) -> None:
-        for total, one in zip(self.sums, squares, strict=True):
-            total += one
+        for total, addend in zip(self.sums, squares, strict=True):
+            total += addend
 
 
 @contextmanager
@@ -177,19 +178,23 @@ def _watching(model: nn.Module, scales: list[_Scales], wanted: bool) -> Iterator
         for handle in handles:
             handle.remove()
     for scale in scales:
-        for one in scale.sums:
-            _add_up_over_processes(one)
+        for total in scale.sums:
+            _add_up_over_processes(total)
         scale.finish()
 
 
 def _differentiate(
-    model: nn.Module, modules: list[LoraModule], batches: Sequence[Any], loss: Callable[[Any], Tensor], *, left: bool
+    model: nn.Module,
+    modules: list[LoraModule],
+    batches: Sequence[Any],
+    loss: Callable[[Any], Tensor],
+    matrix: LoraMatrix,
 ) -> set[int]:
-    """Leave the gradient of the summed loss in each A (`left`) or B; returns the modules that one reached, by index."""
+    """Leave the gradient of the summed loss in each A (or B); returns the modules that one reached, by index."""
     model.zero_grad(set_to_none=True)
     for batch in batches:
         loss(batch).backward()
-    weights = [module.weight(left=left) for module in modules]
+    weights = [module.weight(matrix) for module in modules]
     reached = torch.tensor([weight.grad is not None and bool(weight.grad.any()) for weight in weights])
     reached = reached.to(weights[0].device, torch.int32)
     _add_up_over_processes(reached)  # a process in which a module got none takes part in the sum all the same

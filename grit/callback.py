@@ -22,7 +22,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grit.basis import set_gradient_basis
 from grit.calls import LossDenominator, base_of
-from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER
 from grit.manager import GRITManager
 
 STATE_FILE = "grit_state.safetensors"
@@ -68,7 +67,7 @@ class GritState(TrainerCallback):
     def _warn_of_warm_up(self, steps: int) -> None:
         config, done = self.manager.config, self.manager.steps
         coming = range(done, done + steps)
-        if config.variant != "adamw" and all(step < config.at("ng_warmup_steps", step) for step in coming):
+        if not config.variant_row.only_measures and all(step < config.at("ng_warmup_steps", step) for step in coming):
             logger.warning("GRIT stays off: ng_warmup_steps covers all of the %d steps of this training", steps)
 
     def find_basis(self, args: TrainingArguments, model: Any, loader: Any) -> None:
@@ -123,17 +122,17 @@ class GritState(TrainerCallback):
         if isinstance(args.resume_from_checkpoint, str):
             guesses.insert(0, Path(args.resume_from_checkpoint))
         files = [directory / STATE_FILE for directory in ([self.resumed_from] if self.resumed_from else guesses)]
-        found = [file for file in files if file.is_file()]
-        if not found:
+        states = [file for file in files if file.is_file()]
+        if not states:
             raise FileNotFoundError(f"{files[-1]}: the checkpoint was made without GRIT; start again or resume without")
         if self.resumed_from:
-            return found[0]
-        for file in found:
+            return states[0]
+        for file in states:
             with safe_open(file, "pt") as opened:
                 if (opened.metadata() or {}).get("adapter") == _digest(self.manager):
                     return file
         raise ValueError(
-            f"{found[-1]} is not the state that belongs to the loaded adapter: set GritCallback.resumed_from to the "
+            f"{states[-1]} is not the state that belongs to the loaded adapter: set GritCallback.resumed_from to the "
             "checkpoint that train() was given, or use GritTrainer"
         )
 
@@ -162,7 +161,7 @@ class GritCallback(GritState):
         if args.fp16 or args.world_size > 1:
             raise ValueError("GritCallback does not see float16's loss scale nor other processes: use GritTrainer")
         config = self.manager.config
-        keeps_norms = config.norm_match or config.variant not in BEFORE_OPTIMIZER or config.variant in AFTER_OPTIMIZER
+        keeps_norms = config.norm_match or not config.variant_row.changes_gradient or config.variant_row.is_basis
         if not keeps_norms and 0 < args.max_grad_norm < math.inf:
             raise ValueError(
                 "without norm_match GritCallback comes after the clipping of a gradient of another length: use "
@@ -211,13 +210,13 @@ def check_setup(args: TrainingArguments, *, fsdp: bool = False, deepspeed: bool 
     Raises:
         ValueError: naming it.
     """
-    found = {
+    refused = {
         "FSDP": fsdp or bool(args.fsdp),
         "DeepSpeed": deepspeed or bool(args.deepspeed),
         "torch_compile": args.torch_compile,
         "DataParallel (several GPUs in one process: start one for each by `accelerate launch`)": args.n_gpu > 1,
     }
-    for name, used in found.items():
+    for name, used in refused.items():
         if used:
             raise ValueError(f"GRIT does not handle {name}")
 
@@ -231,17 +230,17 @@ def _loss_of(output: Any) -> Tensor:
 def _accepts_loss_kwargs(model: nn.Module) -> bool:
     """Whether Transformers' trainer tells the model what to divide the loss by; as the trainer finds out itself."""
     base = base_of(model)
-    taken = inspect.signature(base.forward).parameters.values()
-    return bool(getattr(base, "accepts_loss_kwargs", any(one.kind is one.VAR_KEYWORD for one in taken)))
+    parameters = inspect.signature(base.forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return bool(getattr(base, "accepts_loss_kwargs", takes_any))
 
 
 def _digest(manager: GRITManager) -> str:
     """Of the adapter's weights, by which a state is known again."""
     digest = hashlib.sha256()
     for module in manager.modules:
-        for left in (True, False):
-            weight = module.weight(left=left).detach().cpu().contiguous()
-            digest.update(weight.view(torch.uint8).numpy().tobytes())
+        for weight in module.weights:
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -85,11 +85,12 @@ class LossDenominator:
 
     def take(self) -> Tensor | int | None:
         """What the calls since the last time say, as a number or a scalar tensor; None where they do not."""
-        given, known, seen = self._given, [count for count in self._counted if count is not None], len(self._counted)
+        given, calls = self._given, len(self._counted)
+        counts = [count for count in self._counted if count is not None]
         self.clear()
         if given is not None:
             return given
-        return torch.stack(known).sum() if known and len(known) == seen else None
+        return torch.stack(counts).sum() if counts and len(counts) == calls else None
 
     def clear(self) -> None:
         """Forget the calls so far."""

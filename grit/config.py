@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from grit.variants import VARIANTS, GritVariant
+
 Variant = Literal["adamw", "kfac", "eigen_adam", "graft", "riemannian", "published"]
-BEFORE_OPTIMIZER = ("kfac", "riemannian", "published", "eigen_adam")
-"""Variants that change the gradient."""
-AFTER_OPTIMIZER = ("eigen_adam", "graft")
-"""Variants that change the optimizer's update."""
+"""Names of the rows of `VARIANTS`."""
 Basis = Literal["initial", "gradient", "whitened_gradient"]
 Throttle = int | Callable[[int], int]
 """A number, or a function from the optimizer step to it."""
@@ -27,10 +26,7 @@ class GRITConfig:
     """
 
     variant: Variant = "kfac"
-    """`adamw`: measures, and changes nothing. `kfac`: rank-space K-FAC before the optimizer. `eigen_adam`: Adam in
-    the eigenbasis of the factors (SOAP, arXiv 2409.11321). `graft`: K-FAC on Adam's momentum, with the length of Adam's
-    step. `riemannian`: (B^T B)^-1 and (A A^T)^-1 in place of the factors (arXiv 2402.02347). `published`: the factors
-    swapped as in arXiv 2601.00231, kept for comparison."""
+    """What is preconditioned, and how: a row of `grit.variants.VARIANTS`."""
     power: float = 0.5
     """Exponent p of the inverse factors, in (0, 1]: 1 is K-FAC, 0.5 its square root."""
     norm_match: bool = True
@@ -50,7 +46,7 @@ class GRITConfig:
     basis: Basis | None = None
     """Where A starts. `initial`: as PEFT made it. `gradient`: the top right singular vectors of the mean gradient of W
     over the first rows. `whitened_gradient`: the same with inputs and output gradients scaled to unit variance. None:
-    `initial` with the variant `adamw`, else `gradient`."""
+    `initial` with a variant that only measures, else `gradient`."""
     basis_steps: int = 1
     """Optimizer steps' worth of rows that the basis is computed from; each row is used three times."""
     reprojection_freq: int = 0
@@ -62,7 +58,7 @@ class GRITConfig:
 
     def __post_init__(self) -> None:
         bounds = {
-            "variant": self.variant in get_args(Variant),
+            "variant": self.variant in VARIANTS,
             "power": 0 < self.power <= 1,
             "kfac_damping": self.kfac_damping > 0,
             "kfac_min_samples": self.kfac_min_samples >= 1,
@@ -81,15 +77,24 @@ class GRITConfig:
                 raise ValueError(f"GRITConfig.{name}: {getattr(self, name)!r} is out of bounds")
         if self.rank_adaptation_threshold < 1 and not self.reprojection_freq:
             raise ValueError("GRITConfig.rank_adaptation_threshold: needs reprojection_freq, 0 means never")
-        if self.reprojection_freq and self.variant == "eigen_adam":
-            raise ValueError("GRITConfig.reprojection_freq: eigen_adam has a basis of its own; choose one of the two")
-        if self.reprojection_freq and self.variant == "adamw":
-            raise ValueError("GRITConfig.reprojection_freq: the variant adamw only measures, and this changes A and B")
+        if self.reprojection_freq and self.variant_row.is_basis:
+            raise ValueError(
+                f"GRITConfig.reprojection_freq: {self.variant} has a basis of its own; choose one of the two"
+            )
+        if self.reprojection_freq and self.variant_row.only_measures:
+            raise ValueError(
+                f"GRITConfig.reprojection_freq: the variant {self.variant} only measures, and this changes A and B"
+            )
+
+    @property
+    def variant_row(self) -> GritVariant:
+        """What the variant is."""
+        return VARIANTS[self.variant]
 
     @property
     def first_basis(self) -> Basis:
         """Where A starts, with `basis` resolved."""
-        return self.basis or ("initial" if self.variant == "adamw" else "gradient")
+        return self.basis or ("initial" if self.variant_row.only_measures else "gradient")
 
     def at(self, name: str, step: int) -> int:
         """The value of a throttle at an optimizer step.

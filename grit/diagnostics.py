@@ -8,10 +8,14 @@ import torch
 
 from grit.preconditioner import Preconditioner
 from grit.preconditioning import Comparison
+from grit.variants import GritVariant
 
 
 def step_figures(
-    results: Sequence[Comparison], preconditioners: Sequence[Preconditioner], variant: str, gradient_scale: float
+    results: Sequence[Comparison],
+    preconditioners: Sequence[Preconditioner],
+    variant: GritVariant,
+    gradient_scale: float,
 ) -> dict[str, float]:
     """Reduce what is known of a step, with a single transfer from the device.
 
@@ -25,16 +29,16 @@ def step_figures(
         `grad_norm` and `grad_norm_preconditioned` of all LoRA gradients (of the unscaled loss), their `norm_ratio` and
         the `cosine` between the two, `in_use` (share of modules with factors in use), `condition_a` and `condition_b`
         (largest condition number of the damped factors applied to A and to B), `tokens` (real tokens seen by the module
-        that saw most), `rank` (mean over the modules). With `graft` they compare what it would be before Adam. With
-        `eigen_adam` there is no `cosine`: the second gradient is the first in another basis.
+        that saw most), `rank` (mean over the modules). A variant that changes only updates is compared as if
+        it came before the optimizer. One whose multipliers are a basis has no `cosine`.
     """
     device = results[0].inner.device
-    groups = [one.factors for one in preconditioners]
+    factors = [preconditioner.factors for preconditioner in preconditioners]
     raw, new, inner = (
         torch.stack([getattr(result, name).to(device) for result in results]).sum()
         for name in ("raw_squared", "squared", "inner")
     )
-    if variant == "adamw":
+    if variant.only_measures:
         new = inner = raw
     tiny = torch.finfo(raw.dtype).tiny
     figures = {
@@ -42,12 +46,12 @@ def step_figures(
         "grad_norm_preconditioned": new.sqrt() / gradient_scale,
         "norm_ratio": (new / raw.clamp_min(tiny)).sqrt(),
         "cosine": inner / (raw.sqrt() * new.sqrt()).clamp_min(tiny),
-        "in_use": torch.cat([one.in_use.to(device) for one in preconditioners]).float().mean(),
-        "condition_a": torch.stack([one.condition_a.max().to(device) for one in preconditioners]).max(),
-        "condition_b": torch.stack([one.condition_b.max().to(device) for one in preconditioners]).max(),
-        "tokens": torch.stack([group.samples.max().to(device) for group in groups]).max(),
-        "rank": torch.cat([group.ranks.to(device) for group in groups]).float().mean(),
+        "in_use": torch.cat([own.in_use.to(device) for own in preconditioners]).float().mean(),
+        "condition_a": torch.stack([own.condition_a.max().to(device) for own in preconditioners]).max(),
+        "condition_b": torch.stack([own.condition_b.max().to(device) for own in preconditioners]).max(),
+        "tokens": torch.stack([group.samples.max().to(device) for group in factors]).max(),
+        "rank": torch.cat([group.ranks.to(device) for group in factors]).float().mean(),
     }
-    if variant == "eigen_adam":
+    if variant.is_basis:
         del figures["cosine"]
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))

@@ -67,6 +67,23 @@ class FactorGroup:
         """Bias-corrected E[u u^T] per token of the summed loss, [M, r, r], float32; zero where nothing was seen."""
         return self.mean_u / self._correction()
 
+    def accumulate(self, index: int, h: Tensor, u: Tensor, mask: Tensor | None) -> None:
+        """Add one backward pass of a module; the hooks call it.
+
+        Args:
+            index: of the module.
+            h: what A gave, [..., r].
+            u: the loss's gradient by it, [..., r].
+            mask: of real tokens, [batch, length] of bool, on any device; None where every token is real.
+        """
+        rank = h.shape[-1]
+        mask = None if mask is None else mask.to(u.device)  # a model spread over devices has it on the first
+        h, u = h.reshape(-1, rank).float(), u.detach().reshape(-1, rank).float()
+        h = without_padding(h, mask, self.modules[index].name)  # u is zero at padding: no loss depends on it
+        self._tokens[index] += len(h) if mask is None else mask.sum()
+        self._sum_h[index].addmm_(h.T, h)
+        self._sum_u[index].addmm_(u.T, u)
+
     def update(self, gradient_scale: float | Tensor) -> None:
         """Move the sums of the finished step into the averages. A step with an overflow, or without tokens, is skipped.
 
@@ -137,10 +154,10 @@ class FactorGroup:
 
     def _add_up_over_processes(self) -> None:
         sums = (self._sum_h, self._sum_u, self._tokens)
-        flat = torch.cat([one.flatten() for one in sums])
+        flat = torch.cat([own.flatten() for own in sums])
         distributed.all_reduce(flat)
-        for one, total in zip(sums, flat.split([one.numel() for one in sums]), strict=True):
-            one.copy_(total.view_as(one))
+        for own, total in zip(sums, flat.split([own.numel() for own in sums]), strict=True):
+            own.copy_(total.view_as(own))
 
     def _correction(self) -> Tensor:
         return self.weight.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
@@ -150,16 +167,6 @@ class FactorGroup:
             if not (self._capturing() and torch.is_grad_enabled() and output.requires_grad):
                 return
             mask, h = self._token_mask(), output.detach()
-            output.register_hook(lambda u: self._accumulate(index, h, u, mask))
+            output.register_hook(lambda u: self.accumulate(index, h, u, mask))
 
         return hook
-
-    def _accumulate(self, index: int, h: Tensor, u: Tensor, mask: Tensor | None) -> None:
-        """Add one backward pass: h and u [..., r], mask [batch, length]."""
-        rank = h.shape[-1]
-        mask = None if mask is None else mask.to(u.device)  # a model spread over devices has it on the first
-        h, u = h.reshape(-1, rank).float(), u.detach().reshape(-1, rank).float()
-        h = without_padding(h, mask, self.modules[index].name)  # u is zero at padding: no loss depends on it
-        self._tokens[index] += len(h) if mask is None else mask.sum()
-        self._sum_h[index].addmm_(h.T, h)
-        self._sum_u[index].addmm_(u.T, u)

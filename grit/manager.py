@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grit.calls import LossDenominator, base_of, check_one_length, reader, token_mask
-from grit.config import AFTER_OPTIMIZER, BEFORE_OPTIMIZER, GRITConfig
+from grit.config import GRITConfig
 from grit.diagnostics import step_figures
 from grit.factors import FactorGroup
 from grit.modules import LoraModule, lora_modules
@@ -28,8 +28,8 @@ class GRITManager:
 
     Call `step()`, or the two calls that it consists of, once per optimizer step, on the full accumulated gradient,
     before clipping. `GritTrainer` does so, and `GritCallback` in any other trainer; in a bare loop
-    `optimizer.register_step_pre_hook(lambda *_: manager.step())` is a clean place. The variants `eigen_adam` and
-    `graft`, and reprojection, also need `attach(optimizer)`.
+    `optimizer.register_step_pre_hook(lambda *_: manager.step())` is a clean place. Variants that act on the optimizer,
+    and reprojection, also need `attach(optimizer)`.
 
     The factors are per real token: padding is read from the `attention_mask` [batch, length] of the model's own call.
     Gradients of anything but LoRA's A and B (such as `modules_to_save`) are left alone, as are modules without a
@@ -68,20 +68,22 @@ class GRITManager:
         by_rank = defaultdict(list)
         for module in self.modules:
             by_rank[module.lora_a.out_features, module.lora_a.weight.device].append(module)
-        self._groups = [
+        self.factor_groups = [
             FactorGroup(modules, self.config.kfac_ema, lambda: self._mask, lambda: self._capturing)
             for modules in by_rank.values()
         ]
-        self.preconditioners = [Preconditioner(group, self.config) for group in self._groups]
-        """One for each rank (and device)."""
+        """The factors of the modules, those of one rank (and device) together."""
+        self.preconditioners = [Preconditioner(group, self.config) for group in self.factor_groups]
+        """One for each of `factor_groups`."""
         self._mask: Tensor | None = None
         self._capturing, self._on, self._paused = True, False, False
         self._unchecked, self._last_update = False, 0
-        self._attached: AttachedOptimizer | None = None
+        self.attached: AttachedOptimizer | None = None
+        """The optimizer that variant or reprojection act on; none where they need none."""
         self._stepped_before = 0
         """Steps of optimizers before one was attached."""
         self._step_witness = StepWitness(self.modules)
-        self._token_witness = TokenWitness(self._groups, self.config)
+        self._token_witness = TokenWitness(self.factor_groups, self.config)
         self._read_call, self._of_calls = reader(model), LossDenominator(model)
         # PEFT's wrappers call the base model, and so may whoever has a handle on it.
         self._handle = base_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -89,13 +91,13 @@ class GRITManager:
     @property
     def factors_are_ready(self) -> bool:
         """Whether any module has seen enough tokens for its factors to be used."""
-        return any(bool((group.samples >= self.config.kfac_min_samples).any()) for group in self._groups)
+        return any(bool((group.samples >= self.config.kfac_min_samples).any()) for group in self.factor_groups)
 
     @property
     def ranks(self) -> dict[str, int]:
         """Directions of rank space in use, by module."""
-        names = [module.name for group in self._groups for module in group.modules]
-        return dict(zip(names, torch.cat([group.ranks.cpu() for group in self._groups]).tolist(), strict=True))
+        names = [module.name for group in self.factor_groups for module in group.modules]
+        return dict(zip(names, torch.cat([group.ranks.cpu() for group in self.factor_groups]).tolist(), strict=True))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -109,7 +111,7 @@ class GRITManager:
             self._step_witness.forget()
 
     def attach(self, optimizer: Any) -> None:
-        """Watch the steps of an optimizer. Of use for `eigen_adam`, `graft` and reprojection; harmless otherwise.
+        """Watch the steps of an optimizer, if the variant or reprojection acts on it; harmless otherwise.
 
         Args:
             optimizer: one that keeps `exp_avg` and `exp_avg_sq`, as torch's AdamW does, or Accelerate's wrapper of it.
@@ -119,9 +121,9 @@ class GRITManager:
         """
         self._detach()
         if self._needs_optimizer:
-            weights = [module.weight(left=left) for module in self.modules for left in (True, False)]
-            rewritten = weights if self.config.variant in AFTER_OPTIMIZER else []
-            self._attached = AttachedOptimizer(optimizer, weights, rewritten, self._after_optimizer_step)
+            weights = [weight for module in self.modules for weight in module.weights]
+            rewritten = weights if self.config.variant_row.new_updates else []
+            self.attached = AttachedOptimizer(optimizer, weights, rewritten, self._after_optimizer_step)
             self._stepped_before = self._step_witness.steps
 
     def step(self) -> None:
@@ -142,13 +144,13 @@ class GRITManager:
         Raises:
             ValueError: a call had neither.
         """
-        found = self._of_calls.take()
-        if found is None:
+        denominator = self._of_calls.take()
+        if denominator is None:
             raise ValueError(
                 "GRIT cannot tell what the loss is divided by: the model was called with neither num_items_in_batch "
                 "nor labels. Use GritTrainer, or set GRITManager.loss_denominator in each step of a loop of your own"
             )
-        self.loss_denominator = found
+        self.loss_denominator = denominator
 
     def update_and_invert_factors(self) -> None:
         """Take over what was captured and, when due, compute what gradients are multiplied by: a step's first half.
@@ -158,17 +160,17 @@ class GRITManager:
                 the variant needs the optimizer and is not attached to the one that steps.
             ValueError: a throttle's function gave a number that is too small.
         """
-        if self._needs_optimizer and self._attached is None:
+        if self._needs_optimizer and self.attached is None:
             raise GritInactiveError(
                 f"variant {self.config.variant!r} and reprojection act on the optimizer: call "
                 "GRITManager.attach(optimizer) before the first step"
             )
-        if self._attached:
-            check_attached(self._step_witness.steps - self._stepped_before - self._attached.steps)
+        if self.attached:
+            check_attached(self._step_witness.steps - self._stepped_before - self.attached.steps)
         self._last_update = self.steps
         self._unchecked |= self._capturing
         if self._capturing:
-            for group in self._groups:
+            for group in self.factor_groups:
                 group.update(self.loss_scale / self.loss_denominator)
         renewed = self.steps % self.config.at("kfac_update_freq", self.steps) == 0
         if renewed:
@@ -177,11 +179,11 @@ class GRITManager:
             if self._unchecked:
                 self._token_witness.look(self.steps)
                 self._unchecked = False
-        on = self.config.variant != "adamw" and self.steps >= self.config.at("ng_warmup_steps", self.steps)
+        on = not self.config.variant_row.only_measures and self.steps >= self.config.at("ng_warmup_steps", self.steps)
         if renewed or on != self._on:
             self._on = on
             for preconditioner in self.preconditioners:
-                preconditioner.use(on, self._attached)
+                preconditioner.use(on, self.attached)
         if renewed:
             self._check_effect()
 
@@ -194,10 +196,12 @@ class GRITManager:
         """
         check_updates(self.steps - self._last_update, self._tolerated)
         self._step_witness.see_step()
-        write = self._on and self.config.variant in BEFORE_OPTIMIZER
-        results = [result for one in self.preconditioners for result in one.precondition(write)]
+        write = self._on and self.config.variant_row.changes_gradient
+        results = [result for preconditioner in self.preconditioners for result in preconditioner.precondition(write)]
         check_gradients(len(results))
-        self.last_diagnostics = step_figures(results, self.preconditioners, self.config.variant, self.gradient_scale)
+        self.last_diagnostics = step_figures(
+            results, self.preconditioners, self.config.variant_row, self.gradient_scale
+        )
         self._of_calls.clear()
         self.steps += 1
         self._capturing = self.steps % self.config.at("cov_update_freq", self.steps) == 0
@@ -205,7 +209,7 @@ class GRITManager:
     def state_dict(self) -> dict[str, Tensor]:
         """Factors, what is computed from them, counters and the step: tensors by name, as safetensors wants them."""
         state = {"steps": torch.tensor(self.steps), "on": torch.tensor(self._on)}
-        state[OWNERS] = owners(self._groups, self.config.variant)
+        state[OWNERS] = owners(self.factor_groups, self.config.variant)
         for index, preconditioner in enumerate(self.preconditioners):
             state |= {f"{index}.{name}": tensor for name, tensor in preconditioner.state_dict().items()}
         return state
@@ -219,7 +223,7 @@ class GRITManager:
         Raises:
             ValueError: it is the state of another variant, or of other modules.
         """
-        check_owners(state, owners(self._groups, self.config.variant))
+        check_owners(state, owners(self.factor_groups, self.config.variant))
         self.steps, self._on = int(state["steps"]), bool(state["on"])
         self._last_update = self.steps
         self._capturing = self.steps % self.config.at("cov_update_freq", self.steps) == 0
@@ -238,12 +242,12 @@ class GRITManager:
         self._handle.remove()
         self._step_witness.close()
         self._detach()
-        for group in self._groups:
+        for group in self.factor_groups:
             group.close()
 
     @property
     def _needs_optimizer(self) -> bool:
-        return self.config.variant in AFTER_OPTIMIZER or self.config.reprojection_freq > 0
+        return self.config.variant_row.acts_on_optimizer or self.config.reprojection_freq > 0
 
     @property
     def _tolerated(self) -> int:
@@ -251,14 +255,15 @@ class GRITManager:
         return PERIODS * self.config.at("kfac_update_freq", self.steps)
 
     def _detach(self) -> None:
-        if self._attached:
-            self._attached.close()
-            self._attached = None
+        if self.attached:
+            self.attached.close()
+            self.attached = None
 
     def _after_optimizer_step(self, attached: AttachedOptimizer) -> None:
-        if self._on and self.config.variant in AFTER_OPTIMIZER:
+        new_updates = self.config.variant_row.new_updates
+        if self._on and new_updates:
             for preconditioner in self.preconditioners:
-                preconditioner.rewrite_updates(attached)
+                preconditioner.rewrite_updates(new_updates, attached)
         if self.config.reprojection_freq and self.steps % self.config.reprojection_freq == 0:
             for preconditioner in self.preconditioners:
                 reproject(preconditioner.factors, attached, self.config)
@@ -267,8 +272,12 @@ class GRITManager:
 
     def _check_effect(self) -> None:
         """Once some module's factors have been in use for long enough."""
-        if self._on and self.steps >= self._tolerated and any(bool(one.ready.any()) for one in self.preconditioners):
-            check_effect(self.steps, [effect for one in self.preconditioners for effect in one.effects()])
+        ready = any(bool(preconditioner.ready.any()) for preconditioner in self.preconditioners)
+        if self._on and self.steps >= self._tolerated and ready:
+            check_effect(
+                self.steps,
+                [effect for preconditioner in self.preconditioners for effect in preconditioner.effects()],
+            )
 
     def _before_forward(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read mask and loss denominator from the model's own call; notice optimizer steps that passed the manager."""

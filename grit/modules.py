@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
+from grit.products import LoraMatrix
+
 
 @dataclass(frozen=True)
 class LoraModule:
@@ -34,9 +36,14 @@ class LoraModule:
         """s: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         return float(self.layer.scaling[self.adapter])
 
-    def weight(self, *, left: bool) -> Tensor:
-        """A (`left`: rank space is multiplied from the left) or B."""
-        return (self.lora_a if left else self.lora_b).weight
+    def weight(self, matrix: LoraMatrix) -> Tensor:
+        """The weight of one of the two."""
+        return (self.lora_a if matrix == "A" else self.lora_b).weight
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Those of A and of B."""
+        return self.lora_a.weight, self.lora_b.weight
 
 
 def lora_modules(model: nn.Module) -> list[LoraModule]:
@@ -49,7 +56,7 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
         ValueError: none; DoRA and PEFT's other variants of the layer; LoRA on embeddings, convolutions or bare
             parameters; sharded weights; only one of A and B trainable.
     """
-    found = []
+    modules = []
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -70,18 +77,18 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
             if lora_a.weight.requires_grad != lora_b.weight.requires_grad:
                 raise ValueError(f"{path}: GRIT needs A and B both trainable; one of them is frozen")
             if lora_a.weight.requires_grad:
-                found.append(LoraModule(f"{path}[{adapter}]", path, adapter, layer, lora_a, lora_b))
-    if not found:
+                modules.append(LoraModule(f"{path}[{adapter}]", path, adapter, layer, lora_a, lora_b))
+    if not modules:
         raise ValueError("the model has no trainable LoRA module with an active adapter")
-    return found
+    return modules
 
 
-def by_shape(modules: Sequence[LoraModule], *, left: bool) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Indices and weights of the modules whose A (`left`) or B have one shape and dtype and a gradient."""
+def by_shape(modules: Sequence[LoraModule], matrix: LoraMatrix) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Indices and weights of the modules whose A (or B) have one shape and dtype and a gradient."""
     members: dict[tuple[torch.Size, torch.dtype], list[int]] = defaultdict(list)
     for index, module in enumerate(modules):
-        weight = module.weight(left=left)
+        weight = module.weight(matrix)
         if weight.grad is not None:
             members[weight.shape, weight.grad.dtype].append(index)
     for indices in members.values():
-        yield indices, [modules[index].weight(left=left) for index in indices]
+        yield indices, [modules[index].weight(matrix) for index in indices]

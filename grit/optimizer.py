@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from grit.products import LoraMatrix
+
 
 class AttachedOptimizer:
     """An optimizer whose step is watched.
@@ -44,11 +46,11 @@ class AttachedOptimizer:
             raise ValueError("a LoRA weight is not among the optimizer's parameters")
         self.steps = 0
         """Steps since it was attached."""
-        self._rewritten = rewritten
+        self._rewritten, self._after = rewritten, after
         self._starts: dict[int, Tensor] = {}
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._remember()),
-            optimizer.register_step_post_hook(lambda *_: self._finish(after)),
+            optimizer.register_step_pre_hook(lambda *_: self.before_step()),
+            optimizer.register_step_post_hook(lambda *_: self.after_step()),
         ]
 
     def updates(self, parameters: list[Tensor]) -> list[Tensor]:
@@ -79,40 +81,41 @@ class AttachedOptimizer:
         moment: Tensor = state["exp_avg"]
         return moment
 
-    def change_basis(self, parameter: Tensor, matrix: Tensor, *, left: bool) -> None:
+    def change_basis(self, parameter: Tensor, turn: Tensor, *, matrix: LoraMatrix) -> None:
         """Let the moments follow a change of basis of the gradient: m -> P m, v -> (P * P) v, entry by entry squared.
 
         The second is exact for gradients with uncorrelated entries, the assumption that Adam itself makes.
 
         Args:
-            parameter: A (`left`, [r, d_in]) or B ([d_out, r]).
-            matrix: P, [r, r]; for B the product is from the right.
-            left: which of the two.
+            parameter: A ([r, d_in]) or B ([d_out, r]).
+            turn: P, [r, r]; for B the product is from the right.
+            matrix: which of the two the parameter is.
         """
         if parameter not in self.optimizer.state:
             return  # before the first step
         first = self.momentum(parameter)
         second = self.optimizer.state[parameter]["exp_avg_sq"]
-        for moment, factor in ((first, matrix), (second, matrix.square())):
+        for moment, factor in ((first, turn), (second, turn.square())):
             factor = factor.to(moment.dtype)
-            moment.copy_(factor @ moment if left else moment @ factor)
+            moment.copy_(factor @ moment if matrix == "A" else moment @ factor)
 
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-
-    def _remember(self) -> None:
-        """Keep the parameters as they are before the step, with its weight decay applied."""
+    def before_step(self) -> None:
+        """Keep the parameters as they are before the optimizer's step, with its weight decay applied; a hook."""
         self._starts, groups = {}, self._groups()
         for parameter in self._rewritten:
             group = groups[id(parameter)]
             self._starts[id(parameter)] = parameter.detach() * (1 - group["lr"] * group.get("weight_decay", 0.0))
 
-    def _finish(self, after: Callable[[AttachedOptimizer], None]) -> None:
-        after(self)
+    def after_step(self) -> None:
+        """Call what is to be called after the optimizer's step, and count it; a hook."""
+        self._after(self)
         self._starts = {}
         self.steps += 1
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """The options of each parameter; read anew each time, since `load_state_dict` replaces them."""

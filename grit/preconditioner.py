@@ -7,12 +7,39 @@ from torch import Tensor
 
 from grit.config import GRITConfig
 from grit.factors import FactorGroup
-from grit.modules import by_shape
+from grit.modules import LoraModule, by_shape
 from grit.optimizer import AttachedOptimizer
-from grit.preconditioning import Comparison, anisotropy, compare, multiply
-from grit.variants import multipliers
+from grit.preconditioning import Comparison, anisotropy, compare, eigenbasis, inverse_power
+from grit.products import LoraMatrix, Roots, multiply
+from grit.variants import UpdateRule
 
 STATE = ("root_a", "condition_a", "root_b", "condition_b", "ready", "in_use", "used_a", "used_b")
+
+
+class DampedFactors:
+    """What a variant computes its multipliers from, see `grit.variants.Curvature`.
+
+    Args:
+        factors: of the modules of one rank.
+        config: power and damping.
+    """
+
+    def __init__(self, factors: FactorGroup, config: GRITConfig) -> None:
+        self._factors, self._config = factors, config
+        self.sigma_h, self.sigma_u = factors.sigma_h, factors.sigma_u
+
+    @property
+    def modules(self) -> list[LoraModule]:
+        """The modules, in the order of the stacks."""
+        return self._factors.modules
+
+    def inverse_power(self, matrices: Tensor) -> Roots:
+        """The damped inverse power of each."""
+        return inverse_power(matrices, self._config.power, self._config.kfac_damping, self._factors.ranks)
+
+    def eigenbasis(self, matrices: Tensor) -> Roots:
+        """The eigenvectors of each, as columns."""
+        return eigenbasis(matrices, self._config.kfac_damping, self._factors.ranks)
 
 
 class Preconditioner:
@@ -58,7 +85,7 @@ class Preconditioner:
 
     def renew(self) -> None:
         """Compute the matrices anew from the factors."""
-        for_a, for_b = multipliers(self.factors, self.config)
+        for_a, for_b = self.config.variant_row.multipliers(DampedFactors(self.factors, self.config))
         # Contiguous as they are after a checkpoint: the layout decides the last bits of a product.
         self.root_a, self.root_b = for_a.matrices.contiguous(), for_b.matrices.contiguous()
         self.condition_a, self.condition_b = for_a.conditions, for_b.conditions
@@ -69,17 +96,17 @@ class Preconditioner:
 
         Args:
             on: use them at all.
-            attached: the optimizer, whose moments are in the eigenbasis with `eigen_adam` and must follow it.
+            attached: the optimizer, whose moments follow the matrices where they are a basis.
         """
         identity = torch.eye(self.root_a.shape[-1], device=self.root_a.device)
         self.in_use = self.ready & on
         chosen = self.in_use[:, None, None]
         new_a, new_b = (torch.where(chosen, root, identity).contiguous() for root in (self.root_a, self.root_b))
-        if self.config.variant == "eigen_adam" and attached:
+        if self.config.variant_row.is_basis and attached:
             turns = (new_a @ self.used_a.mT, self.used_b.mT @ new_b)
             for index, module in enumerate(self.factors.modules):
-                attached.change_basis(module.lora_a.weight, turns[0][index], left=True)
-                attached.change_basis(module.lora_b.weight, turns[1][index], left=False)
+                attached.change_basis(module.lora_a.weight, turns[0][index], matrix="A")
+                attached.change_basis(module.lora_b.weight, turns[1][index], matrix="B")
         self.used_a, self.used_b = new_a, new_b
 
     def effects(self) -> list[Tensor]:
@@ -93,34 +120,29 @@ class Preconditioner:
             write: change the gradients, rather than only measure.
         """
         results = []
-        for left, used in ((True, self.used_a), (False, self.used_b)):
-            for indices, parameters in by_shape(self.factors.modules, left=left):
+        norm_match = self.config.norm_match and not self.config.variant_row.is_basis
+        for matrix, used in self._used():
+            for indices, parameters in by_shape(self.factors.modules, matrix):
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 chosen = used if len(indices) == len(used) else used[indices]
-                norm_match = self.config.norm_match and self.config.variant != "eigen_adam"
                 stacked = torch.stack(gradients).float()
-                result = compare(chosen, stacked, left=left, norm_match=norm_match)
+                result = compare(chosen, stacked, matrix=matrix, norm_match=norm_match)
                 if write:
-                    torch._foreach_copy_(gradients, list(multiply(result.roots, stacked, left=left).unbind()))
+                    torch._foreach_copy_(gradients, list(multiply(result.roots, stacked, matrix=matrix).unbind()))
                 results.append(result)
         return results
 
-    def rewrite_updates(self, attached: AttachedOptimizer) -> None:
-        """After the optimizer's step: `eigen_adam` turns its update back, `graft` gives it K-FAC's direction."""
-        for left, used in ((True, self.used_a), (False, self.used_b)):
-            for indices, parameters in by_shape(self.factors.modules, left=left):
-                chosen, updates, momenta = used[indices], attached.updates(parameters), attached.momenta(parameters)
-                if self.config.variant == "eigen_adam":
-                    new = multiply(chosen.mT, torch.stack(updates).float(), left=left)
-                else:
-                    new = multiply(chosen, torch.stack(momenta).float(), left=left)
-                    lengths = torch.linalg.vector_norm(new, dim=(1, 2)).clamp_min(torch.finfo(new.dtype).tiny)
-                    wanted = torch.stack(torch._foreach_norm(updates)).float()
-                    new *= -(wanted / lengths)[:, None, None]
-                    identity = torch.eye(chosen.shape[-1], device=chosen.device)
-                    unused = (chosen == identity).all(-1).all(-1) | (wanted == 0)
-                    for index in unused.nonzero().flatten().tolist():
-                        new[index] = updates[index]
+    def rewrite_updates(self, new_updates: UpdateRule, attached: AttachedOptimizer) -> None:
+        """After the optimizer's step: put other updates in the place of its own.
+
+        Args:
+            new_updates: the variant's.
+            attached: the optimizer.
+        """
+        for matrix, used in self._used():
+            for indices, parameters in by_shape(self.factors.modules, matrix):
+                updates, momenta = attached.updates(parameters), attached.momenta(parameters)
+                new = new_updates(used[indices], updates=updates, momenta=momenta, matrix=matrix)
                 attached.replace_updates(parameters, list(new.to(updates[0].dtype).unbind()))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -136,3 +158,7 @@ class Preconditioner:
     def memory_bytes(self) -> int:
         """Bytes of all tensors."""
         return self.factors.memory_bytes() + sum(getattr(self, name).nbytes for name in STATE)
+
+    def _used(self) -> tuple[tuple[LoraMatrix, Tensor], tuple[LoraMatrix, Tensor]]:
+        """What is in use for A and for B."""
+        return ("A", self.used_a), ("B", self.used_b)

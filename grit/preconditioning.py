@@ -15,14 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Roots(NamedTuple):
-    """What a stack of gradients is multiplied by: inverse powers of factors, or their eigenvectors."""
-
-    matrices: Tensor
-    """[M, r, r], float32; the identity where the factor is empty."""
-    conditions: Tensor
-    """[M], float32: largest damped eigenvalue over smallest; 1 where the factor is empty."""
+from grit.products import LoraMatrix, Roots
 
 
 def inverse_power(factors: Tensor, power: float, damping: float, ranks: Tensor) -> Roots:
@@ -91,32 +84,27 @@ class Comparison(NamedTuple):
     """Inner product of raw gradients and products, float32 scalar."""
 
 
-def compare(roots: Tensor, gradients: Tensor, *, left: bool, norm_match: bool) -> Comparison:
+def compare(roots: Tensor, gradients: Tensor, *, matrix: LoraMatrix, norm_match: bool) -> Comparison:
     """Find norms and inner products from the r x r Gram matrices K of the gradients, which are far smaller.
 
     For A, |P G|^2 = tr(P K P^T) with K = G G^T, and <G, P G> = tr(P K).
 
     Args:
         roots: P, [M, r, r], float32.
-        gradients: G, [M, r, d_in] for A (`left`), [M, d_out, r] for B; float32.
-        left: P multiplies from the left (A) or from the right (B).
+        gradients: G, [M, r, d_in] of A or [M, d_out, r] of B; float32.
+        matrix: of A, which P multiplies from the left, or of B, from the right.
         norm_match: scale each P so that P G has the Frobenius norm of G.
     """
     if norm_match:  # their scale is no matter then, and could overflow where the factors are tiny
         roots = roots / roots.abs().amax((1, 2), keepdim=True)
-    gram = gradients @ gradients.mT if left else gradients.mT @ gradients
-    image = roots @ gram if left else gram @ roots
-    raw_squared, inner = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1) for matrix in (gram, image))
+    gram = gradients @ gradients.mT if matrix == "A" else gradients.mT @ gradients
+    image = roots @ gram if matrix == "A" else gram @ roots
+    raw_squared, inner = (product.diagonal(dim1=-2, dim2=-1).sum(-1) for product in (gram, image))
     squared = (image * roots).sum((-2, -1))
     if norm_match:
         scale = (raw_squared / squared.clamp_min(torch.finfo(squared.dtype).tiny)).sqrt()
         roots, inner, squared = roots * scale[:, None, None], inner * scale, raw_squared
     return Comparison(roots, raw_squared.sum(), squared.sum(), inner.sum())
-
-
-def multiply(roots: Tensor, gradients: Tensor, *, left: bool) -> Tensor:
-    """P G (`left`) or G P, for a stack of each."""
-    return torch.bmm(roots, gradients) if left else torch.bmm(gradients, roots)
 
 
 def anisotropy(roots: Tensor, ranks: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def reproject(factors: FactorGroup, attached: AttachedOptimizer, config: GRITCon
     changed = ready & has_rows & (factors.mean_u.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
     ranks = effective_ranks(energies, config.rank_adaptation_threshold, config.min_lora_rank)
     ranks = torch.where(changed, torch.minimum(ranks, factors.ranks), factors.ranks)
-    q, inverse = (torch.where(changed[:, None, None], matrix, identity) for matrix in (q, inverse))
+    q, inverse = (torch.where(changed[:, None, None], change, identity) for change in (q, inverse))
     for index, module in enumerate(factors.modules):
         if changed[index]:
             q[index], inverse[index] = _scaled_and_cut(module, q[index], inverse[index], int(ranks[index]))
@@ -108,5 +108,5 @@ def _change_basis(module: LoraModule, q: Tensor, inverse: Tensor, attached: Atta
     a, b = module.lora_a.weight, module.lora_b.weight
     a.data.copy_(q @ a.float())
     b.data.copy_(b.float() @ inverse)
-    attached.change_basis(a, inverse.mT, left=True)
-    attached.change_basis(b, q.mT, left=False)
+    attached.change_basis(a, inverse.mT, matrix="A")
+    attached.change_basis(b, q.mT, matrix="B")

@@ -37,7 +37,8 @@ def check_owners(state: Mapping[str, Tensor], own: Tensor) -> None:
     if theirs["variant"] != ours["variant"]:
         raise ValueError(f"the state is of the variant {theirs['variant']!r}, the manager's is {ours['variant']!r}")
     saved, wanted = (
-        [f"{name} of rank {rank}" for group in one["modules"] for name, rank in group.items()] for one in (theirs, ours)
+        [f"{name} of rank {rank}" for group in owner["modules"] for name, rank in group.items()]
+        for owner in (theirs, ours)
     )
     for position in range(max(len(saved), len(wanted))):
         of_state, of_manager = (names[position] if position < len(names) else "none" for names in (saved, wanted))

@@ -91,8 +91,7 @@ class StepWitness:
 
     def _weights(self) -> Iterator[Tensor]:
         for module in self._modules:
-            yield module.lora_a.weight
-            yield module.lora_b.weight
+            yield from module.weights
 
 
 class TokenWitness:
@@ -110,7 +109,7 @@ class TokenWitness:
         self._silent = [0] * len(self._names)
         """Periods without a token, by module."""
         self._samples, self._grown = 0.0, -1
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def look(self, steps: int) -> None:
         """Compare with the last time.
@@ -137,7 +136,7 @@ class TokenWitness:
         samples = max(float(group.samples.max()) for group in self._groups)
         if samples > self._samples or self._grown < 0:
             self._samples, self._grown = samples, steps
-        if self._config.variant == "adamw" or steps < PERIODS * self._config.at("kfac_update_freq", steps):
+        if self._config.variant_row.only_measures or steps < PERIODS * self._config.at("kfac_update_freq", steps):
             return
         needed = self._config.kfac_min_samples
         period = max(self._config.at(name, steps) for name in ("kfac_update_freq", "cov_update_freq"))
@@ -150,6 +149,6 @@ class TokenWitness:
             )
 
     def _warn_once(self, kind: str, message: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             logger.warning(message)

@@ -16,17 +16,18 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.evaluation.answering import conversations
 from tasks.evaluation.loading import COMPUTING, load_model
-from tasks.export.fidelity_limits import Limits, Measured, judged, limits
+from tasks.export.fidelity_limits import FidelityFigures, fidelity_checks, limits
 from tasks.export.fidelity_measures import (
     base_nll_by_row,
     compare_row,
     end_token_agrees,
+    fidelity_figures,
     gguf_logits,
     open_gguf,
     rows_to_compare,
-    summary,
     token_logits,
 )
+from tasks.export.gguf_types import FidelityLimits
 from tasks.llamacpp.token_ids import mismatches, prompt_mismatches, torture
 from tasks.settings.export import FidelitySettings, GgufType
 from tasks.settings.finetune import ModelSettings
@@ -38,13 +39,13 @@ PROMPTS = 32
 @stage(libraries=("llama-cpp-python", "torch", "transformers"), reads={"base": COMPUTING}, alone=True)
 def check_fidelity(
     gguf: Artifact,
+    *,
     merged: Artifact,
     model: Artifact,
     dataset: Artifact,
     settings: FidelitySettings,
     gguf_type: GgufType,
     base: ModelSettings,
-    *,
     store: Store,
 ) -> Artifact:
     """Compare a GGUF with the model that it was made from.
@@ -75,27 +76,34 @@ def check_fidelity(
         prompts = [row["messages"][:-1] for row in conversations(dataset, PROMPTS)]
         wrong = [*mismatches(llama, tokenizer, list(torture(tokenizer))), *prompt_mismatches(llama, tokenizer, prompts)]
         vocabulary = llama.n_vocab()
-        found = []
+        compared = []
         for row, nats in tqdm(list(zip(rows, base_nll, strict=True)), desc="Fidelity of the GGUF", unit="row"):
-            logits = token_logits(network, row.ids), gguf_logits(llama, row.ids, vocabulary)
-            found.append(compare_row(logits[0][row.before], logits[1][row.before], row.targets, nats))
-        measured = summary(found, wrong, file_type=str(llama.metadata.get("general.file_type", "none")))
-        measured = measured._replace(end_token=end_token_agrees(llama, tokenizer))
+            compared.append(
+                compare_row(
+                    merged=token_logits(network, row.ids)[row.before],
+                    gguf=gguf_logits(llama, row.ids, vocabulary)[row.before],
+                    targets=row.targets,
+                    nll_base=nats,
+                )
+            )
+        file_type = str(llama.metadata.get("general.file_type", "none"))
+        end_token = end_token_agrees(llama, tokenizer)
     finally:
         llama.close()
     del network
-    return _recorded(measured, bounds, gguf_type, store)
+    figures = fidelity_figures(compared, wrong, file_type=file_type, end_token=end_token)
+    return _write(figures, bounds, gguf_type, store)
 
 
-def _recorded(measured: Measured, bounds: Limits, gguf_type: GgufType, store: Store) -> Artifact:
-    checks = judged(measured, bounds, gguf_type)
+def _write(figures: FidelityFigures, bounds: FidelityLimits, gguf_type: GgufType, store: Store) -> Artifact:
+    checks = fidelity_checks(figures, bounds, gguf_type)
     with store.draft("fidelity") as draft:
         passed = all(check.reading != "failed" for check in checks)
         facts = {
             "passed": passed,
             "checks": [check._asdict() for check in checks],
-            "rows": measured.rows,
-            "tokens": measured.tokens,
+            "rows": figures.rows,
+            "tokens": figures.tokens,
         }
         text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
         (draft.path / "fidelity.json").write_text(text + "\n", encoding="utf-8")

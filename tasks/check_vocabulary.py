@@ -12,6 +12,7 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.export.converter import converter_version, find_converter, run_converter
+from tasks.export.gguf_types import VOCABULARY
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.llamacpp.token_ids import mismatches, torture
 from tasks.settings.export import ExportSettings
@@ -46,7 +47,7 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             for path in [*(model.path / name for name in CONFIGURATION), *(dataset.path / "tokenizer").iterdir()]:
                 if path.is_file():
                     shutil.copy(path, Path(directory) / path.name)
-            run_converter(converter, Path(directory), file, "f16", vocabulary_only=True)
+            run_converter(converter, Path(directory), file, gguf_type=VOCABULARY, vocabulary_only=True)
         check_loads(file, vocabulary_only=True)
         tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
         with redirect_stderr(io.StringIO()):  # a model without weights has no context, of which llama.cpp would warn
@@ -57,8 +58,8 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             llama.close()
         draft.facts = {"wrong_texts": [text.text for text in wrong]}
     if wrong:
-        told = (
+        warning = (
             "llama.cpp reads %d of the hard texts as other tokens than the tokenizer, first %r: the GGUF will not pass"
         )
-        run_logger().warning(told, len(wrong), wrong[0].text)
+        run_logger().warning(warning, len(wrong), wrong[0].text)
     return draft.done()

@@ -15,7 +15,8 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TrainingError
 from tasks.engine.stage import stage
 from tasks.export.converter import check_ended, converter_version, find_converter, run_converter
-from tasks.export.quantization import CONVERTED, quantize
+from tasks.export.gguf_types import GGUF_TYPES, INTERMEDIATE
+from tasks.export.quantization import quantize
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.settings.export import ExportSettings
 
@@ -70,13 +71,13 @@ def convert(
     with store.draft("gguf") as draft:
         file = draft.path / "model.gguf"
         log = store.root / "logs" / f"convert-{merged.digest[:16]}.log"
-        said = metadata(description, dataset, license_name)
-        if settings.gguf_type in CONVERTED:
-            run_converter(converter, merged.path, file, settings.gguf_type, said, log)
+        origin = metadata(description, dataset, license_name)
+        if GGUF_TYPES[settings.gguf_type].by_converter:
+            run_converter(converter, merged.path, file, gguf_type=settings.gguf_type, metadata=origin, log=log)
         else:
             with tempfile.TemporaryDirectory(dir=draft.path) as directory:
-                whole = Path(directory) / "bf16.gguf"
-                run_converter(converter, merged.path, whole, "bf16", said, log)
+                whole = Path(directory) / f"{INTERMEDIATE}.gguf"
+                run_converter(converter, merged.path, whole, gguf_type=INTERMEDIATE, metadata=origin, log=log)
                 done = quantize(whole, file, settings.gguf_type)
                 check_ended(done, file, "llama.cpp cannot quantise the model", "tasks/export/quantization.py", log)
         check_loads(file)
@@ -98,7 +99,7 @@ def metadata(description: Description, dataset: Artifact, license_name: str | No
         license_name: the base model's, if known.
     """
     base, data = (name.rstrip("/").rpartition("/")[2] for name in (description.base_model, description.data))
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         # The name would otherwise be that of the directory, a digest.
         "general.name": f"{base} fine-tuned",
         "general.basename": base,
@@ -107,7 +108,7 @@ def metadata(description: Description, dataset: Artifact, license_name: str | No
         "general.base_models": [{"name": base}],
         "general.datasets": [{"name": data, "version": dataset.digest[:16]}],
     }
-    return said | ({"general.license.name": license_name} if license_name else {})
+    return values | ({"general.license.name": license_name} if license_name else {})
 
 
 def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
@@ -132,17 +133,19 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
     # The rendered text holds the beginning-of-text token already where the model has one.
     tokens = llama.tokenize(text.encode(), add_bos=False, special=True)[-(CONTEXT - ANSWER_TOKENS) :]
     started = time.perf_counter()
-    made: Any = llama.create_completion(tokens, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[tokenizer.eos_token])
+    completion: Any = llama.create_completion(
+        tokens, max_tokens=ANSWER_TOKENS, temperature=0.0, stop=[tokenizer.eos_token]
+    )
     seconds = time.perf_counter() - started
     llama.close()
-    generated = made["usage"]["completion_tokens"]
-    if generated == 0 or not made["choices"][0]["text"].strip():
+    generated = completion["usage"]["completion_tokens"]
+    if generated == 0 or not completion["choices"][0]["text"].strip():
         what = f"the GGUF loads in llama.cpp and answers nothing to {messages[-1]['content']!r}"
         fix = "Look at the training's losses: lower training.learning_rate, or train on answers that are not empty."
         raise TrainingError(what, where="export", fix=fix)
     return {
         "prompt": messages[-1]["content"],
-        "text": made["choices"][0]["text"].strip(),
+        "text": completion["choices"][0]["text"].strip(),
         "tokens_per_second": round(generated / seconds, 1),
     }
 

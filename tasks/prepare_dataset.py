@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.chat.formats import Messages, apply_chat_format
 from tasks.data.card import FACTS, data_card, reasons_of
-from tasks.data.shapes import join_rows
+from tasks.data.conversations import join_rows
 from tasks.data.splits import Split, read_splits
 from tasks.data.tokenization import tokenize
 from tasks.engine.artifacts import Artifact, Store
@@ -79,8 +79,8 @@ def stop_tokens(model: Artifact, tokenizer: PreTrainedTokenizerBase) -> list[str
         tokenizer: with the chat format.
     """
     path = model.path / "generation_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    ids = told if isinstance(told, list) else [told]
+    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ids = stops if isinstance(stops, list) else [stops]
     texts = [str(tokenizer.convert_ids_to_tokens(number)) for number in ids if isinstance(number, int)]
     return list(dict.fromkeys([str(tokenizer.eos_token), *texts]))
 
@@ -91,9 +91,9 @@ def _load_tokenizer(model: Artifact) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
     except Exception as error:  # from tokenizers come plain ones
-        said = " ".join(str(error).split())[:200]
+        why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the tokenizer cannot be loaded ({type(error).__name__}: {said})",
+            f"the tokenizer cannot be loaded ({type(error).__name__}: {why})",
             where=model.path,
             fix="Download the model's tokenizer files again.",
         ) from None

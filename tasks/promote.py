@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,8 +13,8 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.stage import stage
 from tasks.export.checks import Check
-from tasks.ollama.names import ModelName, model_name, parse_name, replaced_name
-from tasks.ollama.promotion_rule import judged
+from tasks.ollama.names import model_name, parse_name, replaced_name
+from tasks.ollama.promotion_rule import promotion_checks
 from tasks.ollama.registry import Registry, registry
 from tasks.ollama.tag_history import History, TagRecord, remember_tag
 from tasks.settings.export import OllamaSettings
@@ -50,23 +51,24 @@ def present_model(settings: OllamaSettings, name: str, registration: Artifact, s
         return None  # `promote` finds out what ails the server
     history = History(store, place.where, str(parse_name(name)))
     if digest == registration.facts["digest"]:
-        entered = (one for one in history.records if one.in_use == digest and one.before != digest)
-        digest = next((one.before for one in entered), None)
+        entered = (record for record in history.records if record.in_use == digest and record.before != digest)
+        digest = next((record.before for record in entered), None)
     record = history.of(digest)
     return Present(record.digest, record.version, store.located(record.merged)) if record and record.merged else None
 
 
-def in_use_as_judged(made: Artifact, settings: FinetuneSettings, *_arguments: object) -> bool:
+def in_use_as_judged(promotion: Artifact, /, *, settings: FinetuneSettings, **_others: object) -> bool:
     """Whether what is in use is still what a former judgement left in use.
 
     Args:
-        made: what that judgement returned.
+        promotion: what that judgement returned.
         settings: where the model is registered.
+        _others: the stage's other arguments.
     """
     if (place := registry(settings.ollama, 10)) is None:
         return True
     try:
-        return place.digest(parse_name(model_name(settings))) == made.facts["in_use"]
+        return place.digest(parse_name(model_name(settings))) == promotion.facts["in_use"]
     except (UserError, TemporaryError):
         return False
 
@@ -74,6 +76,7 @@ def in_use_as_judged(made: Artifact, settings: FinetuneSettings, *_arguments: ob
 @stage(retries=2, libraries=("ollama",), still=in_use_as_judged)
 def promote(
     settings: FinetuneSettings,
+    *,
     dataset: Artifact,
     merged: Artifact,
     fidelity: Artifact,
@@ -82,7 +85,6 @@ def promote(
     tuned: Artifact,
     present: Artifact | None,
     present_digest: str | None,
-    *,
     store: Store,
 ) -> Artifact:
     """Judge the new model, put it into use if it may, and remove tags that are too old.
@@ -105,29 +107,33 @@ def promote(
     Raises:
         UserError, TemporaryError: as the place of registration has them.
     """
-    name, facts = parse_name(model_name(settings)), registration.facts
-    place = registry(settings.ollama)
+    name, place = parse_name(model_name(settings)), registry(settings.ollama)
     parts = {"dataset": dataset, "merged": merged, "fidelity": fidelity, "registration": registration}
-    about = _provenance(settings, base, tuned, **parts)
-    if place is None or "digest" not in facts:
-        checks = judged(settings.promotion, fidelity, registration, base, tuned, None, "")
-        return _recorded(False, None, checks, about, store)
+    about = _provenance(settings, base, tuned, parts)
+    judge = functools.partial(
+        promotion_checks, settings.promotion, fidelity=fidelity, registration=registration, base=base, tuned=tuned
+    )
+    if place is None or "digest" not in registration.facts:
+        checks = judge(present=None, present_name="")
+        return _written(checks, promoted=False, in_use=None, about=about, store=store)
 
-    tag = parse_name(facts["model"])
+    tag, digest = parse_name(registration.facts["model"]), registration.facts["digest"]
     history, before = History(store, place.where, str(name)), place.digest(name)
-    checks = judged(settings.promotion, fidelity, registration, base, tuned, present, _shown(history, present_digest))
+    checks = judge(present=present, present_name=history.names().get(present_digest or "", "the model in use"))
     record = TagRecord(
         at=datetime.now(UTC), event="judged", place=place.where, name=str(name), version=str(tag),
-        digest=facts["digest"], in_use=before, before=before, gguf_sha256=facts["gguf_sha256"],
+        digest=digest, in_use=before, before=before, gguf_sha256=registration.facts["gguf_sha256"],
         merged=store.portable(merged), provenance=about,
     )  # fmt: skip
-    if before != facts["digest"]:
-        checks += _about_present(history, before, facts["digest"], present, present_digest, settings.promotion.rule)
+    if before != digest:
+        checks += _about_rollback(history, digest)
+        if settings.promotion.rule == "better" and before is not None:
+            checks += _about_comparison(history, before, compared=present_digest, present_scores=present)
         if all(check.reading != "failed" for check in checks):
-            record = _moved(place, record, name, tag, before in history.names(), store)
+            record = _moved(place, record, is_recorded=before in history.names(), store=store)
     remember_tag(store, record.model_copy(update={"checks": tuple(checks)}))
     _prune(place, History(store, place.where, str(name)), settings.promotion.keep)
-    return _recorded(record.in_use == facts["digest"], record.in_use, checks, about, store)
+    return _written(checks, promoted=record.in_use == digest, in_use=record.in_use, about=about, store=store)
 
 
 def outcome(registration: Artifact, promotion: Artifact) -> str:
@@ -148,9 +154,10 @@ def outcome(registration: Artifact, promotion: Artifact) -> str:
     return f"{version} is not promoted, {rest}. Failed: {'; '.join(failed)}."
 
 
-def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, known: bool, store: Store) -> TagRecord:
-    """Put a version into use. What nobody's record knows keeps a name, so that nothing is lost."""
-    if record.before and not known:
+def _moved(place: Registry, record: TagRecord, *, is_recorded: bool, store: Store) -> TagRecord:
+    """Put a version into use. What no record tells of keeps a name, so that nothing is lost."""
+    name, tag = parse_name(record.name), parse_name(record.version)
+    if record.before and not is_recorded:
         kept = replaced_name(name, record.before)
         place.copy(name, kept)
         record = record.model_copy(update={"kept_as": str(kept)})
@@ -162,44 +169,53 @@ def _moved(place: Registry, record: TagRecord, name: ModelName, tag: ModelName, 
     return record.model_copy(update={"in_use": in_use})
 
 
-def _about_present(
-    history: History, before: str | None, digest: str, present: Artifact | None, compared: str | None, rule: str
-) -> Iterator[Check]:
-    """What speaks against moving, beyond the rule: a rollback, or a model in use that could not be compared."""
+def _about_rollback(history: History, digest: str) -> Iterator[Check]:
+    """A version that a rollback has taken out of use is not promoted again."""
     if digest in history.withdrawn():
-        fix = "put back by `flows.rollback --to`"
-        yield Check("rollback", "a rollback has taken this version out of use", fix, "failed")
-    record = history.of(before)
-    if rule != "better" or before is None:
-        return
-    if record is None:
-        note = "nothing is known of it; it keeps a name" if before not in history.names() else "nothing is known of it"
-        yield Check("model in use", note, "compared where it is known", "warned")
-    elif present is None or before != compared:
-        moved = compared is not None and before != compared
-        why = "another took its place meanwhile" if moved else "its merged weights are no longer in the store"
-        yield Check("model in use", f"{record.version} was not compared: {why}", "compared on the same rows", "failed")
+        what, fix = "a rollback has taken this version out of use", "put back by `flows.rollback --to`"
+        yield Check("rollback", what, fix, "failed", key="rollback")
 
 
-def _shown(history: History, digest: str | None) -> str:
-    return history.names().get(digest or "", "the model in use")
+def _about_comparison(
+    history: History, in_use: str, *, compared: str | None, present_scores: Artifact | None
+) -> Iterator[Check]:
+    """The rule `better` asks for a comparison with the model in use: what is said where there is none.
+
+    Args:
+        history: of the model's name.
+        in_use: digest of the model in use now.
+        compared: digest of the model in use when the run looked.
+        present_scores: of that model on the same rows, if they could be had.
+    """
+    name, key = "model in use", "model_in_use"
+    if (record := history.of(in_use)) is None:
+        rest = "" if in_use in history.names() else "; it keeps a name"
+        yield Check(name, f"nothing is known of it{rest}", "compared where it is known", "warned", key=key)
+    elif compared is not None and in_use != compared:
+        what = f"{record.version} was not compared: another took its place meanwhile"
+        yield Check(name, what, "compared on the same rows", "failed", key=key)
+    elif present_scores is None:
+        what = f"{record.version} was not compared: its merged weights are no longer in the store"
+        yield Check(name, what, "compared on the same rows", "failed", key=key)
 
 
 def _prune(place: Registry, history: History, keep: int) -> None:
     """Remove the tags of old versions, never the one in use nor the one before it."""
-    there = place.models()
+    models = place.models()
     name = parse_name(history.records[0].name)
-    in_use = next((digest for known, digest in there.items() if known.is_same(name)), None)
-    before = [digest for digest in history.in_use_before(in_use) if digest in there.values()]
-    names = {str(known).lower() for known in there}
-    versions = [record for record in history.judged() if record.version.lower() in names]
+    in_use = next((digest for model, digest in models.items() if model.is_same(name)), None)
+    before = [digest for digest in history.in_use_before(in_use) if digest in models.values()]
+    names = {str(model).lower() for model in models}
+    versions = [record for record in history.judgements() if record.version.lower() in names]
     stays = {in_use, *before[:1], *(record.digest for record in versions[:keep])}
     for record in versions:
         if record.digest not in stays:
             place.delete(parse_name(record.version))
 
 
-def _provenance(settings: FinetuneSettings, base: Artifact, tuned: Artifact, **parts: Artifact) -> dict[str, Any]:
+def _provenance(
+    settings: FinetuneSettings, base: Artifact, tuned: Artifact, parts: dict[str, Artifact]
+) -> dict[str, Any]:
     """Data, settings, code, scores."""
     return {
         "sha256": {name: part.digest for name, part in parts.items()},
@@ -209,7 +225,9 @@ def _provenance(settings: FinetuneSettings, base: Artifact, tuned: Artifact, **p
     }
 
 
-def _recorded(promoted: bool, in_use: str | None, checks: list[Check], about: dict[str, Any], store: Store) -> Artifact:
+def _written(
+    checks: list[Check], *, promoted: bool, in_use: str | None, about: dict[str, Any], store: Store
+) -> Artifact:
     facts = {"promoted": promoted, "in_use": in_use, "checks": [check._asdict() for check in checks]}
     with store.draft("promotion") as draft:
         text = json.dumps(facts | {"provenance": about}, indent=1, ensure_ascii=False)

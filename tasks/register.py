@@ -22,38 +22,37 @@ from tasks.ollama.server import OllamaServer
 from tasks.settings.export import OllamaSettings
 
 
-def is_registered(
-    made: Artifact, gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
-) -> bool:
+def is_registered(registration: Artifact, /, *, settings: OllamaSettings, **_others: object) -> bool:
     """Whether Ollama still has the model that a former registration left there.
 
     Args:
-        made: what the former registration returned.
-        gguf: the model file.
-        dataset: as for `register`.
+        registration: what the former registration returned.
         settings: where it is registered.
-        name: Ollama model name.
-        license_name: as for `register`.
+        _others: the stage's other arguments.
     """
     if (place := registry(settings, 10)) is None:
         return True
-    version = parse_name(made.facts["model"])
+    version = parse_name(registration.facts["model"])
     try:
-        return place.digest(version) == made.facts["digest"] and place.is_whole(version)
+        return place.digest(version) == registration.facts["digest"] and place.is_whole(version)
     except (UserError, TemporaryError):
         return False  # `register` finds out what ails the server
 
 
-def model_files_sha256(
-    gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None
-) -> str:
+def model_files_sha256(**_arguments: object) -> str:
     """What outside arguments and code decides a registration: the templates in `modelfiles/`."""
     return " ".join(file_sha256(path) for path in sorted(checkout_directory("modelfiles").iterdir()))
 
 
 @stage(retries=2, libraries=("llama-cpp-python", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
 def register(
-    gguf: Artifact, dataset: Artifact, settings: OllamaSettings, name: str, license_name: str | None, *, store: Store
+    gguf: Artifact,
+    *,
+    dataset: Artifact,
+    settings: OllamaSettings,
+    name: str,
+    license_name: str | None,
+    store: Store,
 ) -> Artifact:
     """Register the model under a tag of its own, and let it answer if a server is there.
 
@@ -79,7 +78,7 @@ def register(
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
     facts: dict[str, Any] = {"name": name, "target": settings.target, "gguf_sha256": sha256}
     if settings.target == "none" and not is_servable(dataset):
-        return _recorded(facts, "", store)
+        return _registration(facts, "", store)
     model = ollama_model(dataset, settings, license_name)
     version = _version(registry(settings), parsed, sha256, model)
     facts["model"] = str(version)
@@ -91,18 +90,18 @@ def register(
     if isinstance(place, OllamaDirectory):
         facts["models"] = str(settings.models)
     from_ = os.path.relpath(file, store.root / "registration" / "any")  # as deep as the artifact will lie
-    return _recorded(facts, render_modelfile(model, Path(from_).as_posix()), store)
+    return _registration(facts, render_modelfile(model, Path(from_).as_posix()), store)
 
 
 def _version(place: Registry | None, name: ModelName, sha256: str, model: OllamaModel) -> ModelName:
     """The version's name: today's, unless Ollama has the same content under another day's already."""
     content = json.dumps([sha256, asdict(model)], sort_keys=True)
     version = version_name(name, datetime.now(UTC).date(), hashlib.sha256(content.encode()).hexdigest())
-    same = (known for known in (place.models() if place else ()) if is_version_of(known, version))
+    same = (present for present in (place.models() if place else ()) if is_version_of(present, version))
     return next(same, version)
 
 
-def _recorded(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:
+def _registration(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:
     with store.draft("registration") as draft:
         if modelfile:
             (draft.path / "Modelfile").write_text(modelfile, encoding="utf-8")

@@ -42,12 +42,12 @@ class Training(BaseModel):
 def train(
     model: Artifact,
     dataset: Artifact,
+    *,
     base: ModelSettings,
     lora: LoraSettings,
     training: TrainingSettings,
     grit: GritSettings | None,
     seed: int,
-    *,
     store: Store,
 ) -> Training:
     """Train an adapter.
@@ -68,9 +68,11 @@ def train(
     """
     check_machine(base, training, grit)
     method = f"GRIT, variant {grit.variant}" if grit else f"without GRIT, optimizer {training.optimizer}"
-    said = "%s: seed %d, learning rate %g, %d steps"
-    run_logger().info(said, method, seed, training.learning_rate, training.max_steps)
-    checkpoints = store.root / "checkpoints" / train.key(model, dataset, base, lora, training, grit, seed, store=store)
+    run_logger().info(
+        "%s: seed %d, learning rate %g, %d steps", method, seed, training.learning_rate, training.max_steps
+    )
+    key = train.key(model, dataset, base=base, lora=lora, training=training, grit=grit, seed=seed, store=store)
+    checkpoints = store.root / "checkpoints" / key
     while True:
         try:
             with store.draft("history") as history, store.draft("adapter") as adapter:

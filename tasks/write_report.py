@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
@@ -21,12 +21,29 @@ from tasks.report.sections import (
     verdict,
 )
 from tasks.settings.finetune import FinetuneSettings
-from tasks.stats.score_differences import score_differences
+from tasks.stats.json_files import read_json
+from tasks.stats.score_differences import ScoreDifference, score_differences
+
+
+class Outputs(NamedTuple):
+    """What the stages before have left, in the order of the report's list of digests."""
+
+    model: Artifact
+    dataset: Artifact
+    history: Artifact
+    base: Artifact
+    tuned: Artifact
+    merged: Artifact
+    gguf: Artifact
+    fidelity: Artifact
+    registration: Artifact
+    promotion: Artifact
 
 
 @stage(libraries=("matplotlib", "jinja2", "scipy"), templates=template_files("report"))
 def write_report(
     settings: FinetuneSettings,
+    *,
     model: Artifact,
     dataset: Artifact,
     history: Artifact,
@@ -37,7 +54,6 @@ def write_report(
     fidelity: Artifact,
     registration: Artifact,
     promotion: Artifact,
-    *,
     store: Store,
 ) -> Artifact:
     """Compare the tuned model with the base model and write it down.
@@ -59,48 +75,12 @@ def write_report(
     Returns:
         The artifact `report`: `report.html`, `report.json`, `report.md`.
     """
-    steps = [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    scores = {"base": _json(base.path / "scores.json"), "tuned": _json(tuned.path / "scores.json")}
-    comparison = score_differences(base, tuned)
-    artifacts = (model, dataset, history, base, tuned, merged, gguf, fidelity, registration, promotion)
-    data: dict[str, Any] = {
-        "title": f"{model_name(settings)}: is it better than {settings.model.name}?",
-        "method": method_name(settings),
-        "verdict": verdict(comparison),
-        "comparison": comparison,
-        "history": history.facts,
-        "steps": steps,
-        "card": _json(dataset.path / "card.json"),
-        "samples": samples_side_by_side(scores["base"]["samples"], scores["tuned"]["samples"]),
-        "merge": merged.facts["merge"],
-        "merging_cost": merging_cost(history, scores["tuned"]["validation"]),
-        "gguf": gguf.facts,
-        "fidelity": fidelity.facts,
-        "registration": registration.facts,
-        "promotion": promotion.facts,
-        "next": next_commands(registration, promotion),
-        "settings": settings.model_dump(mode="json"),
-        "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in artifacts]),
-    }
-    from tasks.report.figures import factors_curve, gradient_curve, length_histogram, loss_curve
-
-    view = {
-        **data,
-        "without_commands": without_commands(gguf),
-        "lost_by_merging": LOST,
-        "settings": settings,
-        "merge_line": merge_line(merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
-        "training": list(training_table(history.facts, steps)),
-        "flat_settings": list(flat_settings(settings)),
-        "reasons": sorted({reason for left in data["card"]["left_out"].values() for reason in left}),
-        "turn_reasons": sorted({reason for left in data["card"]["turns_left_out"].values() for reason in left}),
-        "figures": {
-            "loss": loss_curve(steps, history.facts["validation"]),
-            "gradient": gradient_curve(steps),
-            "factors": factors_curve(steps) if "grit" in steps[-1] else "",
-            "lengths": length_histogram(data["card"]["histogram"]),
-        },
-    }
+    outputs = Outputs(
+        model=model, dataset=dataset, history=history, base=base, tuned=tuned, merged=merged, gguf=gguf,
+        fidelity=fidelity, registration=registration, promotion=promotion,
+    )  # fmt: skip
+    data = report_data(settings, outputs)
+    view = data | _words(settings, outputs, data) | {"figures": _figures(data)}
     with store.draft("report") as draft:
         for name in ("report.html", "report.md"):
             (draft.path / name).write_text(jinja().get_template(f"{name}.j2").render(view), encoding="utf-8")
@@ -110,5 +90,66 @@ def write_report(
     return draft.done()
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def report_data(settings: FinetuneSettings, outputs: Outputs) -> dict[str, Any]:
+    """All that `report.json` holds.
+
+    Args:
+        settings: all settings.
+        outputs: of the stages before.
+    """
+    history, tuned = outputs.history, outputs.tuned
+    lines = (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    base_scores, tuned_scores = (read_json(scores.path / "scores.json") for scores in (outputs.base, tuned))
+    differences = score_differences(outputs.base, tuned)
+    return {
+        "title": f"{model_name(settings)}: is it better than {settings.model.name}?",
+        "method": method_name(settings),
+        "verdict": verdict(differences),
+        "comparison": [_row(difference) for difference in differences],
+        "history": history.facts,
+        "steps": [json.loads(line) for line in lines],
+        "card": read_json(outputs.dataset.path / "card.json"),
+        "samples": samples_side_by_side(base_scores["samples"], tuned_scores["samples"]),
+        "merge": outputs.merged.facts["merge"],
+        "merging_cost": merging_cost(history, tuned_scores["validation"]),
+        "gguf": outputs.gguf.facts,
+        "fidelity": outputs.fidelity.facts,
+        "registration": outputs.registration.facts,
+        "promotion": outputs.promotion.facts,
+        "next": next_commands(outputs.registration, outputs.promotion),
+        "settings": settings.model_dump(mode="json"),
+        "provenance": provenance(history.facts["device"], [(artifact.kind, artifact) for artifact in outputs]),
+    }
+
+
+def _row(difference: ScoreDifference) -> dict[str, Any]:
+    """A row of the table before and after; `key` is for programs, `name` for people."""
+    return {"key": difference.key, "name": difference.label} | dataclasses.asdict(difference)
+
+
+def _words(settings: FinetuneSettings, outputs: Outputs, data: dict[str, Any]) -> dict[str, Any]:
+    """What the templates show beside the data, or in other words than it."""
+    card = data["card"]
+    return {
+        "settings": settings,
+        "without_commands": without_commands(outputs.gguf),
+        "lost_by_merging": LOST,
+        "merge_line": merge_line(outputs.merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
+        "training": list(training_table(data["history"], data["steps"])),
+        "flat_settings": list(flat_settings(settings)),
+        "reasons": sorted({reason for left_out in card["left_out"].values() for reason in left_out}),
+        "turn_reasons": sorted({reason for left_out in card["turns_left_out"].values() for reason in left_out}),
+    }
+
+
+def _figures(data: dict[str, Any]) -> dict[str, str]:
+    """The pictures, as SVG; empty where there is nothing to draw."""
+    from tasks.report.figures import factors_curve, gradient_curve, length_histogram, loss_curve
+
+    steps = data["steps"]
+    return {
+        "loss": loss_curve(steps, data["history"]["validation"]),
+        "gradient": gradient_curve(steps),
+        "factors": factors_curve(steps) if "grit" in steps[-1] else "",
+        "lengths": length_histogram(data["card"]["histogram"]),
+    }

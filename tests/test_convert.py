@@ -75,8 +75,8 @@ def test_merged_equals_base_with_adapter(tiny_model: Artifact, adapter: Artifact
     ids = torch.arange(50, 90).reshape(2, 20)
     base = AutoModelForCausalLM.from_pretrained(tiny_model.path, dtype=torch.float32)
     expected = PeftModel.from_pretrained(base, str(adapter.path))(ids).logits
-    found = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)(ids).logits
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max(), "up to the rounding of bfloat16 weights"
+    logits = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)(ids).logits
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max(), "up to the rounding of bfloat16 weights"
     assert merged.facts["changed_tensors"] == 2 * len(TARGETS)
 
 
@@ -113,16 +113,16 @@ def test_a_diverged_adapter_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         (lambda t: t.update({"base_model.model.model.norm.magic": torch.ones(2)}), "is no LoRA weight"),
         (lambda t: t.pop(next(name for name in t if "lora_B" in name)), "has only A or only B"),
     ],
 )
 def test_no_part_of_an_adapter_is_lost(
-    tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, change: object, said: str
+    tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, change: object, error: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=error):
         merge.function(tiny_model, dataset, changed_adapter(adapter, store, change), False, None, store=store)
 
 
@@ -154,14 +154,21 @@ def test_one_choice_of_chat_format_rules_tokenizer_gguf_and_modelfile(
     data = DataSettings(source=str(rows_file), max_length=64, test_fraction=0.1)
     source = fetch_data.function(data, 1, store=store)
     dataset = prepare_dataset.function(source, model, data, ChatSettings(format="alpaca"), 1, store=store)
-    made = merge.function(model, dataset, adapter, False, None, store=store)
-    gguf = convert.function(made, dataset, ExportSettings(), None, DESCRIPTION, store=store)
+    merged = merge.function(model, dataset, adapter, False, None, store=store)
+    gguf = convert.function(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     reader = GGUFReader(gguf.path / "model.gguf")
     template, eos = (reader.get_field(f"tokenizer.{name}") for name in ("chat_template", "ggml.eos_token_id"))
-    assert template is not None and template.contents() == AutoTokenizer.from_pretrained(made.path).chat_template
+    assert template is not None and template.contents() == AutoTokenizer.from_pretrained(merged.path).chat_template
     assert "### Instruction:" in template.contents() and "<|im_start|>" not in template.contents()
     assert eos is not None and eos.contents() == tokenizer.convert_tokens_to_ids("<|endoftext|>") != 2
-    registered = register.function(gguf, dataset, OllamaSettings(target="none"), "tiny", "apache-2.0", store=store)
+    registered = register.function(
+        gguf,
+        dataset=dataset,
+        settings=OllamaSettings(target="none"),
+        name="tiny",
+        license_name="apache-2.0",
+        store=store,
+    )
     modelfile = (registered.path / "Modelfile").read_text()
     assert 'PARAMETER stop "<|endoftext|>"' in modelfile and 'PARAMETER stop "### Instruction:"' in modelfile
     assert 'PARAMETER stop "<|im_end|>"' in modelfile, "at which the base model's generation ended"
@@ -173,7 +180,7 @@ def test_llama_cpp_goes_on_like_transformers(
 ) -> None:
     """Greedy continuation of the same tokens; the random model's logits are far enough apart for 16 bits."""
     file = tmp_path / "model.gguf"
-    run_converter(find_converter(ExportSettings()), merged.path, file, "bf16")
+    run_converter(find_converter(ExportSettings()), merged.path, file, gguf_type="bf16")
     prompt = smollm2_tokenizer("The quick brown fox\n\n  jumps: 12345 😀").input_ids
     model = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)
     llama = load_gguf(file, n_ctx=128, logits_all=True)
@@ -201,7 +208,7 @@ def test_a_refusing_converter_is_one_clear_line(merged: Artifact, tmp_path: Path
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchModel"]}))
     with pytest.raises(UserError, match=r"refuses the model: .*NoSuchModel") as caught:
-        run_converter(find_converter(ExportSettings()), broken, tmp_path / "x.gguf", "q8_0")
+        run_converter(find_converter(ExportSettings()), broken, tmp_path / "x.gguf", gguf_type="q8_0")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.gguf").exists()
 
@@ -218,9 +225,9 @@ def test_the_converters_code_is_part_of_the_cache_key(
 def test_the_vocabulary_is_tried_before_anything_is_trained(
     tiny_model: Artifact, dataset: Artifact, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = check_vocabulary.function(tiny_model, dataset, ExportSettings(), store=store)
-    assert made.facts == {"wrong_texts": []}
-    assert set(made.files) == {"vocabulary.gguf"}
+    vocabulary = check_vocabulary.function(tiny_model, dataset, ExportSettings(), store=store)
+    assert vocabulary.facts == {"wrong_texts": []}
+    assert set(vocabulary.files) == {"vocabulary.gguf"}
     with store.draft("dataset") as draft:
         shutil.copytree(dataset.path, draft.path, dirs_exist_ok=True)
         file = draft.path / "tokenizer" / "tokenizer.json"

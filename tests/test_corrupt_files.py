@@ -119,7 +119,7 @@ def test_a_damaged_gguf_is_loaded_or_refused_in_a_process_of_its_own(tiny_gguf: 
             check_loads(file)
         except UserError as error:
             refused.append(str(error))
-    assert all("llama.cpp cannot load the GGUF: " in said for said in refused)
+    assert all("llama.cpp cannot load the GGUF: " in message for message in refused)
     assert len(refused) > len(ends) + 3
     check_loads(tiny_gguf)
 
@@ -137,5 +137,5 @@ def test_a_file_that_is_not_what_was_made_is_not_registered(
     else:
         os.truncate(file, file.stat().st_size - 1)
     with pytest.raises((UserError, RuntimeError), match="digest differs"):
-        register.function(gguf, dataset, target, "it", None, store=store)
+        register.function(gguf, dataset=dataset, settings=target, name="it", license_name=None, store=store)
     assert not list((tmp_path / "models").rglob("sha256-*")) and not (tmp_path / "models" / "manifests").exists()

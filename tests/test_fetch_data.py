@@ -44,7 +44,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, store: Store, su
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b"", "the file holds no rows"),
         ("a.json", b"  ", "the file holds no rows"),
@@ -63,13 +63,13 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, store: Store, su
         ("a.jsonl", b'{"a": 1}\n' + b'{"a":' * 100_000, "JSON nested too deeply to be read at line 2"),
     ],
 )
-def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str, content: bytes, said: str) -> None:
+def test_broken_files_are_one_clear_line(tmp_path: Path, store: Store, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         fetch(path, store)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (store.root / "source").exists()
 
@@ -107,8 +107,8 @@ except Exception as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    said = "generated:extraction: the Python package faker is not installed. Run: pip install faker (or make setup)."
-    assert done.stdout.splitlines() == ["train.json", said]
+    message = "generated:extraction: the Python package faker is not installed. Run: pip install faker (or make setup)."
+    assert done.stdout.splitlines() == ["train.json", message]
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place/rows.json", "rows.txt"])
@@ -125,9 +125,9 @@ def test_an_unreachable_hub_may_be_tried_again(store: Store) -> None:
 
 def test_generated_data_depends_on_the_seed_alone(store: Store) -> None:
     settings = DataSettings(source="generated:extraction")
-    one, same, other = (fetch_data.function(settings, seed, store=store) for seed in (1, 1, 2))
-    assert one.digest == same.digest != other.digest
-    assert set(one.files) == {"train.jsonl", "validation.jsonl", "test.jsonl"}
+    source, same, other = (fetch_data.function(settings, seed, store=store) for seed in (1, 1, 2))
+    assert source.digest == same.digest != other.digest
+    assert set(source.files) == {"train.jsonl", "validation.jsonl", "test.jsonl"}
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path, store: Store) -> None:

@@ -88,9 +88,9 @@ def test_the_packaged_model_is_a_16_bit_directory_that_answers(packaged: Artifac
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        told = model.generate(**ids, do_sample=False, max_new_tokens=12)[0]
+        generated = model.generate(**ids, do_sample=False, max_new_tokens=12)[0]
         plain = model(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
-    answer = told[ids["input_ids"].shape[1] :]
+    answer = generated[ids["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert tokenizer.decode(plain.argmax()) == " Paris"
     assert int(answer[-1]) == tokenizer.convert_tokens_to_ids("<|im_end|>")  # the saved end of turn stops it
@@ -160,7 +160,7 @@ def test_changes_in_a_local_directory_are_noticed(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (remove("config.json"), "no config.json"),
         (remove("*.safetensors"), "no weights (*.safetensors)"),
@@ -185,9 +185,9 @@ def test_changes_in_a_local_directory_are_noticed(directory: Path) -> None:
         (write("model.safetensors.index.json", "{"), "no valid index of the weights"),
     ],
 )
-def test_unfit_directories_are_refused_in_one_line(directory: Path, store: Store, spoil: Change, said: str) -> None:
+def test_unfit_directories_are_refused_in_one_line(directory: Path, store: Store, spoil: Change, message: str) -> None:
     spoil(directory)
-    assert said in refusal(directory, store)
+    assert message in refusal(directory, store)
 
 
 def test_remote_code_runs_only_when_it_is_trusted(directory: Path, store: Store) -> None:
@@ -212,7 +212,7 @@ def test_remote_code_runs_only_when_it_is_trusted(directory: Path, store: Store)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("./nowhere", "no such directory"),
         ("~/nowhere/model", "no such directory"),
@@ -221,8 +221,8 @@ def test_remote_code_runs_only_when_it_is_trusted(directory: Path, store: Store)
         (__file__, "a model is a directory, not a file"),
     ],
 )
-def test_names_that_stand_for_nothing(name: str, said: str, store: Store) -> None:
-    assert said in refusal(name, store)
+def test_names_that_stand_for_nothing(name: str, message: str, store: Store) -> None:
+    assert message in refusal(name, store)
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:

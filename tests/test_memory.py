@@ -20,7 +20,6 @@ import tasks.train
 from tasks.check_fidelity import check_fidelity
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store
-from tasks.engine.stage import Stage
 from tasks.export.converter import find_converter
 from tasks.fetch_data import fetch_data
 from tasks.fetch_model import fetch_model
@@ -47,22 +46,24 @@ ABOUT = Description(base_model="x", data="y", training="z")
 LORA = LoraSettings(r=1, alpha=1, target_modules=("q_proj",))
 
 
-def calls(store: Store, made: dict[str, Artifact]) -> dict[str, Callable[[], Any]]:
+def calls(store: Store, artifacts: dict[str, Artifact]) -> dict[str, Callable[[], Any]]:
     """Each stage that loads weights, at its smallest."""
-    model, dataset = made.get("model"), made.get("dataset")
+    model, dataset, adapter, merged, gguf = map(artifacts.get, ("model", "dataset", "adapter", "merged", "gguf"))
     scoring = ScoringSettings(tasks=(), samples=1, max_new_tokens=2, batch_size=1)
-    stages: dict[str, tuple[Stage[Any, Any], Any]] = {
-        "fetch_model": (fetch_model, (MODEL,)),
-        "train": (train, (model, dataset, MODEL, LORA, TRAINING, None, 1)),
-        "merge": (merge, (model, dataset, made.get("adapter"), False, None)),
-        "convert": (convert, (made.get("merged"), dataset, ExportSettings(), None, ABOUT)),
-        "check_fidelity": (
-            check_fidelity,
-            (made.get("gguf"), made.get("merged"), model, dataset, FidelitySettings(rows=1), "q8_0", ModelSettings()),
+    training = {"base": MODEL, "lora": LORA, "training": TRAINING, "grit": None, "seed": 1}
+    inputs = {"merged": merged, "model": model, "dataset": dataset}
+    fidelity = {"settings": FidelitySettings(rows=1), "gguf_type": "q8_0", "base": ModelSettings()}
+    options = {"settings": scoring, "base": ModelSettings(), "role": "base", "seed": 1}
+    return {
+        "fetch_model": lambda: fetch_model.function(MODEL, store=store),
+        "train": lambda: train.function(model, dataset, **training, store=store),
+        "merge": lambda: merge.function(
+            model, dataset=dataset, adapter=adapter, trust_remote_code=False, nf4=None, store=store
         ),
-        "score": (score, (model, dataset, scoring, ModelSettings(), "base", 1)),
+        "convert": lambda: convert.function(merged, dataset, ExportSettings(), None, ABOUT, store=store),
+        "check_fidelity": lambda: check_fidelity.function(gguf, **inputs, **fidelity, store=store),
+        "score": lambda: score.function(model, dataset=dataset, **options, store=store),
     }
-    return {name: lambda f=one.function, a=given: f(*a, store=store) for name, (one, given) in stages.items()}
 
 
 def anonymous_bytes() -> int:
@@ -70,8 +71,8 @@ def anonymous_bytes() -> int:
     total = 0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(OSError):  # a child that has just ended
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            total += int(found[1]) * 1024 if found else 0
+            line = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            total += int(line[1]) * 1024 if line else 0
     return total
 
 
@@ -97,9 +98,9 @@ def converters_imports() -> int:
 
 def main() -> None:
     """Run one stage and print its result and the bytes that it held at most, beyond what was held before."""
-    root, name, made = sys.argv[1:]
+    root, name, artifacts = sys.argv[1:]
     tasks.train.train_in_child = lambda job, show: Training(job, show).run() or {}
-    call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(made).items()})[name]
+    call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(artifacts).items()})[name]
     before = peak = anonymous_bytes()
     done = threading.Event()
 
@@ -120,27 +121,27 @@ def main() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Path) -> None:
-    made: dict[str, dict[str, Any]] = {}
+    artifacts: dict[str, dict[str, Any]] = {}
 
     def measure(name: str) -> tuple[dict[str, Any], int]:
-        command = [sys.executable, "-m", "tests.test_memory", str(store.root), name, json.dumps(made)]
+        command = [sys.executable, "-m", "tests.test_memory", str(store.root), name, json.dumps(artifacts)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout.strip().splitlines()[-1])
-        return said["result"], said["bytes"]
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer["result"], answer["bytes"]
 
     peaks: dict[str, int] = {}
-    made["model"], peaks["fetch_model"] = measure("fetch_model")
+    artifacts["model"], peaks["fetch_model"] = measure("fetch_model")
     data = DataSettings(source=str(rows_file), max_length=64, validation_fraction=0.1)
     source = fetch_data.function(data, 1, store=store)
-    model = Artifact(**made["model"])
+    model = Artifact(**artifacts["model"])
     chat = ChatSettings(format="tokenizer")
     dataset = prepare_dataset.function(source, model, data, chat, 1, store=store)
-    made["dataset"] = dataset.model_dump(mode="json")
+    artifacts["dataset"] = dataset.model_dump(mode="json")
     training, peaks["train"] = measure("train")
-    made["adapter"] = training["adapter"]
-    made["merged"], peaks["merge"] = measure("merge")
-    made["gguf"], peaks["convert"] = measure("convert")
+    artifacts["adapter"] = training["adapter"]
+    artifacts["merged"], peaks["merge"] = measure("merge")
+    artifacts["gguf"], peaks["convert"] = measure("convert")
     peaks["convert"] -= converters_imports()
     _, peaks["check_fidelity"] = measure("check_fidelity")
     _, peaks["score"] = measure("score")

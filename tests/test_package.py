@@ -65,9 +65,9 @@ def test_outside_of_a_checkout_the_error_says_so(site: Path, tmp_path: Path, cod
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(site)},
     )
-    where, said = done.stdout.splitlines()
+    where, error = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
-    assert said == (
+    assert error == (
         f"UserError {site / missing}: only a checkout has this directory, and this is an installed package. "
         "Work in a checkout of the project, installed with `make setup` or `pip install --editable .`."
     )

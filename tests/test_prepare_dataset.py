@@ -28,12 +28,12 @@ def prepare(
 ) -> tuple[Artifact, dict[str, Any]]:
     data = DataSettings(source=str(path), **{"max_length": 64, "validation_fraction": 0.1, **changes})
     source = fetch_data.function(data, 3, store=store)
-    made = prepare_dataset.function(source, model, data, chat or ChatSettings(format="tokenizer"), 3, store=store)
-    return made, json.loads((made.path / "card.json").read_text())
+    dataset = prepare_dataset.function(source, model, data, chat or ChatSettings(format="tokenizer"), 3, store=store)
+    return dataset, json.loads((dataset.path / "card.json").read_text())
 
 
-def rows(made: Artifact, split: str) -> list[dict[str, list[int]]]:
-    return pq.read_table(made.path / f"{split}.parquet").to_pylist()
+def rows(dataset: Artifact, split: str) -> list[dict[str, list[int]]]:
+    return pq.read_table(dataset.path / f"{split}.parquet").to_pylist()
 
 
 def write(path: Path, items: list[dict[str, Any]]) -> Path:
@@ -55,46 +55,46 @@ def test_only_answers_and_their_end_are_supervised(
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    (made,) = tokenize(tokenizer, [messages], "test")
-    assert len(made.input_ids) == len(made.labels)
-    supervised = [token for token in made.labels if token != UNSUPERVISED]
+    (tokens,) = tokenize(tokenizer, [messages], "test")
+    assert len(tokens.input_ids) == len(tokens.labels)
+    supervised = [token for token in tokens.labels if token != UNSUPERVISED]
     expected = "".join(answer + str(tokenizer.eos_token) for _, answer in turns)
     assert tokenizer.decode(supervised) == expected
     prompt = tokenizer(render(tokenizer, messages[:-1], prompt=True), add_special_tokens=False).input_ids
     if len(turns) == 1:
-        assert made.input_ids[: len(prompt)] == prompt, "the prompt's tokens are those that generation gets"
-    assert render(tokenizer, messages).startswith(tokenizer.decode(made.input_ids))
+        assert tokens.input_ids[: len(prompt)] == prompt, "the prompt's tokens are those that generation gets"
+    assert render(tokenizer, messages).startswith(tokenizer.decode(tokens.input_ids))
 
 
 def test_the_artifact(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
-    made, card = prepare(tiny_model, store, rows_file, test_fraction=0.05)
+    dataset, card = prepare(tiny_model, store, rows_file, test_fraction=0.05)
     assert card["rows"] == {"train": 34, "validation": 4, "test": 2}
     for split, count in card["rows"].items():
-        split_rows = rows(made, split)
+        split_rows = rows(dataset, split)
         assert len(split_rows) == count
         assert card["tokens"][split] == sum(len(row["input_ids"]) for row in split_rows)
         assert card["supervised_tokens"][split] == sum(sum(t != -100 for t in row["labels"]) for row in split_rows)
     assert sum(card["histogram"]["counts"]) == 34
     assert len(card["histogram"]["edges"]) == len(card["histogram"]["counts"]) + 1
-    test = [json.loads(line) for line in (made.path / "test.jsonl").read_text().splitlines()]
+    test = [json.loads(line) for line in (dataset.path / "test.jsonl").read_text().splitlines()]
     assert test[0]["prompt"] == test[0]["messages"][-2]["content"]
-    assert AutoTokenizer.from_pretrained(made.path / "tokenizer").chat_template
-    assert made.facts["end_of_turn"] == "<|im_end|>"
-    assert made.facts["stops"] == ["<|im_end|>"]
-    assert made.facts["ollama_template"] == "chatml"
-    assert "SmolLM" in made.facts["system"], "the template's own default system prompt goes into the Modelfile"
+    assert AutoTokenizer.from_pretrained(dataset.path / "tokenizer").chat_template
+    assert dataset.facts["end_of_turn"] == "<|im_end|>"
+    assert dataset.facts["stops"] == ["<|im_end|>"]
+    assert dataset.facts["ollama_template"] == "chatml"
+    assert "SmolLM" in dataset.facts["system"], "the template's own default system prompt goes into the Modelfile"
     again, _ = prepare(tiny_model, store, rows_file, test_fraction=0.05)
-    assert again.digest == made.digest
+    assert again.digest == dataset.digest
 
 
 def test_all_tokens_at_which_the_model_stops_are_told(tiny_model: Artifact, tmp_path: Path) -> None:
     tokenizer = apply_chat_format(AutoTokenizer.from_pretrained(tiny_model.path), "alpaca")
-    for number, (told, wanted) in enumerate(
+    for number, (eos_token_id, wanted) in enumerate(
         [([2, 0], ["<|im_end|>", "<|endoftext|>"]), (0, ["<|im_end|>", "<|endoftext|>"]), (None, ["<|im_end|>"])]
     ):
         directory = tmp_path / str(number)
         directory.mkdir()
-        (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+        (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
         assert stop_tokens(reference("model", directory, [], {}), tokenizer) == wanted
     (tmp_path / "none").mkdir()
     assert stop_tokens(reference("model", tmp_path / "none", [], {}), tokenizer) == ["<|im_end|>"]
@@ -147,22 +147,22 @@ def test_no_turn_and_no_row_is_left_out_uncounted(tiny_model: Artifact, store: S
 
 
 def test_splits_do_not_share_a_row(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
-    made, _ = prepare(tiny_model, store, rows_file, test_fraction=0.1)
-    seen = [tuple(row["input_ids"]) for split in ("train", "validation", "test") for row in rows(made, split)]
+    dataset, _ = prepare(tiny_model, store, rows_file, test_fraction=0.1)
+    seen = [tuple(row["input_ids"]) for split in ("train", "validation", "test") for row in rows(dataset, split)]
     assert len(seen) == len(set(seen)) == 40
 
 
 def test_duplicates_and_leaks_are_counted(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
     train = [{"prompt": f"Question {i}", "completion": f"Answer {i}"} for i in range(10)]
     held_out = [{"prompt": "Question 3", "completion": "Another answer"}] * 2
-    made, card = prepare(
+    dataset, card = prepare(
         tiny_model, store, write(tmp_path / "a.jsonl", [*train, train[0], {"prompt": "  ", "completion": "x"}]),
         validation_source=str(write(tmp_path / "b.jsonl", held_out)),
     )  # fmt: skip
     assert card["left_out"]["train"] == {"empty": 1, "duplicate": 1, "prompt of a held-out row": 1}
     assert card["left_out"]["validation"] == {"duplicate": 1}
     assert card["rows"] == {"train": 9, "validation": 1, "test": 0}
-    assert not (made.path / "test.parquet").exists()
+    assert not (dataset.path / "test.parquet").exists()
 
 
 @pytest.mark.parametrize(("policy", "kept", "truncated"), [("truncate", 2, 1), ("drop", 1, 0)])
@@ -174,29 +174,31 @@ def test_over_long_rows(
         {"prompt": "long answer", "completion": "word " * 100},
         {"prompt": "long question " * 100, "completion": "never seen"},
     ]
-    made, card = prepare(
+    dataset, card = prepare(
         tiny_model, store, write(tmp_path / "a.jsonl", items), over_long=policy, validation_fraction=0.0
     )
     assert card["rows"]["train"] == kept
     assert card["truncated"]["train"] == truncated
     assert sum(card["left_out"]["train"].values()) == 3 - kept
-    assert max(len(row["input_ids"]) for row in rows(made, "train")) <= 64
+    assert max(len(row["input_ids"]) for row in rows(dataset, "train")) <= 64
 
 
 def test_rows_joined_into_conversations(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
-    made, card = prepare(tiny_model, store, rows_file, rows_per_conversation=4, max_length=512, validation_fraction=0.0)
+    dataset, card = prepare(
+        tiny_model, store, rows_file, rows_per_conversation=4, max_length=512, validation_fraction=0.0
+    )
     assert card["rows"]["train"] == 10
     assert card["example"].count("The sum is") == 4
     assert card["example"].count("<|im_start|>system") == 1
-    assert made.digest == prepare(
+    assert dataset.digest == prepare(
         tiny_model, store, rows_file, rows_per_conversation=4, max_length=512, validation_fraction=0.0
     )[0].digest  # fmt: skip
 
 
 def test_a_system_prompt_of_our_own(tiny_model: Artifact, store: Store, rows_file: Path) -> None:
-    made, card = prepare(tiny_model, store, rows_file, ChatSettings(format="chatml", system="Be brief."))
+    dataset, card = prepare(tiny_model, store, rows_file, ChatSettings(format="chatml", system="Be brief."))
     assert card["example"].startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    assert made.facts["system"] == "Be brief."
+    assert dataset.facts["system"] == "Be brief."
 
 
 def test_nothing_left_to_train_on(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
@@ -223,11 +225,11 @@ def test_no_chat_format_to_be_found(smollm2_tokenizer: PreTrainedTokenizerFast) 
 def test_what_ollama_is_told_is_part_of_the_digest(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
     messages = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
     source = write(tmp_path / "rows.jsonl", [{"messages": messages}, {"messages": [*messages, *messages[1:]]}])
-    made = [
+    datasets = [
         prepare(tiny_model, store, source, ChatSettings(format="chatml", system=system), validation_fraction=0)[0]
         for system in ("Be brief.", "Be kind.")
     ]
-    tables = [(one.path / "train.parquet").read_bytes() for one in made]
+    tables = [(dataset.path / "train.parquet").read_bytes() for dataset in datasets]
     assert tables[0] == tables[1], "every row has a system prompt of its own"
-    assert [one.facts["system"] for one in made] == ["Be brief.", "Be kind."]
-    assert made[0].digest != made[1].digest, "or the other one's registration would be taken for cached"
+    assert [dataset.facts["system"] for dataset in datasets] == ["Be brief.", "Be kind."]
+    assert datasets[0].digest != datasets[1].digest, "or the other one's registration would be taken for cached"

@@ -47,8 +47,8 @@ def made_names(models: Path) -> list[str]:
     return sorted("/".join(path.parts[-2:]) for path in (models / "manifests").glob("*/*/*/*"))
 
 
-def manifest_of(models: Path, made: Artifact) -> Path:
-    model, _, tag = made.facts["model"].partition(":")
+def manifest_of(models: Path, registration: Artifact) -> Path:
+    model, _, tag = registration.facts["model"].partition(":")
     return models / "manifests/registry.ollama.ai/library" / model / tag
 
 
@@ -63,39 +63,40 @@ def server(tmp_path: Path, go_render: Path) -> Any:
 
 def run(store: Store, settings: OllamaSettings, name: str = "demo-grit", fill: int = 1, **facts: Any) -> Artifact:
     return register.function(
-        make_gguf(store, fill), make_dataset(store, **facts), settings, name, "apache-2.0", store=store
-    )
+        make_gguf(store, fill), dataset=make_dataset(store, **facts), settings=settings, name=name,
+        license_name="apache-2.0", store=store,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["server", "store"])
 def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStandIn, target: Any) -> None:
     settings = OllamaSettings(target=target, host=server.url, models=server.models, parameters={"temperature": 0.5})
-    made = run(store, settings)
+    registration = run(store, settings)
     client = ollama.Client(host=server.url)
     (listed,) = client.list().models
-    assert listed.model == made.facts["model"]
-    assert re.fullmatch(r"demo-grit:\d{4}-\d\d-\d\d-[0-9a-f]{8}", made.facts["model"])
-    assert listed.digest == made.facts["digest"]
-    shown = client.show(made.facts["model"])
+    assert listed.model == registration.facts["model"]
+    assert re.fullmatch(r"demo-grit:\d{4}-\d\d-\d\d-[0-9a-f]{8}", registration.facts["model"])
+    assert listed.digest == registration.facts["digest"]
+    shown = client.show(registration.facts["model"])
     assert shown.template is not None and shown.template.endswith("<|im_start|>assistant\n")
     assert shown.details is not None and shown.details.quantization_level == "Q8_0"
     parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
     assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
     assert ["temperature", "0.5"] in parameters
-    assert next_commands(made, IN_USE)[-1] == "ollama run demo-grit"
-    modelfile = (made.path / "Modelfile").read_text()
+    assert next_commands(registration, IN_USE)[-1] == "ollama run demo-grit"
+    modelfile = (registration.path / "Modelfile").read_text()
     (from_,) = [line.removeprefix("FROM ") for line in modelfile.splitlines() if line.startswith("FROM ")]
-    assert (made.path / from_).samefile(make_gguf(store).path / "model.gguf"), (
+    assert (registration.path / from_).samefile(make_gguf(store).path / "model.gguf"), (
         "as Ollama reads it: beside the Modelfile"
     )
-    assert str(store.root) not in modelfile + json.dumps(made.facts), "holds on any machine"
+    assert str(store.root) not in modelfile + json.dumps(registration.facts), "holds on any machine"
 
 
 def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp_path: Path) -> None:
     settings = OllamaSettings(target="none", models=tmp_path / "models")
-    made = run(store, settings)
-    (command,) = next_commands(made, IN_USE)
-    assert command.startswith("ollama create demo-grit -f ") and (made.path / "Modelfile").is_file()
+    registration = run(store, settings)
+    (command,) = next_commands(registration, IN_USE)
+    assert command.startswith("ollama create demo-grit -f ") and (registration.path / "Modelfile").is_file()
     other = run(store, settings, ollama_template=None)
     assert next_commands(other, IN_USE) == [] and not (other.path / "Modelfile").exists()
     assert not (tmp_path / "models").exists()
@@ -105,8 +106,10 @@ def test_server_and_store_say_the_same(store: Store, tmp_path: Path, go_render: 
     shown = []
     for target in ("server", "store"):
         with ollama_stand_in(tmp_path / target, go_render) as running:
-            made = run(store, OllamaSettings(target=target, host=running.url, models=running.models))
-            shown.append(ollama.Client(host=running.url).show(made.facts["model"]).model_dump(exclude={"modified_at"}))
+            registration = run(store, OllamaSettings(target=target, host=running.url, models=running.models))
+            shown.append(
+                ollama.Client(host=running.url).show(registration.facts["model"]).model_dump(exclude={"modified_at"})
+            )
     assert shown[0] == shown[1]
 
 
@@ -120,27 +123,27 @@ def test_a_known_file_is_not_uploaded_again(store: Store, server: OllamaStandIn)
 @pytest.mark.parametrize("target", ["server", "store"])
 def test_it_is_known_whether_the_model_is_still_there(store: Store, server: OllamaStandIn, target: Any) -> None:
     settings = OllamaSettings(target=target, host=server.url, models=server.models)
-    made = run(store, settings)
-    asked = (made, make_gguf(store), make_dataset(store), settings, "demo-grit", "apache-2.0")
-    assert is_registered(*asked)
+    registration = run(store, settings)
+    gguf = make_gguf(store)
+    assert is_registered(registration, gguf=gguf, settings=settings)
     run(store, settings, fill=2)
-    assert is_registered(*asked), "another model has a tag of its own"
-    ollama.Client(host=server.url).delete(made.facts["model"])
-    assert not is_registered(*asked)
+    assert is_registered(registration, gguf=gguf, settings=settings), "another model has a tag of its own"
+    ollama.Client(host=server.url).delete(registration.facts["model"])
+    assert not is_registered(registration, gguf=gguf, settings=settings)
     run(store, settings)
-    assert is_registered(*asked)
+    assert is_registered(registration, gguf=gguf, settings=settings)
     if target == "store":
-        blob = server.models / "blobs" / f"sha256-{made.facts['gguf_sha256']}"
+        blob = server.models / "blobs" / f"sha256-{registration.facts['gguf_sha256']}"
         content = blob.read_bytes()
         blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert not is_registered(*asked), "a bit of it was flipped"
+        assert not is_registered(registration, gguf=gguf, settings=settings), "a bit of it was flipped"
     else:
         gone = settings.model_copy(update={"host": "http://127.0.0.1:9"})
-        assert not is_registered(*asked[:3], gone, *asked[4:]), "nobody answers"
+        assert not is_registered(registration, gguf=gguf, settings=gone), "nobody answers"
 
 
 @pytest.mark.parametrize(
-    ("faults", "said"),
+    ("faults", "message"),
     [
         (Faults(late_error="llama-quantize failed: exit status 1"), "Ollama refuses: llama-quantize failed"),
         (Faults(ends_early=True), "ended at 'verifying conversion'"),
@@ -150,13 +153,13 @@ def test_it_is_known_whether_the_model_is_still_there(store: Store, server: Olla
     ids=["late error", "ends early", "damaged upload", "another server"],
 )
 def test_a_failed_registration_leaves_the_former_model(
-    store: Store, server: OllamaStandIn, faults: Faults, said: str
+    store: Store, server: OllamaStandIn, faults: Faults, message: str
 ) -> None:
     settings = OllamaSettings(target="server", host=server.url)
     run(store, settings)
     before = ollama.Client(host=server.url).list()
     server.faults = faults
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         run(store, settings, fill=2)
     server.faults = Faults()
     assert ollama.Client(host=server.url).list() == before
@@ -201,8 +204,8 @@ def test_a_failing_disk_leaves_the_former_model(store: Store, tmp_path: Path, mo
 
 def test_files_on_disk_are_as_ollama_lays_them_out(store: Store, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    made = run(store, OllamaSettings(target="store", models=models))
-    manifest = json.loads(manifest_of(models, made).read_text())
+    registration = run(store, OllamaSettings(target="store", models=models))
+    manifest = json.loads(manifest_of(models, registration).read_text())
     kinds = [layer["mediaType"].rsplit(".", 1)[1] for layer in manifest["layers"]]
     assert kinds == ["model", "template", "system", "license", "params"]
     for layer in [manifest["config"], *manifest["layers"]]:
@@ -272,7 +275,7 @@ def test_modelfile(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "parameters", "said"),
+    ("facts", "parameters", "message"),
     [
         ({"ollama_template": None}, {}, "chat template is like none of chatml, llama3 and alpaca"),
         ({}, {"temprature": 1}, "Ollama knows no temprature"),
@@ -281,10 +284,10 @@ def test_modelfile(store: Store) -> None:
     ],
 )
 def test_what_ollama_could_not_serve_is_refused(
-    store: Store, tmp_path: Path, facts: dict[str, Any], parameters: dict[str, Any], said: str
+    store: Store, tmp_path: Path, facts: dict[str, Any], parameters: dict[str, Any], message: str
 ) -> None:
     settings = OllamaSettings(target="store", models=tmp_path / "models", parameters=parameters)
     with pytest.raises(UserError) as caught:
         run(store, settings, **facts)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "models").exists()

@@ -14,13 +14,13 @@ import pytest
 from tasks.engine.artifacts import Artifact, Store
 from tasks.report.sections import verdict
 from tasks.settings.presets import load_settings
-from tasks.stats.score_differences import lm_eval_rows, validation_row
+from tasks.stats.score_differences import ScoreDifference, lm_eval_rows, validation_row
 from tasks.write_report import write_report
 from tests.support.made_artifacts import HOSTILE, make, scores
 
 
 def readings(store: Store, before: list[float], after: list[float]) -> list[str]:
-    return [validation_row(scores(store, before), scores(store, after))["reading"]]
+    return [validation_row(scores(store, before), scores(store, after)).reading]
 
 
 def test_a_difference_is_read_by_its_paired_error(store: Store) -> None:
@@ -40,16 +40,16 @@ def test_few_rows_need_a_larger_difference(store: Store, rows: int, reading: str
     spread = math.sqrt(rows - 1) / 2.5
     after = [9 + spread * (-1) ** index for index in range(rows)]
     row = validation_row(scores(store, [10.0] * rows), scores(store, after))
-    assert row["difference"] / row["stderr"] == pytest.approx(-2.5)
-    assert row["reading"] == reading
+    assert row.difference / row.stderr == pytest.approx(-2.5)
+    assert row.reading == reading
 
 
 def test_validation_losses_and_their_difference_are_those_of_the_rows(store: Store) -> None:
     row = validation_row(scores(store, [10.0, 30.0]), scores(store, [8.0, 20.0]))
-    assert (row["base"], row["tuned"]) == (2.0, 1.4)
-    assert row["difference"] == pytest.approx(-0.6)
+    assert (row.base, row.tuned) == (2.0, 1.4)
+    assert row.difference == pytest.approx(-0.6)
     # Two rows of equal length: the standard error of the mean of their differences, -0.2 and -1.0 a token.
-    assert row["stderr"] == pytest.approx(0.4)
+    assert row.stderr == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: floa
         json.loads((scores(store, None, v).path / "scores.json").read_text())["lm_eval"] for v in (before, after)
     ]
     (row,) = lm_eval_rows(*metrics)
-    assert row["reading"] == reading
-    assert row["stderr"] == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
+    assert row.reading == reading
+    assert row.stderr == pytest.approx(math.sqrt((before * (1 - before) + after * (1 - after)) / 100))
 
 
 @pytest.mark.parametrize(("stderr", "number"), [(None, 100), (0.0, 1), (0.1, 1), (0.0, 2), (1e-17, 9)])
@@ -71,7 +71,7 @@ def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number:
         for value in (0.0, 1.0)
     )
     (row,) = lm_eval_rows(before, after)
-    assert row["reading"] == "error unknown"
+    assert row.reading == "error unknown"
     assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
 
 
@@ -81,7 +81,7 @@ def test_what_all_of_many_documents_do_is_a_difference(before: float, after: flo
         {"task": {"score": {"value": value, "stderr": 0.0, "n": 10, "higher_is_better": True}}}
         for value in (before, after)
     ))  # fmt: skip
-    assert row["reading"] == reading
+    assert row.reading == reading
 
 
 def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) -> None:
@@ -89,9 +89,10 @@ def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) 
         return {"task": {"score": {"value": value, "stderr": 0.01, "n": 100, "higher_is_better": better}}}
 
     rows = [*lm_eval_rows(metric(0.5, True), metric(None, True)), *lm_eval_rows(metric(0.1, None), metric(0.9, None))]
-    assert [row["reading"] for row in rows] == ["not a number", "different"]
-    said = verdict(rows)
-    assert said["tone"] == "" and "task: score 0.5000 → — (—, not a number)" in said["text"].replace(" ± 0.0141", "")
+    assert [row.reading for row in rows] == ["not a number", "different"]
+    sentence = verdict(rows)
+    assert sentence["tone"] == ""
+    assert "task: score 0.5000 → — (—, not a number)" in sentence["text"].replace(" ± 0.0141", "")
 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
@@ -99,7 +100,7 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
         return {"task": {"ter": {"value": value, "stderr": 0.01, "n": 100, "higher_is_better": False}}}
 
     (row,) = lm_eval_rows(metric(0.5), metric(0.3))
-    assert row["reading"] == "better"
+    assert row.reading == "better"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,25 @@ def test_the_verdict_says_what_the_table_says(
     assert data["verdict"]["text"].startswith(opening)
     assert f'<section class="verdict {tone}">{opening}' in html
     assert f"perplexity {math.exp(1.5):.4f} → " in html
+
+
+def test_each_row_has_a_key_beside_its_words(store: Store) -> None:
+    data, html = report(store, scores(store, [10.0, 20.0], 0.5), scores(store, [9.0, 18.0], 0.6))
+    rows = {row["key"]: row["name"] for row in data["comparison"]}
+    assert rows == {
+        "validation_loss": "Validation loss, nats per token (2 rows)",
+        "lm_eval:extraction:exact_match": "extraction: exact_match",
+    }
+    assert all(name in html for name in rows.values())
+
+
+def test_words_change_no_reading(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = scores(store, [10.0, 20.0], 0.5), scores(store, [1.0, 11.1], 0.9)
+    data, _ = report(store, before, after)
+    monkeypatch.setattr(ScoreDifference, "label", property(lambda row: f"Verlust von {row.key}"))
+    renamed, html = report(store, before, after)
+    assert "Verlust von validation_loss" in html
+    assert renamed["verdict"]["tone"] == data["verdict"]["tone"] == "better"
 
 
 def test_nothing_held_out_is_said(store: Store) -> None:
@@ -184,21 +204,23 @@ def report(
     gguf = {"type": "q8_0", "bytes": 5, "answer": {"prompt": "Q", "text": HOSTILE, "tokens_per_second": 1.0}}
     check = {"name": "token ids", "value": HOSTILE, "limit": "all equal", "reading": "failed"}
     fidelity = {"passed": False, "rows": 1, "tokens": 2, "checks": [check]}
-    made = write_report.function(
+    artifact = write_report.function(
         load_settings("demo", overrides),
-        make(store, "model", {"name": "m"}),
-        make(store, "dataset", {}, card=card),
-        make(store, "history", history, history=step),
-        base,
-        tuned,
-        make(store, "merged", {"merge": merge}),
-        make(store, "gguf", gguf),
-        make(store, "fidelity", fidelity),
-        make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
-        make(store, "promotion", {"promoted": promoted, "in_use": "x" if promoted else None, "checks": [check]}),
+        model=make(store, "model", {"name": "m"}),
+        dataset=make(store, "dataset", {}, card=card),
+        history=make(store, "history", history, history=step),
+        base=base,
+        tuned=tuned,
+        merged=make(store, "merged", {"merge": merge}),
+        gguf=make(store, "gguf", gguf),
+        fidelity=make(store, "fidelity", fidelity),
+        registration=make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
+        promotion=make(
+            store, "promotion", {"promoted": promoted, "in_use": "x" if promoted else None, "checks": [check]}
+        ),
         store=store,
     )
-    return json.loads((made.path / "report.json").read_text()), Path(made.path / "report.html").read_text()
+    return json.loads((artifact.path / "report.json").read_text()), Path(artifact.path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("promoted", [True, False])
@@ -210,19 +232,19 @@ def test_it_is_said_which_model_is_in_use(store: Store, promoted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "share", "said"),
+    ("trained", "share", "sentence"),
     [
         (1.30, 0.25, '1.3000; merged, and rounded to the base\'s dtype, it is 1.3500: <span class="bad">25% of what'),
         (1.345, 1 / 31, "1.3450; merged, and rounded to the base's dtype, it is 1.3500.</p>"),
         (1.6, None, None),
     ],
 )
-def test_what_merging_takes_is_told(store: Store, trained: float, share: float | None, said: str | None) -> None:
+def test_what_merging_takes_is_told(store: Store, trained: float, share: float | None, sentence: str | None) -> None:
     points = [(0, 1.5), (1, trained)]
     data, html = report(store, scores(store, [10.0, 20.0]), scores(store, [9.0, 18.0]), validation=points)
     assert (data["merging_cost"] or {}).get("lost") == (share and pytest.approx(share))
-    assert said is None or said in html
-    assert ("As trained" in html) == (said is not None)
+    assert sentence is None or sentence in html
+    assert ("As trained" in html) == (sentence is not None)
 
 
 def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
@@ -231,11 +253,11 @@ def test_both_merges_of_an_nf4_training_are_told(store: Store) -> None:
     measured = {"into": "dequantized", "validation_loss": losses, "difference": 0.25, "stderr": 0.125}
     data, html = report(store, before, after, merge=measured)
     assert data["merge"] == measured
-    said = (
+    sentence = (
         "Trained on NF4. Merged into the dequantised weights that training saw its validation loss is 0.5000, merged "
         "into the original 16-bit weights 0.7500 (difference -0.2500 ± 0.1250); the first ships."
     )
-    assert said in html
+    assert sentence in html
     swapped = {"into": "original", "validation_loss": {"dequantized": 1.0, "original": 0.75}, "difference": -0.25}
     assert "(difference -0.2500)" in report(store, before, after, merge=swapped | {"stderr": None})[1]
     alone = report(store, before, after, merge={"into": "original"})[1]
@@ -251,6 +273,6 @@ def test_without_grit_there_is_no_picture_of_its_factors(store: Store) -> None:
 @pytest.mark.parametrize(("rows", "tone"), [(19, ""), (20, "better")])
 def test_few_rows_are_no_reason_for_praise(store: Store, rows: int, tone: str) -> None:
     after = [5 + 0.1 * (-1) ** index for index in range(rows)]
-    said = verdict([validation_row(scores(store, [10.0] * rows), scores(store, after))])
-    assert said["tone"] == tone
-    assert ("But 19 rows or documents are few" in said["text"]) == (rows == 19)
+    sentence = verdict([validation_row(scores(store, [10.0] * rows), scores(store, after))])
+    assert sentence["tone"] == tone
+    assert ("But 19 rows or documents are few" in sentence["text"]) == (rows == 19)

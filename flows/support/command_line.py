@@ -73,8 +73,8 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
 def _meant(what: str, options: type[BaseModel]) -> str:
     if re.search(r"(unrecognized arguments: |ignored explicit argument ')(true|false)\b", what, re.IGNORECASE):
         return "A switch takes no value: --section.name is true, --no-section.name is false."
-    known = [f"--{name}" for name in _dotted(options)]
-    near = [name for said in what.split() for name in difflib.get_close_matches(said.partition("=")[0], known, n=1)]
+    names = [f"--{name}" for name in _dotted(options)]
+    near = [name for word in what.split() for name in difflib.get_close_matches(word.partition("=")[0], names, n=1)]
     return f"Did you mean {', '.join(near)}?" if near else "`--help` lists every setting."
 
 
@@ -128,8 +128,8 @@ def stopping_at_once() -> Iterator[None]:
             raise _StoppedError(stopped) from error
         raise
     finally:
-        for known, handler in former.items():
-            signal.signal(known, handler)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def run(

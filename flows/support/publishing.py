@@ -89,5 +89,5 @@ def show_user_errors_as_one_line() -> None:
     """Apply `OneLine` to Prefect's run logs, once."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
-        if not any(isinstance(known, OneLine) for known in logger.filters):
+        if not any(isinstance(log_filter, OneLine) for log_filter in logger.filters):
             logger.addFilter(OneLine())

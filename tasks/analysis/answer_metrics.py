@@ -24,7 +24,7 @@ def answer_metrics(runs: Runs, base: Artifact) -> list[Metric]:
         runs: by method.
         base: the base model's answers.
     """
-    of_base = [_measured(base)]
+    of_base = [_by_prompt(base)]
     if not of_base[0]:
         return []
     metrics = []
@@ -110,8 +110,8 @@ def _within(share: Estimate, lowest: int) -> Estimate:
 
 def _values(runs: Sequence[ComparedRun], name: str) -> np.ndarray | None:
     """One metric by seed and prompt, [S, R]; none if no prompt has it."""
-    return matrix([_measured(run.answers) for run in runs], name)
+    return matrix([_by_prompt(run.answers) for run in runs], name)
 
 
-def _measured(answers: Artifact) -> list[dict[str, float]]:
+def _by_prompt(answers: Artifact) -> list[dict[str, float]]:
     return [line["measures"] for line in read_answers(answers)]

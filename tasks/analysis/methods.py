@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grit.config import GRITConfig
+from tasks.engine.errors import UserError
 from tasks.settings.comparison import FAULT, ComparedMethod, CompareSettings
-from tasks.settings.finetune import FinetuneSettings, GritSettings, TrainingSettings
-from tasks.training.optimizers import PEFT_OPTIMIZERS
+from tasks.settings.finetune import ADAMW, FinetuneSettings, GritSettings, TrainingSettings
+from tasks.training.optimizers import OPTIMIZERS
 from tasks.training.token_counts import supervised_tokens
 
 EVALUATIONS = 10
@@ -45,21 +47,32 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
 
     Raises:
         ValueError: the method is a reproduction of a fault, which has no settings of its own.
+        UserError: GRIT's other settings do not go with the method's variant.
     """
     if method == FAULT:
         raise ValueError(f"{FAULT} is no method")
     name, _, variant = method.partition(":")
-    values = settings.model_dump()
-    if variant:
-        values["grit"]["variant"] = variant
-    if name in PEFT_OPTIMIZERS:
-        values["training"]["optimizer"] = name
-    elif settings.training.optimizer in PEFT_OPTIMIZERS:
-        values["training"]["optimizer"] = "adamw_torch"
-    values["training"]["backend"] = "unsloth" if name == "baseline-unsloth" else "transformers"
-    values["method"] = "grit" if name == "grit" else "baseline"
-    values["ollama"]["target"] = "none"
-    return FinetuneSettings.model_validate(values)
+    shared = settings.training.optimizer
+    backend = "unsloth" if name == "baseline-unsloth" else "transformers"
+    optimizer = name if name in OPTIMIZERS else shared if shared in ADAMW else "adamw_torch"
+    return settings.model_copy(
+        update={
+            "method": "grit" if name == "grit" else "baseline",
+            "training": settings.training.model_copy(update={"backend": backend, "optimizer": optimizer}),
+            "grit": _with_variant(settings.grit, variant) if variant else settings.grit,
+            "ollama": settings.ollama.model_copy(update={"target": "none"}),
+        }
+    )
+
+
+def _with_variant(grit: GritSettings, variant: str) -> GritSettings:
+    own = grit.model_copy(update={"variant": variant})
+    try:
+        GRITConfig(**own.model_dump())
+    except ValueError as error:
+        fix = f"Change the section `grit`, or leave grit:{variant} out."
+        raise UserError(str(error), where="methods", fix=fix) from None
+    return own
 
 
 def validated_by_tokens(settings: FinetuneSettings, card: Mapping[str, Any]) -> FinetuneSettings:
@@ -97,12 +110,12 @@ def settings_that_differ(methods: Mapping[Any, FinetuneSettings]) -> list[tuple[
 
 
 def _flat(settings: FinetuneSettings) -> list[tuple[str, Any]]:
-    found = []
+    flat: list[tuple[str, Any]] = []
     for section, value in settings.model_dump(mode="json").items():
         if section == "grit" and settings.method != "grit":
             continue
         if isinstance(value, dict):
-            found += [(f"{section}.{key}", inner) for key, inner in value.items()]
+            flat += [(f"{section}.{key}", inner) for key, inner in value.items()]
         else:
-            found.append((section, value))
-    return found
+            flat.append((section, value))
+    return flat

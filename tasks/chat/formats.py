@@ -1,12 +1,13 @@
 """Chat formats: the Jinja template a tokenizer gets, its end-of-turn and padding tokens, and which format it speaks.
 
-The three formats of our own render like the Ollama templates in `modelfiles/`.
+The formats of our own render like the Ollama templates in `modelfiles/`.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -16,32 +17,57 @@ from tasks.settings.finetune import ChatFormat
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KnownFormat = Literal["llama3", "alpaca", "chatml"]
 Messages = list[dict[str, str]]
 
-TEMPLATES: dict[KnownFormat, str] = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat format of our own. Its Ollama template, in Go, is `modelfiles/NAME.gotmpl`."""
+
+    jinja: str
+    """The tokenizer's template, without the beginning-of-text token."""
+    end_of_turn: str | None
+    """The token after an answer; None: the tokenizer's own end-of-text token."""
+    stops: tuple[str, ...]
+    """Texts at which Ollama ends an answer, beside the token after it."""
+
+
+FORMATS: dict[str, ChatTemplate] = {
+    "chatml": ChatTemplate(
+        jinja=(
+            "{% for message in messages %}"
+            "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+            "{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        ),
+        end_of_turn="<|im_end|>",
+        stops=("<|im_start|>", "<|im_end|>"),
     ),
-    "llama3": (
-        "{% for message in messages %}"
-        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "llama3": ChatTemplate(
+        jinja=(
+            "{% for message in messages %}"
+            "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+            " + message['content'] + '<|eot_id|>' }}"
+            "{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+        ),
+        end_of_turn="<|eot_id|>",
+        stops=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
-    "alpaca": (
-        "{% for message in messages %}"
-        "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
-        "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
-        "{% else %}{{ message['content'] + eos_token + '\n\n' }}{% endif %}"
-        "{% endfor %}"
+    "alpaca": ChatTemplate(
+        jinja=(
+            "{% for message in messages %}"
+            "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+            "{% elif message['role'] == 'user' %}"
+            "{{ '### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
+            "{% else %}{{ message['content'] + eos_token + '\n\n' }}{% endif %}"
+            "{% endfor %}"
+        ),
+        end_of_turn=None,
+        stops=("### Instruction:", "### Response:"),
     ),
 }
-END_OF_TURN: dict[KnownFormat, str | None] = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alpaca": None}
-"""None: the tokenizer's own end-of-text token."""
+"""By the name that the setting `chat.format` has for it."""
 
 _PROBE: Messages = [
     {"role": "system", "content": "S1"},
@@ -74,15 +100,15 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
         tokenizer.eos_token = end_of_turn(tokenizer)
     else:
         if chat_format not in _fitting(tokenizer):
-            needed = END_OF_TURN[chat_format] or "an end-of-text token"
+            needed = FORMATS[chat_format].end_of_turn or "an end-of-text token"
             raise UserError(
                 f"the model's vocabulary lacks {needed}, which {chat_format} needs",
                 where="chat.format",
                 fix=_advice(tokenizer),
             )
         bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
-        tokenizer.chat_template = bos + TEMPLATES[chat_format]
-        tokenizer.eos_token = END_OF_TURN[chat_format] or tokenizer.eos_token
+        tokenizer.chat_template = bos + FORMATS[chat_format].jinja
+        tokenizer.eos_token = FORMATS[chat_format].end_of_turn or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -101,19 +127,31 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bo
         raise UserError(
             f"the chat template refuses a conversation: {error}",
             where="chat.format",
-            fix="Choose chatml, llama3 or alpaca, or remove the system prompts.",
+            fix=f"Choose {format_names('or')}, or remove the system prompts.",
         ) from None
 
 
-def known_format(tokenizer: PreTrainedTokenizerBase) -> KnownFormat | None:
+def format_names(conjunction: str) -> str:
+    """The names of our formats in a row, such as `chatml, llama3 or alpaca`.
+
+    Args:
+        conjunction: before the last one.
+    """
+    *names, last = FORMATS
+    return f"{', '.join(names)} {conjunction} {last}"
+
+
+def known_format(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Which of our formats the tokenizer's template renders like, the beginning-of-text token aside."""
     try:
         rendered = render(tokenizer, _PROBE, prompt=True)
     except UserError:  # a template without a system role is none of ours
         return None
     text = rendered.removeprefix(str(tokenizer.bos_token) if adds_bos(tokenizer) else "")
-    for name, template in TEMPLATES.items():
-        ours = tokenizer.apply_chat_template(_PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
+    for name, template in FORMATS.items():
+        ours = tokenizer.apply_chat_template(
+            _PROBE, chat_template=template.jinja, tokenize=False, add_generation_prompt=True
+        )
         if ours == text:
             return name
     return None
@@ -123,10 +161,10 @@ def default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The system prompt that the template puts before a conversation without one, if it does."""
     user = [_PROBE[1]]
     try:
-        before, found, after = render(tokenizer, [_PROBE[0], *user]).partition("S1")
+        before, system, after = render(tokenizer, [_PROBE[0], *user]).partition("S1")
     except UserError:  # no system role at all
         return None
-    if not found:
+    if not system:
         return None
     bare = render(tokenizer, user)
     if not (bare.startswith(before) and bare.endswith(after)):
@@ -142,19 +180,20 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     _, tail = render(tokenizer, _PROBE[1:3]).rsplit("A1", 1)
     special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    found = [token for token in special if token in tail]
-    if not found:
+    ends = [token for token in special if token in tail]
+    if not ends:
         raise UserError(
             "the chat template ends the assistant's turn with no special token, so the model would never stop",
             where="chat.format",
             fix=_advice(tokenizer),
         )
-    return min(found, key=tail.index)
+    return min(ends, key=tail.index)
 
 
-def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[KnownFormat]:
+def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     vocabulary = tokenizer.get_vocab()
-    return [name for name, token in END_OF_TURN.items() if (token or tokenizer.eos_token) in vocabulary]
+    ends = {name: template.end_of_turn or tokenizer.eos_token for name, template in FORMATS.items()}
+    return [name for name, token in ends.items() if token in vocabulary]
 
 
 def _advice(tokenizer: PreTrainedTokenizerBase) -> str:

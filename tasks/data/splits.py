@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tasks.chat.formats import Messages
+from tasks.data.conversations import to_conversations
 from tasks.data.files import SPLITS, read_rows
-from tasks.data.shapes import to_conversations
 from tasks.data.tokenization import Tokens
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings
@@ -50,12 +50,13 @@ def read_splits(source: Artifact, data: DataSettings, chat: ChatSettings, seed: 
         if name == "train" and data.max_rows is not None:
             split.left_out["beyond data.max_rows"] = max(0, len(rows) - data.max_rows)
             rows = rows[: data.max_rows]
-        found = to_conversations(rows, data, where)
-        split.left_out["empty"], split.turns_left_out = found.empty, found.turns_left_out
+        conversations = to_conversations(rows, data, where)
+        split.left_out["empty"], split.turns_left_out = conversations.empty, conversations.turns_left_out
+        kept = conversations.kept
         if chat.system is not None:
-            found.kept = [_with_system(messages, chat.system) for messages in found.kept]
-        split.conversations = list({json.dumps(messages): messages for messages in found.kept}.values())
-        split.left_out["duplicate"] = len(found.kept) - len(split.conversations)
+            kept = [_with_system(messages, chat.system) for messages in kept]
+        split.conversations = list({json.dumps(messages): messages for messages in kept}.values())
+        split.left_out["duplicate"] = len(kept) - len(split.conversations)
     rows_of_train = splits["train"].conversations
     order = list(range(len(rows_of_train)))
     random.Random(seed).shuffle(order)  # noqa: S311, no secret

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tasks.chat.formats import Messages, render
+from tasks.chat.formats import Messages, format_names, render
 from tasks.engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tu
             raise UserError(
                 "the tokenizer's chat template rewrites earlier turns, so its prompts are no prefixes",
                 where="chat.format",
-                fix="Choose chatml, llama3 or alpaca.",
+                fix=f"Choose {format_names('or')}.",
             )
         stop = until.rindex(str(tokenizer.eos_token)) + len(str(tokenizer.eos_token))
         segments += [(full[end : len(prompt)], False), (full[len(prompt) : stop], True)]

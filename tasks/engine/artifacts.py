@@ -60,12 +60,12 @@ def file_sha256(path: Path) -> str:
     stat = path.stat()
     changed = max(stat.st_mtime, stat.st_ctime)
     # Two changes within a tick of the file system's clock look like one.
-    known = _known_sha256 if time.time() - changed > 1 else _known_sha256.__wrapped__
-    return known(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    sha256 = _sha256_of_content if time.time() - changed > 1 else _sha256_of_content.__wrapped__
+    return sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @functools.cache
-def _known_sha256(path: Path, *_marks: int) -> str:
+def _sha256_of_content(path: Path, *_marks: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -135,8 +135,7 @@ class Store:
             draft = Draft(directory)
             yield draft
             names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
-            made = reference(kind, directory, names, draft.facts)
-            draft.artifact = self._publish(made)
+            draft.artifact = self._publish(reference(kind, directory, names, draft.facts))
 
     def portable(self, artifact: Artifact) -> Artifact:
         """The artifact as it is recorded: no path of this machine, unless its files lie outside the store."""
@@ -204,15 +203,16 @@ class Store:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _publish(self, made: Artifact) -> Artifact:
-        target = self.root / made.kind / made.digest[:16]
+    def _publish(self, drafted: Artifact) -> Artifact:
+        """Move a whole artifact to where its kind and digest say."""
+        target = self.root / drafted.kind / drafted.digest[:16]
         target.parent.mkdir(parents=True, exist_ok=True)
-        published = made.model_copy(update={"path": target})
+        published = drafted.model_copy(update={"path": target})
         if not published.is_whole():
             if target.exists():
                 shutil.rmtree(target)
-            made.path.chmod(0o755)
-            made.path.rename(target)
+            drafted.path.chmod(0o755)
+            drafted.path.rename(target)
         return published
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import tokenize
 from collections.abc import Collection, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -45,25 +46,29 @@ def own_modules(module: str) -> frozenset[str]:
     Raises:
         ImportError: one of them imports a name from a package in place of the module that defines it.
     """
-    found: set[str] = set()
+    modules: set[str] = set()
     waiting = {module}
     while waiting:
         name = waiting.pop()
-        if _source_path(name) and not any(f"{name}.".startswith(f"{package}.") for package in LEFT_OUT):
-            found.add(name)
-            waiting |= _imported(name) - found
-    return frozenset(found)
+        if source_path(name) and not any(f"{name}.".startswith(f"{package}.") for package in LEFT_OUT):
+            modules.add(name)
+            waiting |= imported_names(name) - modules
+    return frozenset(modules)
 
 
 @functools.cache
-def _imported(module: str) -> frozenset[str]:
-    """Names that a module imports from the project's packages; some are those of functions and classes."""
-    path = _source_path(module)
+def imported_names(module: str) -> frozenset[str]:
+    """Names that a module imports from the project's packages; some are those of functions and classes.
+
+    Raises:
+        ImportError: it imports a name from a package in place of the module that defines it.
+    """
+    path = source_path(module)
     names = set(_imports(compile(path.read_bytes(), path, "exec", dont_inherit=True, optimize=0))) if path else set()
     ours = frozenset(name for name in names if name.split(".")[0] in OWN_PACKAGES)
     for name in ours:
-        package = _source_path(name.rpartition(".")[0])
-        if package and package.name == "__init__.py" and not _source_path(name):
+        package = source_path(name.rpartition(".")[0])
+        if package and package.name == "__init__.py" and not source_path(name):
             # What the name stands for could change without a change to any module that is found from here.
             raise ImportError(f"{module} imports {name} from a package: import it from the module that defines it")
     return ours
@@ -88,7 +93,8 @@ def _imports(code: CodeType) -> Iterator[str]:
 
 
 @functools.cache
-def _source_path(module: str) -> Path | None:
+def source_path(module: str) -> Path | None:
+    """The file that holds a module's code; none where no such module is."""
     base = REPOSITORY.joinpath(*module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
@@ -96,7 +102,7 @@ def _source_path(module: str) -> Path | None:
 @functools.cache
 def source_sha256(module: str) -> str:
     """SHA-256 of a module's code without comments, docstrings and layout; empty where there is no such module."""
-    path = _source_path(module)
+    path = source_path(module)
     return hashlib.sha256("\0".join(_code(path.read_text(encoding="utf-8"))).encode()).hexdigest() if path else ""
 
 
@@ -132,6 +138,8 @@ def identity(value: Any, reads: Collection[str] | None = None) -> Any:
             return {name: identity(getattr(value, name)) for name in type(value).model_fields}
         no_matter = {n for n, field in type(value).model_fields.items() if field.json_schema_extra == NO_MATTER}
         return value.model_dump(mode="json", include=set(reads) if reads else None, exclude=no_matter)
+    if is_dataclass(value):
+        return {part.name: identity(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, (list, tuple)):
         return [identity(item) for item in value]
     return value

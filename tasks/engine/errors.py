@@ -67,9 +67,9 @@ def unwritable(error: BaseException | None, store: Path) -> UserError | None:
     """
     while error is not None:
         number, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-        told = [known for known in (*FULL, errno.EACCES) if os.strerror(known) in str(error)]
-        if number in FULL or (number in FORBIDDEN and name) or (number is None and told):
-            return _unwritable(os.strerror(number or told[0]), name, store)
+        in_text = [code for code in (*FULL, errno.EACCES) if os.strerror(code) in str(error)]
+        if number in FULL or (number in FORBIDDEN and name) or (number is None and in_text):
+            return _unwritable(os.strerror(number or in_text[0]), name, store)
         error = error.__cause__ or error.__context__
     return None
 

@@ -15,10 +15,10 @@ def first_gpu() -> str | None:
     try:
         pynvml.nvmlInit()
         indices = range(pynvml.nvmlDeviceGetCount())
-        known = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
+        uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
     except pynvml.NVMLError:
         return None
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.startswith("MIG-"):
         return first
-    return next((uuid for n, uuid in enumerate(known) if first == str(n) or (first and uuid.startswith(first))), None)
+    return next((uuid for n, uuid in enumerate(uuids) if first == str(n) or (first and uuid.startswith(first))), None)

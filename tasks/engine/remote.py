@@ -54,11 +54,13 @@ class Remote:
 
     def contents(self) -> dict[str, tuple[int, float]]:
         """Bytes, and when it was written last in seconds since 1970, of each artifact and record, by its path."""
-        found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        contents: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
         for name, about in self._find("").items():
-            one, written = "/".join(name.split("/")[:2]), self._try(partial(self.files.modified, self._path(name)))
-            found[one] = (found[one][0] + int(about["size"]), max(found[one][1], written.timestamp()))
-        return dict(found)
+            entry = "/".join(name.split("/")[:2])
+            size, newest = contents[entry]
+            written = self._try(partial(self.files.modified, self._path(name)))
+            contents[entry] = (size + int(about["size"]), max(newest, written.timestamp()))
+        return dict(contents)
 
     def push(self, path: Path, name: str) -> None:
         """Write a file; it appears under its name when it is whole."""
@@ -83,8 +85,8 @@ class Remote:
 
     def _find(self, directory: str) -> dict[str, dict[str, Any]]:
         start = self._path(directory)
-        found = self._try(lambda: self.files.find(start, detail=True))
-        return {path.rpartition(start)[2]: about for path, about in found.items()}
+        files = self._try(lambda: self.files.find(start, detail=True))
+        return {path.rpartition(start)[2]: about for path, about in files.items()}
 
     def _push(self, path: Path, target: str) -> None:
         self.files.makedirs(self.files._parent(target), exist_ok=True)

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -23,7 +24,7 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.runtime import deployment, flow_run
 from prefect.serializers import JSONSerializer
-from prefect.tasks import exponential_backoff
+from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
@@ -56,155 +57,193 @@ def branch_named(name: str) -> Iterator[None]:
         _branch.reset(token)
 
 
-def stage(
-    *,
-    libraries: tuple[str, ...] = (),
-    templates: tuple[Path, ...] = (),
-    retries: int = 0,
-    watch: Callable[..., str] | None = None,
-    reads: Mapping[str, Collection[str]] | None = None,
-    still: Callable[..., bool] | None = None,
-    alone: bool = False,
-) -> Callable[[Callable[P, R]], Stage[P, R]]:
-    """Make a function a stage. It must take a keyword `store` and return an `Artifact`, or a model of such.
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What decides a stage's result beside its code and arguments, and how it is run.
 
-    Args:
-        libraries: distributions whose version shapes the result.
-        templates: files that count as the stage's code.
-        retries: further attempts after a temporary failure, with exponential back-off and jitter; more in a deployed
-            run, which nobody waits for.
-        watch: called with the stage's arguments (without `store`); what it returns is part of the cache key. For
-            what can change outside, such as the newest commit of a Hub repository.
-        reads: of an argument's settings those that matter to the stage, where not all do.
-        still: called with a cached result and the stage's arguments (without `store`); whether the world outside is
-            still as the result says. For stages that act on it.
-        alone: no two of these stages run at a time on a GPU.
+    As a decorator, `@stage(...)`, it makes a function a stage. The function must take a keyword `store` and return an
+    `Artifact`, or a model of such, which its return annotation names.
     """
-    return lambda function: Stage(function, libraries, templates, retries, watch, reads or {}, still, alone)
+
+    libraries: tuple[str, ...] = ()
+    """Distributions whose version shapes the result."""
+    templates: tuple[Path, ...] = ()
+    """Files that count as the stage's code."""
+    retries: int = 0
+    """Further attempts after a temporary failure, with exponential back-off and jitter; more in a deployed run, which
+    nobody waits for."""
+    watch: Callable[..., str] | None = None
+    """Called with the stage's arguments by name (without `store`); what it returns is part of the cache key. For what
+    can change outside, such as the newest commit of a Hub repository."""
+    reads: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Of an argument's settings those that matter to the stage, where not all do."""
+    still: Callable[..., bool] | None = None
+    """Called with a cached result, and with the stage's arguments by name (without `store`); whether the world outside
+    is still as the result says. For stages that act on it."""
+    alone: bool = False
+    """No two of these stages run at a time on a GPU."""
+
+    def __call__(self, function: Callable[P, R]) -> Stage[P, R]:
+        """Make a function a stage."""
+        return Stage(function, self)
+
+
+stage = StageOptions
 
 
 class Stage(Generic[P, R]):
-    """One task of the flow. `stage.function` is the plain function, for tests and for use without Prefect."""
+    """One task of the flow. `stage.function` is the plain function, for tests and for use without Prefect.
 
-    def __init__(
-        self,
-        function: Callable[P, R],
-        libraries: tuple[str, ...],
-        templates: tuple[Path, ...],
-        retries: int,
-        watch: Callable[..., str] | None,
-        reads: Mapping[str, Collection[str]],
-        still: Callable[..., bool] | None,
-        alone: bool,
-    ) -> None:
+    Args:
+        function: computes the result.
+        options: what else decides the result, and how it is run.
+    """
+
+    def __init__(self, function: Callable[P, R], options: StageOptions) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.libraries, self.watch, self.reads = function, libraries, watch, reads
-        self.still, self.alone = still, alone
-        self.templates = templates
-        self.name = function.__name__
-
-        @functools.wraps(function)
-        def portable(*args: P.args, **kwargs: P.kwargs) -> R:
-            store = _store(kwargs)
-            run_logger().info("Running.")
-            try:
-                return each_artifact(self.function(*args, **kwargs), store.portable)
-            except Exception as error:
-                told = isinstance(error, UserError | TemporaryError)
-                if not told and (clear := unwritable(error, store.root)):
-                    raise clear from error
-                raise
-
-        self.task = task(
+        self.function, self.options, self.name = function, options, function.__name__
+        self.task: Task[..., R] = task(
             name=self.name,
-            retries=retries,
+            retries=options.retries,
             retry_delay_seconds=exponential_backoff(backoff_factor=2),
             retry_jitter_factor=0.5,
             retry_condition_fn=_worth_retrying,
-        )(portable)
+        )(self._portable())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the stage as a Prefect task or take its cached result; within `planning()` only look."""
+        arguments = self.by_name(*args, **kwargs)
         if (function := instead.get()) is not None:
-            result: R = function(self, *args, **kwargs)
+            result: R = function(self, **arguments)
             return result
-        store, run = _store(kwargs), self.task.with_options(**self._options(*args))
-        key = self.key(*args, **kwargs)
-        run = run.with_options(
-            persist_result=True,
-            result_serializer="json",
-            result_storage=store.results,
-            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _parameters: key),
-        )
+        store, key = arguments["store"], self._key(arguments)
         with locked(store, key, f"computes the same: {self.name}"):
-            found = self._bring(store, key, *args, **kwargs)
-            with device(store) if self.alone and found is None else nullcontext():
+            cached = self._whole_here(key, arguments)
+            with device(store) if self.options.alone and cached is None else nullcontext():
                 # Another machine may have made it while this one waited.
-                found = found or self._bring(store, key, *args, **kwargs)
-                state = run.with_options(refresh_cache=found is None)(*args, **kwargs, return_state=True)
-                result = each_artifact(state.result(), store.located)
-                self._share(store, key, result, anew=found is None)
+                cached = cached or self._whole_here(key, arguments)
+                result = self._run(key, arguments, anew=cached is None)
+                self._share(key, result, store, anew=cached is None)
         note(self.name, key, result)
         return result
 
-    def _options(self, *args: Any) -> dict[str, Any]:
-        tuned = bool(args) and isinstance(args[0], Artifact) and args[0].kind == "merged"
-        words = [self.name, "(tuned)" if tuned else "", _branch.get() or flow_run.name or ""]
-        options: dict[str, Any] = {"task_run_name": " ".join(filter(None, words))}
-        if deployment.id and self.task.retries:
-            options |= {"retries": UNATTENDED_RETRIES, "retry_delay_seconds": exponential_backoff(backoff_factor=10)}
-        return options
+    def by_name(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """All arguments of a call by their names, in the function's order, defaults among them.
 
-    def _bring(self, within: Store, key: str, *args: Any, **kwargs: Any) -> R | None:
-        """The cached result with all of its files on this machine, if it is whole and still true."""
-        result: R | None = recorded(within, key)
-        if result is not None:
-            (within.results / key).touch()  # what was used of late is not pruned
-            each_artifact(result, within.bring)
-        whole = result is not None and all(one.is_whole() for one in artifacts_in(result))
-        return result if whole and self._still_true(result, *args, **kwargs) else None
-
-    def _share(self, store: Store, key: str, result: R, anew: bool) -> None:
-        """Write a result to the store's URI, the record last, unless it is there."""
-        name = f"{store.results.name}/{key}"
-        if store.remote and (anew or not store.remote.holds(name)):
-            each_artifact(result, store.share)
-            store.remote.push(store.results / key, name)
+        Raises:
+            TypeError: the function does not take these, or `store` is no store.
+        """
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if not isinstance(bound.arguments.get("store"), Store):
+            raise TypeError("a stage takes its store as the keyword argument `store`")
+        return dict(bound.arguments)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The cache key: name, arguments, code, templates, versions of engine and libraries, and what is watched."""
-        bound = inspect.signature(self.function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {name: value for name, value in bound.arguments.items() if name != "store"}
-        decides = {
-            "arguments": {name: identity(value, self.reads.get(name)) for name, value in arguments.items()},
-            "engine": ENGINE_VERSION,
-            "code": code_sha256(self.function.__module__),
-            "templates": {path.name: file_sha256(path) for path in self.templates},
-            "libraries": {name: version(name) for name in self.libraries},
-            "watched": self.watch(**arguments) if self.watch else "",
-        }
-        return f"{self.name}-{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()}"
+        return self._key(self.by_name(*args, **kwargs))
 
-    def look_up(self, key: str, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    def look_up(self, key: str, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The cached result of that key, if its files are whole, here or at the store's URI, and it is still true."""
-        store = _store(kwargs)
-        result: R | None = recorded(store, key)
+        arguments = self.by_name(*args, **kwargs)
+        store = arguments["store"]
+        result: R | None = cached_result(store, key)
         if result is None:
             return None
         for artifact in artifacts_in(result):
             if artifact.size <= SMALL:
                 store.bring(artifact)
         whole = all(map(store.holds, artifacts_in(result)))
-        return result if whole and self._still_true(result, *args, **kwargs) else None
+        return result if whole and self._is_still_true(result, arguments) else None
 
-    def _still_true(self, result: R | None, *args: Any, **kwargs: Any) -> bool:
-        arguments = {name: value for name, value in kwargs.items() if name != "store"}
-        return self.still is None or self.still(result, *args, **arguments)
+    def _key(self, arguments: Mapping[str, Any]) -> str:
+        deciding = _without_store(arguments)
+        options = self.options
+        decides = {
+            "arguments": {name: identity(value, options.reads.get(name)) for name, value in deciding.items()},
+            "engine": ENGINE_VERSION,
+            "code": code_sha256(self.function.__module__),
+            "templates": {path.name: file_sha256(path) for path in options.templates},
+            "libraries": {name: version(name) for name in options.libraries},
+            "watched": options.watch(**deciding) if options.watch else "",
+        }
+        return f"{self.name}-{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()}"
+
+    def _whole_here(self, key: str, arguments: Mapping[str, Any]) -> R | None:
+        """The cached result with all of its files on this machine, if it is whole and still true."""
+        store = arguments["store"]
+        result: R | None = cached_result(store, key)
+        if result is None:
+            return None
+        (store.results / key).touch()  # what was used of late is not pruned
+        each_artifact(result, store.bring)
+        whole = all(artifact.is_whole() for artifact in artifacts_in(result))
+        return result if whole and self._is_still_true(result, arguments) else None
+
+    def _is_still_true(self, result: R, arguments: Mapping[str, Any]) -> bool:
+        still = self.options.still
+        return still is None or still(result, **_without_store(arguments))
+
+    def _run(self, key: str, arguments: Mapping[str, Any], *, anew: bool) -> R:
+        """The result of a task run, which computes it, or takes what is recorded under the key."""
+        store = arguments["store"]
+        run = self.task.with_options(
+            task_run_name=self._run_name(arguments),
+            persist_result=True,
+            result_serializer="json",
+            result_storage=store.results,
+            cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _context, _parameters: key),
+            refresh_cache=anew,
+            **self._patience(),
+        )
+        state = run(**arguments, return_state=True)
+        return each_artifact(state.result(), store.located)
+
+    def _run_name(self, arguments: Mapping[str, Any]) -> str:
+        """The stage, which model it is about, and which run or branch it belongs to."""
+        about = next(iter(arguments.values()))
+        tuned = isinstance(about, Artifact) and about.kind == "merged"
+        words = [self.name, "(tuned)" if tuned else "", _branch.get() or flow_run.name or ""]
+        return " ".join(filter(None, words))
+
+    def _patience(self) -> dict[str, Any]:
+        """More attempts than the task's own where nobody waits for the run."""
+        if not (deployment.id and self.options.retries):
+            return {}
+        return {"retries": UNATTENDED_RETRIES, "retry_delay_seconds": exponential_backoff(backoff_factor=10)}
+
+    def _share(self, key: str, result: R, store: Store, *, anew: bool) -> None:
+        """Write a result to the store's URI, the record last, unless it is there."""
+        name = f"{store.results.name}/{key}"
+        if store.remote and (anew or not store.remote.holds(name)):
+            each_artifact(result, store.share)
+            store.remote.push(store.results / key, name)
+
+    def _portable(self) -> Callable[P, R]:
+        """The function with a result that names no place of this machine, and with clear words for a full disk."""
+
+        @functools.wraps(self.function)
+        def portable(*args: P.args, **kwargs: P.kwargs) -> R:
+            store = self.by_name(*args, **kwargs)["store"]
+            run_logger().info("Running.")
+            try:
+                return each_artifact(self.function(*args, **kwargs), store.portable)
+            except Exception as error:
+                is_clear = isinstance(error, UserError | TemporaryError)
+                if not is_clear and (clear := unwritable(error, store.root)):
+                    raise clear from error
+                raise
+
+        return portable
 
 
-def recorded(store: Store, key: str) -> Any:
-    """The result that a record holds, fetched from the store's URI where needed; none if it cannot be read."""
+def cached_result(store: Store, key: str) -> Any:
+    """The result that is recorded under a key, whole or not; none if the record cannot be read.
+
+    Args:
+        store: where; the record is fetched from its URI where needed.
+        key: a stage's cache key.
+    """
     record = store.results / key
     if store.remote and not record.is_file() and store.remote.holds(f"{store.results.name}/{key}"):
         store.remote.pull(f"{store.results.name}/{key}", record)
@@ -218,11 +257,8 @@ def recorded(store: Store, key: str) -> Any:
     return each_artifact(result, store.located) if isinstance(result, BaseModel) else None
 
 
-def _store(kwargs: dict[str, Any]) -> Store:
-    store = kwargs["store"]
-    if not isinstance(store, Store):
-        raise TypeError("a stage takes its store as the keyword argument `store`")
-    return store
+def _without_store(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "store"}
 
 
 async def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:

@@ -14,6 +14,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from tasks.engine.errors import UserError
+from tasks.export.rounding import rounded
 from tasks.model.files import opened
 
 FILE = "adapter_model.safetensors"
@@ -27,10 +28,6 @@ NOT_IN_THE_MERGE = {
 }
 """Settings that choose or train what the tensors in the file already tell."""
 IN_THE_MERGE = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"}
-DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
-"""Bits of float32's mantissa that are rounded away."""
-CHUNK = 2**18
-"""Numbers rounded at a time, so that what this takes beside them stays in the processor's cache."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Starts of A and B that leave the base as it is; after others, such as PiSSA, the adapter belongs to another base."""
 
@@ -55,12 +52,12 @@ class Adapter:
         self.replaced: dict[str, str] = {}
         """Keys of biases, and of modules that were trained as a whole, by the tensor that they take the place of."""
         for key in self._keys():
-            module, found, part = key.removeprefix(PREFIX).rpartition(".lora_")
-            if found and part in (A, B, MAGNITUDE):
+            module, lora, part = key.removeprefix(PREFIX).rpartition(".lora_")
+            if lora and part in (A, B, MAGNITUDE):
                 self.low_rank.setdefault(f"{module}.weight", {})[part] = key
             elif key.endswith(COPY):
                 self.low_rank.setdefault(key.removeprefix(PREFIX).replace(COPY, ".weight"), {})[COPY] = key
-            elif found or not (self.config.modules_to_save or self.config.bias != "none"):
+            elif lora or not (self.config.modules_to_save or self.config.bias != "none"):
                 raise RuntimeError(f"the adapter's tensor {key} is no LoRA weight and would be lost in the merge")
             else:
                 self.replaced[key.removeprefix(PREFIX).replace(".base_layer.", ".")] = key
@@ -133,38 +130,6 @@ class Adapter:
     def _tensor(self, key: str) -> Tensor:
         with opened(self.file, "pt") as tensors:
             return tensors.get_tensor(key)
-
-
-def rounded(values: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
-    """Round to a neighbour above or below by chance, the nearer the likelier, so that the mean is the value itself.
-
-    Rounding to the nearest loses each change of a weight that is below half a unit in the last place, all of them to
-    the same side; of this (stochastic rounding, Gupta et al. 2015, arXiv 1502.02551, section 3) their sum stays.
-
-    Args:
-        values: of any floating dtype and any shape; they are rounded from float32.
-        dtype: of the result, float16 or bfloat16; for another this is a mere conversion.
-        seed: of the chance. The same seed gives the same bits.
-
-    Returns:
-        The values in `dtype`. What `dtype` holds exactly stays as it is. Where one is not finite, or would not be, all
-        are rounded to the nearest. Float16's steps below 6.1e-5 are wider than its mantissa says: numbers there are
-        rounded by chance to the mantissa, and then to the nearest.
-    """
-    if dtype not in DROPPED_BITS:
-        return values.to(dtype)
-    values, dropped = values.float(), DROPPED_BITS[dtype]
-    least, most = torch.aminmax(values)
-    if not bool(torch.maximum(-least, most) <= torch.finfo(dtype).max):
-        return values.to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    result = torch.empty(values.shape, dtype=dtype)
-    for part, into in zip(values.reshape(-1).split(CHUNK), result.view(-1).split(CHUNK), strict=True):
-        chance = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        bits = chance.view(torch.int16)[: len(part)].int().bitwise_and_(2**dropped - 1).add_(part.view(torch.int32))
-        # What is dropped carries over into what is kept as often as its share of the step says: away from zero.
-        into.copy_(bits.bitwise_and_(-(2**dropped)).view(torch.float32))
-    return result
 
 
 def _check_kind(config: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.engine.artifacts import file_sha256
 from tasks.engine.errors import TemporaryError, UserError, unwritable
-from tasks.settings.export import ExportSettings
+from tasks.settings.export import ExportSettings, GgufType
 
 SCRIPT = "convert_hf_to_gguf.py"
 INSTALLED = Path(sys.prefix) / "share" / "llama-cpp-converter"
@@ -50,8 +50,8 @@ def find_converter(settings: ExportSettings) -> Converter:
         raise UserError(
             "llama.cpp's converter is not installed", where=INSTALLED, fix="Run `make setup`, or set export.llama_cpp."
         )
-    package = " ".join(f"{found.name} {found.version}" for found in distributions(path=[str(INSTALLED)]))
-    return _converter(package, INSTALLED / SCRIPT, INSTALLED)
+    version = " ".join(f"{package.name} {package.version}" for package in distributions(path=[str(INSTALLED)]))
+    return _converter(version, INSTALLED / SCRIPT, INSTALLED)
 
 
 def converter_version(settings: ExportSettings, **_others: object) -> str:
@@ -71,10 +71,10 @@ def run_converter(
     converter: Converter,
     model: Path,
     file: Path,
-    gguf_type: str,
-    said: dict[str, Any] | None = None,
-    log: Path | None = None,
     *,
+    gguf_type: GgufType,
+    metadata: dict[str, Any] | None = None,
+    log: Path | None = None,
     vocabulary_only: bool = False,
 ) -> None:
     """Run the converter as a process of its own.
@@ -83,8 +83,8 @@ def run_converter(
         converter: which one.
         model: directory of the merged model.
         file: the GGUF to write.
-        gguf_type: `q8_0`, `f16` or `bf16`.
-        said: see `metadata`.
+        gguf_type: one that the converter writes itself.
+        metadata: what it writes into the GGUF about its origin, by GGUF's keys.
         log: where all that it printed is kept if it fails.
         vocabulary_only: without weights.
 
@@ -96,7 +96,7 @@ def run_converter(
     command += ["--vocab-only"] if vocabulary_only else []
     path = os.pathsep.join([str(converter.gguf_directory), str(converter.script.parent)])
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as about:
-        json.dump(said or {}, about)
+        json.dump(metadata or {}, about)
         about.flush()
         command += ["--metadata", about.name]
         environment = {**os.environ, "PYTHONPATH": path}

@@ -1,38 +1,18 @@
-"""What an export must keep to count as faithful: measures, limits by the GGUF's type, and the reading of each check."""
+"""What an export must keep to count as faithful: figures, limits, and the reading of each check."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
 
 from tasks.export.checks import Check
-from tasks.export.gguf_types import FILE_TYPES
+from tasks.export.gguf_types import GGUF_TYPES, FidelityLimits
 from tasks.settings.export import FidelitySettings, GgufType
 
 
-class Limits(NamedTuple):
-    """From where on a check warns or fails."""
-
-    warn_perplexity_ratio: float
-    max_perplexity_ratio: float
-    max_kl: float
-    min_top1: float
-    min_difference_kept: float = 0.9
-
-
-DEFAULTS: dict[GgufType, Limits] = {
-    "f16": Limits(1.002, 1.01, 0.01, 0.97),
-    "bf16": Limits(1.002, 1.01, 0.01, 0.97),
-    "q8_0": Limits(1.002, 1.01, 0.01, 0.97),
-    "q6_k": Limits(1.01, 1.03, 0.05, 0.92),
-    "q5_k_m": Limits(1.02, 1.06, 0.1, 0.9),
-    "q4_k_m": Limits(1.05, 1.15, 0.25, 0.85),
-}
-"""Published for Q8_0 of Llama 3 8B is a perplexity ratio of 1.0004. Small models lose more by fewer bits."""
-
-
-class Measured(NamedTuple):
-    """What was found."""
+@dataclass(frozen=True)
+class FidelityFigures:
+    """What was measured of a GGUF, over all rows."""
 
     rows: int
     tokens: int
@@ -45,67 +25,80 @@ class Measured(NamedTuple):
     difference_kept_stderr: float | None
     wrong_texts: tuple[str, ...]
     file_type: str
-    end_token: bool = True
+    end_token: bool
+    """Whether the GGUF ends a generation at the token that ends a turn."""
 
 
-def limits(settings: FidelitySettings, gguf_type: GgufType) -> Limits:
+def limits(settings: FidelitySettings, gguf_type: GgufType) -> FidelityLimits:
     """The limits for a type, with the user's own in place of those that are set.
 
     Args:
         settings: the user's.
         gguf_type: of the file.
     """
-    default = DEFAULTS[gguf_type]
-    own = {name: value for name in Limits._fields if (value := getattr(settings, name)) is not None}
-    return default._replace(**own)
+    default = GGUF_TYPES[gguf_type].limits
+    own = {name: value for name in asdict(default) if (value := getattr(settings, name)) is not None}
+    return replace(default, **own)
 
 
-def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Check]:
+def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type: GgufType) -> list[Check]:
     """Hold what was measured against the limits.
 
     Args:
-        measured: of the GGUF.
+        figures: the GGUF's.
         bounds: the limits.
         gguf_type: what type the file was to be.
     """
-    ratio, kept = measured.perplexity_ratio, measured.difference_kept
-    wrong = measured.wrong_texts
+    file_type = GGUF_TYPES[gguf_type].file_type
+    ratio, kept = figures.perplexity_ratio, figures.difference_kept
+    wrong = figures.wrong_texts
     checks = [
         _check(
             "quantization",
-            f"file type {measured.file_type}",
-            f"{FILE_TYPES[gguf_type]} ({gguf_type})",
-            measured.file_type == str(FILE_TYPES[gguf_type]),
+            "quantization",
+            f"file type {figures.file_type}",
+            f"{file_type} ({gguf_type})",
+            figures.file_type == str(file_type),
         ),
         _check(
-            "end of turn", "as trained" if measured.end_token else "another token", "as trained", measured.end_token
+            "end_of_turn",
+            "end of turn",
+            "as trained" if figures.end_token else "another token",
+            "as trained",
+            figures.end_token,
         ),
         _check(
+            "token_ids",
             "token ids",
             f"{len(wrong)} texts differ, first {wrong[0]!r}" if wrong else "all texts equal",
             "all equal",
             not wrong,
         ),
-        _check("mean KL divergence", f"{measured.kl:.5f} nats", f"≤ {bounds.max_kl:g}", measured.kl <= bounds.max_kl),
         _check(
-            "likeliest token kept",
-            f"{measured.top1:.2%}",
-            f"≥ {bounds.min_top1:.0%} within two standard errors",
-            measured.top1 + 2 * _share_error(bounds.min_top1, measured.tokens) >= bounds.min_top1,
+            "kl", "mean KL divergence", f"{figures.kl:.5f} nats", f"≤ {bounds.max_kl:g}", figures.kl <= bounds.max_kl
         ),
         _check(
+            "top1",
+            "likeliest token kept",
+            f"{figures.top1:.2%}",
+            f"≥ {bounds.min_top1:.0%} within two standard errors",
+            figures.top1 + 2 * _share_error(bounds.min_top1, figures.tokens) >= bounds.min_top1,
+        ),
+        _check(
+            "perplexity_ratio",
             "perplexity ratio",
-            f"{ratio:.5f}{_error(measured.perplexity_ratio_stderr, 5)}",
+            f"{ratio:.5f}{_error(figures.perplexity_ratio_stderr, 5)}",
             f"≤ {bounds.max_perplexity_ratio:g} within two standard errors, warned above "
             f"{bounds.warn_perplexity_ratio:g}",
-            ratio - 2 * (measured.perplexity_ratio_stderr or 0.0) <= bounds.max_perplexity_ratio,
+            ratio - 2 * (figures.perplexity_ratio_stderr or 0.0) <= bounds.max_perplexity_ratio,
             warned=ratio > bounds.warn_perplexity_ratio,
         ),
     ]
     if kept is not None:
-        error = measured.difference_kept_stderr
+        error = figures.difference_kept_stderr
         checks.append(
             _check(
+                "difference_kept",
                 "difference to the base kept",
                 f"{kept:.3f}{_error(error, 3)}",
                 f"≥ {bounds.min_difference_kept:g} within two standard errors",
@@ -115,8 +108,8 @@ def judged(measured: Measured, bounds: Limits, gguf_type: GgufType) -> list[Chec
     return checks
 
 
-def _check(name: str, value: str, limit: str, passed: bool, warned: bool = False) -> Check:
-    return Check(name, value, limit, "failed" if not passed else "warned" if warned else "passed")
+def _check(key: str, name: str, value: str, limit: str, passed: bool, *, warned: bool = False) -> Check:
+    return Check(name, value, limit, "failed" if not passed else "warned" if warned else "passed", key=key)
 
 
 def _share_error(share: float, tokens: int) -> float:

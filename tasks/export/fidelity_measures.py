@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
 from tasks.evaluation.loading import load_model
-from tasks.export.fidelity_limits import Measured
+from tasks.export.fidelity_limits import FidelityFigures
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.llamacpp.token_ids import Mismatch
 from tasks.settings.export import FidelitySettings
@@ -65,7 +65,7 @@ def rows_to_compare(dataset: Artifact, settings: FidelitySettings) -> list[ReadR
     from tasks.evaluation.validation_loss import UNSUPERVISED, read_rows
 
     path = next(path for split in SPLITS if (path := dataset.path / f"{split}.parquet").is_file())
-    found = []
+    rows = []
     for row in read_rows(path):
         ids, labels = (np.array(row[name]) for name in ("input_ids", "labels"))
         answers = np.flatnonzero(labels[1:] != UNSUPERVISED)
@@ -76,10 +76,10 @@ def rows_to_compare(dataset: Artifact, settings: FidelitySettings) -> list[ReadR
         start = max(0, first - settings.max_tokens // 2) if first >= settings.max_tokens else 0
         ids, labels = (values[start : start + settings.max_tokens] for values in (ids, labels))
         before = np.flatnonzero(labels[1:] != UNSUPERVISED)
-        found.append(ReadRow(ids.tolist(), before, labels[before + 1]))
-        if len(found) == settings.rows:
+        rows.append(ReadRow(ids.tolist(), before, labels[before + 1]))
+        if len(rows) == settings.rows:
             break
-    return found
+    return rows
 
 
 def open_gguf(file: Path, context: int) -> Any:
@@ -96,9 +96,9 @@ def open_gguf(file: Path, context: int) -> Any:
     try:
         return load_gguf(file, n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True)
     except (ValueError, RuntimeError, AssertionError) as error:
-        said = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         fix = "Start the run again: a damaged file is made anew. Otherwise look at export.llama_cpp."
-        raise UserError(f"llama.cpp cannot load the GGUF: {said}", where=file, fix=fix) from error
+        raise UserError(f"llama.cpp cannot load the GGUF: {reason}", where=file, fix=fix) from error
 
 
 def end_token_agrees(llama: Any, tokenizer: Any) -> bool:
@@ -111,7 +111,7 @@ def end_token_agrees(llama: Any, tokenizer: Any) -> bool:
     return int(llama.token_eos()) == tokenizer.eos_token_id
 
 
-def compare_row(merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_base: np.ndarray) -> RowMeasures:
+def compare_row(*, merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_base: np.ndarray) -> RowMeasures:
     """Compare two models' predictions of one row.
 
     Args:
@@ -137,13 +137,16 @@ def compare_row(merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_b
     )
 
 
-def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: str) -> Measured:
+def fidelity_figures(
+    rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], *, file_type: str, end_token: bool
+) -> FidelityFigures:
     """The measures over all rows, with standard errors over the sampling of rows.
 
     Args:
         rows: one for each row.
         wrong: texts that are read as other tokens.
         file_type: `general.file_type` as the GGUF has it.
+        end_token: whether the GGUF ends a generation at the token that ends a turn.
     """
     tokens = [row.tokens for row in rows]
     count = sum(tokens)
@@ -151,7 +154,7 @@ def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: s
     shown, changed = [row.shown for row in rows], [row.changed for row in rows]
     ratio = math.exp(min(math.fsum(rise) / count, 50.0))
     error = ratio_stderr(rise, tokens)
-    return Measured(
+    return FidelityFigures(
         rows=len(rows),
         tokens=count,
         perplexity_ratio=ratio,
@@ -162,6 +165,7 @@ def summary(rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], file_type: s
         difference_kept_stderr=ratio_stderr(shown, changed) if math.fsum(changed) > 0 else None,
         wrong_texts=tuple(text.text for text in wrong),
         file_type=file_type,
+        end_token=end_token,
     )
 
 
@@ -220,10 +224,10 @@ def base_nll_by_row(model: Artifact, dataset: Artifact, rows: list[ReadRow], bas
     from accelerate.utils.memory import clear_device_cache
 
     network, _ = load_model(model, dataset, base.dtype, base.trust_remote_code)
-    found = []
+    nats = []
     for row in tqdm(rows, desc="Base model", unit="row"):
         logs = _log_softmax(token_logits(network, row.ids)[row.before])
-        found.append(-logs[np.arange(len(row.targets)), row.targets])
+        nats.append(-logs[np.arange(len(row.targets)), row.targets])
     del network
     clear_device_cache()
-    return found
+    return nats

@@ -70,7 +70,7 @@ def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool,
     Raises:
         UserError: a loss is not a number.
     """
-    losses = {name: _measure(directory / name, dataset, trust_remote_code, nf4) for name in CANDIDATES}
+    losses = {name: merged_validation_loss(directory / name, dataset, trust_remote_code, nf4) for name in CANDIDATES}
     first, second = (losses[name] for name in CANDIDATES)
     best = min(CANDIDATES, key=lambda name: losses[name].loss)
     for file in (directory / best).iterdir():
@@ -85,7 +85,20 @@ def keep_the_better(directory: Path, dataset: Artifact, trust_remote_code: bool,
     }
 
 
-def _measure(directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: Nf4Merge) -> ValidationLoss:
+def merged_validation_loss(
+    directory: Path, dataset: Artifact, trust_remote_code: bool, nf4: Nf4Merge
+) -> ValidationLoss:
+    """The validation loss of a merged model; the model is gone from memory afterwards.
+
+    Args:
+        directory: of the model.
+        dataset: its validation rows.
+        trust_remote_code: run the model's own code.
+        nf4: type of the computation, and rows in one forward pass.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
     from accelerate.utils.memory import clear_device_cache
 
     from tasks.evaluation.loading import load_model

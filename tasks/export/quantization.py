@@ -10,12 +10,9 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from tasks.export.gguf_types import FILE_TYPES
+from tasks.export.gguf_types import GGUF_TYPES
 from tasks.llamacpp.load import run_module
 from tasks.settings.export import GgufType
-
-CONVERTED: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
-"""What llama.cpp's converter writes itself; the other types are quantised from bfloat16."""
 
 
 def quantize(source: Path, target: Path, gguf_type: GgufType) -> CompletedProcess[str]:
@@ -29,7 +26,7 @@ def quantize(source: Path, target: Path, gguf_type: GgufType) -> CompletedProces
     Returns:
         The ended process, with what it printed.
     """
-    return run_module("tasks.export.quantization", str(source), str(target), str(FILE_TYPES[gguf_type]))
+    return run_module("tasks.export.quantization", str(source), str(target), str(GGUF_TYPES[gguf_type].file_type))
 
 
 def _main(source: str, target: str, file_type: str) -> int:

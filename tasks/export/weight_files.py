@@ -104,8 +104,8 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / INDEX).is_file():
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         return sorted({directory / name for name in index["weight_map"].values()})
-    one = directory / "model.safetensors"
-    return [one] if one.is_file() else sorted(directory.glob("*.safetensors"))
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
 
 
 def tensor_names(directory: Path) -> Iterator[str]:

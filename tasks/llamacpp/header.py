@@ -6,19 +6,20 @@ import ctypes
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tasks.engine.errors import UserError
 
-FILE_TYPES = {"1": "F16", "7": "Q8_0", "15": "Q4_K_M", "17": "Q5_K_M", "18": "Q6_K", "32": "BF16"}
 
-
-def gguf_config(gguf: Path) -> dict[str, Any]:
+def gguf_config(gguf: Path, name_of_type: Callable[[str], str]) -> dict[str, Any]:
     """The config blob of a GGUF: format, family, size and quantisation.
 
     Args:
         gguf: the model file.
+        name_of_type: called with llama.cpp's number of the file's type, as text, which is empty where the header has
+            none; returns Ollama's name of it.
 
     Raises:
         UserError: llama.cpp cannot load it.
@@ -33,16 +34,16 @@ def gguf_config(gguf: Path) -> dict[str, Any]:
         fix = "Run again, and it is made anew; if that does not help, check the disk and the base model's files."
         raise UserError("llama.cpp cannot load the GGUF", where=gguf, fix=fix)
     try:
-        said = {name: _metadata(model, f"general.{name}") for name in ("architecture", "file_type")}
+        general = {name: _metadata(model, f"general.{name}") for name in ("architecture", "file_type")}
         count = int(llama_cpp.llama_model_n_params(model))
     finally:
         llama_cpp.llama_model_free(model)
     return {
         "model_format": "gguf",
-        "model_family": said["architecture"],
-        "model_families": [said["architecture"]],
+        "model_family": general["architecture"],
+        "model_families": [general["architecture"]],
         "model_type": human_parameters(count),
-        "file_type": FILE_TYPES.get(said["file_type"], "unknown"),
+        "file_type": name_of_type(general["file_type"]),
         "architecture": "amd64",
         "os": "linux",
     }

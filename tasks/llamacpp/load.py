@@ -44,8 +44,8 @@ def check_loads(file: Path, *, vocabulary_only: bool = False) -> None:
     """
     done = run_module("tasks.llamacpp.load", str(file), *(["--vocabulary-only"] if vocabulary_only else []))
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower() or "assert" in line.lower()]
-        why = said[0].strip() if said else f"exit {done.returncode}"
+        faults = [line for line in done.stderr.splitlines() if "error" in line.lower() or "assert" in line.lower()]
+        why = faults[0].strip() if faults else f"exit {done.returncode}"
         fix = "Run again, and it is made anew; if that does not help, check the disk and the base model's files."
         raise UserError(f"llama.cpp cannot load the GGUF: {why}", where=file, fix=fix)
 

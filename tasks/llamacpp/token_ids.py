@@ -37,7 +37,9 @@ class Mismatch(NamedTuple):
 
     text: str
     expected: list[int]
-    found: list[int]
+    """Token ids by the tokenizer."""
+    read: list[int]
+    """Token ids by llama.cpp."""
 
 
 def mismatches(llama: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Mismatch]:
@@ -56,7 +58,7 @@ def mismatches(llama: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
         )
         for text in texts
     )
-    return [pair for pair in pairs if pair.expected != pair.found]
+    return [pair for pair in pairs if pair.expected != pair.read]
 
 
 def prompt_mismatches(
@@ -72,15 +74,15 @@ def prompt_mismatches(
         tokenizer: of the merged model, with the chat template.
         conversations: without the answer.
     """
-    found = []
+    wrong = []
     for messages in conversations:
         text = render(tokenizer, messages, prompt=True)
         expected = list(tokenizer(text, add_special_tokens=False).input_ids)
         served = text.removeprefix(str(tokenizer.bos_token)) if adds_bos(tokenizer) else text
         tokens = list(llama.tokenize(served.encode(), add_bos=True, special=True))
         if tokens != expected:
-            found.append(Mismatch(text, expected, tokens))
-    return found
+            wrong.append(Mismatch(text, expected, tokens))
+    return wrong
 
 
 def torture(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

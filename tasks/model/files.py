@@ -102,14 +102,14 @@ def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
 
 def matrix_layers(directory: Path) -> set[str]:
     """Names of the layers whose weight has two dimensions, without what they are part of; from the files' headers."""
-    found = set()
+    layers = set()
     for path in directory.glob("*.safetensors"):
         with opened(path, "np") as weights:
             for key in weights.keys():  # noqa: SIM118, safe_open is no mapping
                 layer, _, kind = key.rpartition(".")
                 if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
-                    found.add(layer.rpartition(".")[-1])
-    return found
+                    layers.add(layer.rpartition(".")[-1])
+    return layers
 
 
 def _license(directory: Path) -> dict[str, str]:
@@ -175,8 +175,8 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a value of the wrong type, or the model's own code
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"no valid model configuration ({said})", where=path, fix="Download the model again.") from None
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"no valid model configuration ({why})", where=path, fix="Download the model again.") from None
 
 
 def _count_parameters(directory: Path) -> int:
@@ -224,16 +224,16 @@ def _check_weight_names(directory: Path, config: Any, trust_remote_code: bool) -
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a value that does not fit the others, or the model's own code
-        said = " ".join(str(error).split())[:200]
+        why = " ".join(str(error).split())[:200]
         fix = "Use a model that `AutoModelForCausalLM` can load."
-        raise UserError(f"no model can be built from the configuration ({said})", where=directory, fix=fix) from None
-    wanted, found = set(model.state_dict()), set[str]()
+        raise UserError(f"no model can be built from the configuration ({why})", where=directory, fix=fix) from None
+    wanted, names = set(model.state_dict()), set[str]()
     for path in directory.glob("*.safetensors"):
         with opened(path, "np") as weights:
-            found |= set(weights.keys())
-    if not wanted & found:
+            names |= set(weights.keys())
+    if not wanted & names:
         raise UserError(
-            f"the weights are named like {min(found, default='nothing')}, those of {type(model).__name__} like "
+            f"the weights are named like {min(names, default='nothing')}, those of {type(model).__name__} like "
             f"{min(wanted)}",
             where=directory,
             fix="Save the model from Transformers as a causal language model, with its output layer.",

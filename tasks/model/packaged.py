@@ -64,9 +64,9 @@ def from_package(settings: ModelSettings, store: Store) -> Artifact:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     revision = package_version(settings.name)
-    if Version(found := version("transformers")) < Version("5.23"):
+    if Version(installed := version("transformers")) < Version("5.23"):
         raise UserError(
-            f"Transformers {found} takes another end-of-text token from this package's file than it names",
+            f"Transformers {installed} takes another end-of-text token from this package's file than it names",
             where=settings.name,
             fix="Use the environment that `make setup` makes, or Transformers 5.23 or newer.",
         )

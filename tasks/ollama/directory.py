@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tasks.engine.artifacts import file_sha256
 from tasks.engine.errors import UserError
+from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName
@@ -91,7 +92,7 @@ class OllamaDirectory:
             layers += [
                 _layer(kind, *_write_blob(blobs, text.encode())) for kind, text in texts.items() if text is not None
             ]
-            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf)).encode())
+            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf, ollama_file_type)).encode())
             config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest, "size": size}
             manifest = {
                 "schemaVersion": 2,
@@ -167,8 +168,9 @@ class OllamaDirectory:
 def _manifest_path(models: Path, name: ModelName) -> Path:
     path = models / "manifests"
     for part in (name.host, name.namespace, name.model, name.tag):
-        known = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        path /= part if part in known else next((entry for entry in known if entry.lower() == part.lower()), part)
+        spellings = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        alike = (spelling for spelling in spellings if spelling.lower() == part.lower())
+        path /= part if part in spellings else next(alike, part)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter, ValidationError
 
+from tasks.chat.formats import FORMATS, format_names
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
 from tasks.engine.paths import checkout_directory
 from tasks.settings.export import OllamaSettings
 
-STOPS = {
-    "chatml": ["<|im_start|>", "<|im_end|>"],
-    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-    "alpaca": ["### Instruction:", "### Response:"],
-}
 LEAST_CONTEXT = 2048
 """A chat needs room, also with a model that was trained on short rows. In tokens."""
 _INTEGERS = (
@@ -50,7 +45,6 @@ def quoted(value: Any) -> str:
     return f"{quote}{value}{quote}"
 
 
-@functools.cache
 def _jinja() -> Environment:
     """The templates of the checkout. Ollama's own are Go's, with {{ }}; so Jinja's delimiters are [[ ]] here."""
     environment = Environment(
@@ -95,7 +89,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
     chat_format = dataset.facts["ollama_template"]
     if not is_servable(dataset):
         raise UserError(
-            "the tokenizer's chat template is like none of chatml, llama3 and alpaca, so Ollama would format otherwise",
+            f"the tokenizer's chat template is like none of {format_names('and')}, so Ollama would format otherwise",
             where="chat.format",
             fix="Choose one of these formats and train with it.",
         )
@@ -103,7 +97,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
     end_of_turn, system = dataset.facts["end_of_turn"], dataset.facts["system"]
     # Ollama replaces the stops it knows by those it is given, so all of them are given.
     own = filter(None, [further.pop("stop", None)])
-    stops = list(dict.fromkeys([*STOPS[chat_format], *dataset.facts["stops"], *own]))
+    stops = list(dict.fromkeys([*FORMATS[chat_format].stops, *dataset.facts["stops"], *own]))
     texts = {"chat.system": system, "the model's license": license_name, "ollama.parameters": "\n".join(stops)}
     for where, text in texts.items():
         if text is not None and '"""' in text:
@@ -118,7 +112,7 @@ def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str 
 
 def is_servable(dataset: Artifact) -> bool:
     """Whether Ollama has a template for the chat format of the training rows."""
-    return dataset.facts["ollama_template"] in STOPS
+    return dataset.facts["ollama_template"] in FORMATS
 
 
 def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,15 +108,15 @@ def replaced_name(name: ModelName, digest: str) -> ModelName:
     return replace(name, tag=f"replaced-{digest[:8]}")
 
 
-def is_version_of(known: ModelName, version: ModelName) -> bool:
+def is_version_of(name: ModelName, version: ModelName) -> bool:
     """Whether two names are of the same content, registered on whatever days.
 
     Args:
-        known: a name.
+        name: of any model.
         version: what `version_name` returned.
     """
     parts = version.tag.split("-")
     prefix, digest = "-".join(parts[:-4]), parts[-1]
     pattern = rf"{re.escape(prefix)}{'-' if prefix else ''}\d{{4}}-\d\d-\d\d-{digest}"
-    same_model = str(replace(known, tag="")).lower() == str(replace(version, tag="")).lower()
-    return same_model and re.fullmatch(pattern, known.tag, re.IGNORECASE) is not None
+    same_model = str(replace(name, tag="")).lower() == str(replace(version, tag="")).lower()
+    return same_model and re.fullmatch(pattern, name.tag, re.IGNORECASE) is not None

@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
 from tasks.engine.artifacts import Artifact
 from tasks.export.checks import Check
 from tasks.settings.export import PromotionSettings
 from tasks.stats.numbers import figure, plusminus, signed
-from tasks.stats.score_differences import score_differences
+from tasks.stats.score_differences import VALIDATION_LOSS, ScoreDifference, score_differences
 
-LOSS = "Validation loss"
-"""How the name of its row begins."""
 WORSE = "not worse by more than its standard error"
 
 
-def gates(fidelity: Artifact, registration: Artifact) -> Iterator[Check]:
-    """What every model must pass, whatever the rule: a faithful GGUF, and an answer that ends.
-
-    Args:
-        fidelity: how the GGUF compares with the merged model.
-        registration: what a server has made of it.
-    """
-    failed = [check["name"] for check in fidelity.facts["checks"] if check["reading"] == "failed"]
-    yield Check(
-        "fidelity of the GGUF", f"failed: {', '.join(failed)}" if failed else "passed", "passed", _is(not failed)
-    )
-    if "chat_fault" in registration.facts:
-        fault = registration.facts["chat_fault"]
-        yield Check("chat through the server", fault or "ends by itself", "ends by itself", _is(fault is None))
-
-
-def comparisons(base: Artifact, tuned: Artifact, present: Artifact | None, present_name: str) -> Iterator[Check]:
-    """The rule `better`.
-
-    The validation loss is lower than the base's and not higher than the present model's; no lm-eval metric is worse
-    than either's.
-
-    Args:
-        base: scores of the base model.
-        tuned: scores of the new model.
-        present: scores of the one in use, on the same data; none if there is none.
-        present_name: its name.
-    """
-    against_base = score_differences(base, tuned)
-    loss = next((row for row in against_base if row["name"].startswith(LOSS)), None)
-    if loss is None:
-        yield Check("validation loss", "nothing was held out", "below the base model's", "failed")
-    else:
-        lower = loss["difference"] is not None and loss["difference"] < 0
-        yield Check("validation loss against the base model", _difference(loss), "below 0", _is(lower))
-    for row in against_base:
-        if row is not loss:
-            yield _not_worse(row, "the base model")
-    for row in score_differences(present, tuned) if present is not None else ():
-        yield _no_higher(row, present_name) if row["name"].startswith(LOSS) else _not_worse(row, present_name)
-
-
-def judged(
+def promotion_checks(
     settings: PromotionSettings,
+    *,
     fidelity: Artifact,
     registration: Artifact,
     base: Artifact,
@@ -78,33 +35,85 @@ def judged(
         present: scores of the one in use, on the same data; none if there is none.
         present_name: its name.
     """
-    checks = list(gates(fidelity, registration))
+    checks = list(export_checks(fidelity, registration))
     if settings.rule == "better":
-        checks += comparisons(base, tuned, present, present_name)
+        checks += against_base(score_differences(base, tuned))
+        if present is not None:
+            checks += against_present(score_differences(present, tuned), present_name)
     if settings.rule == "never":
-        checks.append(Check("rule", "promotion.rule is never", "promoted by hand", "failed"))
+        checks.append(Check("rule", "promotion.rule is never", "promoted by hand", "failed", key="rule"))
     return checks
 
 
-def _no_higher(row: dict[str, Any], than: str) -> Check:
-    name, _, rows = row["name"].partition(", ")
-    passed = row["difference"] is not None and row["difference"] <= 0
-    return Check(f"{name} against {than}, {rows}", _difference(row), "not above 0", _is(passed))
+def export_checks(fidelity: Artifact, registration: Artifact) -> Iterator[Check]:
+    """What every model must pass, whatever the rule: a faithful GGUF, and an answer that ends.
+
+    Args:
+        fidelity: how the GGUF compares with the merged model.
+        registration: what a server has made of it.
+    """
+    failed = ", ".join(check["name"] for check in fidelity.facts["checks"] if check["reading"] == "failed")
+    outcome = f"failed: {failed}" if failed else "passed"
+    yield Check("fidelity of the GGUF", outcome, "passed", _reading(not failed), key="fidelity")
+    if "chat_fault" in registration.facts:
+        fault, wanted = registration.facts["chat_fault"], "ends by itself"
+        yield Check("chat through the server", fault or wanted, wanted, _reading(fault is None), key="chat")
 
 
-def _not_worse(row: dict[str, Any], than: str) -> Check:
-    difference, higher_is_better = row["difference"], row["higher_is_better"]
-    passed = difference is not None
-    if difference is not None and higher_is_better is not None:
-        worse_by = -difference if higher_is_better else difference
-        passed = worse_by <= (row["stderr"] or 0)  # where no error is known, none is allowed
-    return Check(f"{row['name']} against {than}", _difference(row), WORSE, _is(passed))
+def against_base(differences: list[ScoreDifference]) -> Iterator[Check]:
+    """The rule `better`, first half: the validation loss is lower than the base model's, and no metric is worse.
+
+    Args:
+        differences: of the new model to the base model.
+    """
+    loss = next((row for row in differences if row.key == VALIDATION_LOSS), None)
+    if loss is None:
+        what = "nothing was held out"
+        yield Check("validation loss", what, "below the base model's", "failed", key=f"{VALIDATION_LOSS}:base")
+    else:
+        lower = loss.difference is not None and loss.difference < 0
+        name, key = "validation loss against the base model", f"{VALIDATION_LOSS}:base"
+        yield Check(name, _values(loss), "below 0", _reading(lower), key=key)
+    for metric in differences:
+        if metric is not loss:
+            yield not_worse(metric, "the base model", key=f"{metric.key}:base")
 
 
-def _difference(row: dict[str, Any]) -> str:
-    values = f"{figure(row['base'])} → {figure(row['tuned'])}"
-    return f"{values} ({signed(row['difference'])}{plusminus(row['stderr'])})"
+def against_present(differences: list[ScoreDifference], present_name: str) -> Iterator[Check]:
+    """The rule `better`, second half: the loss is not higher than the present model's, and no metric is worse.
+
+    Args:
+        differences: of the new model to the one in use.
+        present_name: that model's name.
+    """
+    for row in differences:
+        key = f"{row.key}:present"
+        if row.key == VALIDATION_LOSS:
+            lower = row.difference is not None and row.difference <= 0
+            name = f"Validation loss against {present_name}, nats per token ({row.number} rows)"
+            yield Check(name, _values(row), "not above 0", _reading(lower), key=key)
+        else:
+            yield not_worse(row, present_name, key=key)
 
 
-def _is(passed: bool) -> Any:
+def not_worse(metric: ScoreDifference, other: str, *, key: str) -> Check:
+    """The check that a metric is not worse by more than the standard error of the difference.
+
+    Args:
+        metric: of two models.
+        other: name of the model that is compared with.
+        key: of the check.
+    """
+    passed = metric.difference is not None
+    if metric.difference is not None and metric.higher_is_better is not None:
+        worse_by = -metric.difference if metric.higher_is_better else metric.difference
+        passed = worse_by <= (metric.stderr or 0)  # where no error is known, none is allowed
+    return Check(f"{metric.label} against {other}", _values(metric), WORSE, _reading(passed), key=key)
+
+
+def _values(row: ScoreDifference) -> str:
+    return f"{figure(row.base)} → {figure(row.tuned)} ({signed(row.difference)}{plusminus(row.stderr)})"
+
+
+def _reading(passed: bool) -> Literal["passed", "failed"]:
     return "passed" if passed else "failed"

@@ -54,15 +54,15 @@ class Versions:
         """Those that Ollama has and that are known, newest first."""
         history, there = self.history(), {str(name).lower() for name in self.place.models()}
         in_use, former, withdrawn = self.place.digest(self.name), history.ever_in_use(), history.withdrawn()
-        found = []
+        versions = []
         for digest, text in history.names().items():
             name = parse_name(text)
             if str(name).lower() in there:
                 state = "was in use" if digest in former else "never in use"
                 state = "withdrawn" if digest in withdrawn else state
                 state = "in use" if digest == in_use else state
-                found.append(Version(name, digest, state, _note(history.of(digest))))
-        return found
+                versions.append(Version(name, digest, state, _note(history.of(digest))))
+        return versions
 
     def roll_back(self, to: str | None = None) -> tuple[ModelName | None, ModelName]:
         """Put a version into use. Those that were in use later are not promoted again by any run.
@@ -80,31 +80,31 @@ class Versions:
         former = history.in_use_before(digest)
         target = self._named(to, versions) if to else self._newest(former, versions)
         later = former[: former.index(target.digest)] if target.digest in former else []
-        withdrawn = tuple(one for one in (digest, *later) if one and one != target.digest)
+        withdrawn = tuple(gone for gone in (digest, *later) if gone and gone != target.digest)
         self.place.copy(target.name, self.name)
         record = TagRecord(
             at=datetime.now(UTC), event="rolled back", place=self.place.where, name=str(self.name),
             version=str(target.name), digest=target.digest, in_use=target.digest, before=digest, withdrawn=withdrawn,
         )  # fmt: skip
         remember_tag(self.store, record)
-        known = (version.name for version in versions if version.digest == digest)
-        return (next(known, self.name) if digest else None), target.name
+        before = (version.name for version in versions if version.digest == digest)
+        return (next(before, self.name) if digest else None), target.name
 
     def _named(self, to: str, versions: list[Version]) -> Version:
         name = parse_name(to) if ":" in to else replace(self.name, tag=to)
-        known = next((version for version in versions if version.name.is_same(name)), None)
-        if known is None:
+        target = next((version for version in versions if version.name.is_same(name)), None)
+        if target is None:
             tags = ", ".join(version.name.tag for version in versions) or "none"
             raise UserError(f"there is no version {name}", where="--to", fix=f"There are: {tags}.")
-        return known
+        return target
 
     def _newest(self, former: list[str], versions: list[Version]) -> Version:
         there = {version.digest: version for version in versions}
-        found = next((there[digest] for digest in former if digest in there), None)
-        if found is None:
+        newest = next((there[digest] for digest in former if digest in there), None)
+        if newest is None:
             fix = "Name a version by --to; --plan lists them."
             raise UserError("no version was in use before", where=self.name, fix=fix)
-        return found
+        return newest
 
 
 def _note(record: TagRecord | None) -> str:

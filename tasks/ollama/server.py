@@ -13,7 +13,9 @@ import httpx
 import ollama
 from tqdm import tqdm
 
+from tasks.chat.formats import FORMATS
 from tasks.engine.errors import TemporaryError, UserError
+from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName, known_name
@@ -23,15 +25,14 @@ ANSWER = 512
 """Tokens of the answer by which a model shows that it ends, at most."""
 
 DEBRIS = (
-    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
-    *("<|end_of_text|>", "<|endoftext|>", "[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"),
-    *("### Instruction:", "### Response:", "{{ .", "{{.", "{%"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "[INST]", "[/INST]", "<s>", "</s>"),
+    *("<start_of_turn>", "<end_of_turn>", "{{ .", "{{.", "{%"),
 )
-"""Pieces of chat formats and templates. A server cuts the model's own stops out of an answer; others it shows."""
+"""Pieces of others' chat formats, and of templates."""
 
 
 class Answer(NamedTuple):
-    """What a model has said through the server."""
+    """What a model has answered through the server."""
 
     text: str
     tokens: int
@@ -41,12 +42,15 @@ class Answer(NamedTuple):
     def fault(self, debris: list[str]) -> str | None:
         """What is wrong with it, if anything.
 
+        A server cuts the model's own stops out of an answer; pieces of other formats it shows.
+
         Args:
             debris: pieces of the chat format, which no answer may hold; those of other formats are looked for as well.
         """
-        found = [piece for piece in dict.fromkeys((*debris, *DEBRIS)) if piece in self.text]
-        if found:
-            return f"pieces of the template in the answer: {', '.join(found)}"
+        of_formats = [stop for template in FORMATS.values() for stop in template.stops]
+        pieces = [piece for piece in dict.fromkeys((*debris, *of_formats, *DEBRIS)) if piece in self.text]
+        if pieces:
+            return f"pieces of the template in the answer: {', '.join(pieces)}"
         if not self.tokens or not self.text.strip():
             return "the answer is empty"
         return None if self.done_reason == "stop" else f"no end after {self.tokens} tokens ({self.done_reason})"
@@ -80,7 +84,7 @@ class OllamaServer:
 
     def digest(self, name: ModelName) -> str | None:
         """A model's digest as the server lists it, if it does; a name that differs only in case is the same name."""
-        return next((digest for known, digest in self.models().items() if known.is_same(name)), None)
+        return next((digest for listed, digest in self.models().items() if listed.is_same(name)), None)
 
     def is_whole(self, name: ModelName) -> bool:
         """Whether the server lists the model; it answers for its files itself."""
@@ -106,10 +110,10 @@ class OllamaServer:
             client, digest = self.client, f"sha256:{gguf_sha256}"
             upload(client, gguf, digest)
             self._created(client, name, {gguf.name: digest}, model)
-            check_shown(client, self.where, name, model, gguf_config(gguf)["file_type"])
-            if not (found := self.digest(name)):
+            check_shown(client, self.where, name, model, gguf_config(gguf, ollama_file_type)["file_type"])
+            if not (listed := self.digest(name)):
                 raise UserError(f"the server does not list {name}", where=self.where, fix="See the server's log.")
-            return found
+            return listed
 
     def copy(self, source: ModelName, target: ModelName) -> None:
         """Let a second name stand for a model."""
@@ -210,14 +214,14 @@ def check_shown(client: ollama.Client, host: str, name: ModelName, model: Ollama
         UserError: template, parameters or quantisation differ.
     """
     shown = client.show(str(name))
-    told: dict[str, list[Any]] = {}
+    parameters: dict[str, list[Any]] = {}
     for line in (shown.parameters or "").splitlines():
         key, _, value = line.partition(" ")
-        told.setdefault(key, []).append(_shown_value(value.strip()))
+        parameters.setdefault(key, []).append(_shown_value(value.strip()))
     faults = [
         f"parameter {key}"
         for key, value in model.parameters.items()
-        if any(one not in told.get(key, []) for one in (value if isinstance(value, list) else [value]))
+        if any(sent not in parameters.get(key, []) for sent in (value if isinstance(value, list) else [value]))
     ]
     if shown.template != model.template:
         faults.append("template")

@@ -65,12 +65,12 @@ class History:
     """
 
     def __init__(self, store: Store, place: str, name: str) -> None:
-        found = (record for _, record in entries(store, TAGS, TagRecord))
-        asked = same_place(place), name.lower()
-        self.records = [record for record in found if (same_place(record.place), record.name.lower()) == asked]
+        records = (record for _, record in entries(store, TAGS, TagRecord))
+        wanted = same_place(place), name.lower()
+        self.records = [record for record in records if (same_place(record.place), record.name.lower()) == wanted]
         """Newest first."""
 
-    def judged(self) -> Iterator[TagRecord]:
+    def judgements(self) -> Iterator[TagRecord]:
         """The newest judgement of each version."""
         seen = set()
         for record in self.records:
@@ -80,7 +80,7 @@ class History:
 
     def of(self, digest: str | None) -> TagRecord | None:
         """The newest judgement of the version of that digest, if it is one."""
-        return next((record for record in self.judged() if record.digest == digest), None)
+        return next((record for record in self.judgements() if record.digest == digest), None)
 
     def withdrawn(self) -> set[str]:
         """Versions that a rollback has taken out of use, and no later one has put back."""
@@ -97,7 +97,7 @@ class History:
 
     def ever_in_use(self) -> set[str]:
         """Digests of all that the name has stood for."""
-        return {one for record in self.records for one in (record.before, record.in_use) if one}
+        return {digest for record in self.records for digest in (record.before, record.in_use) if digest}
 
     def in_use_before(self, digest: str | None) -> list[str]:
         """What a version has followed in use, newest first: what a rollback has left behind is not among it.
@@ -107,14 +107,14 @@ class History:
         """
         order: list[str] = []
         for record in reversed(self.records):
-            for one in (record.before, record.in_use):
-                if one is None or order[-1:] == [one]:
+            for held in (record.before, record.in_use):
+                if held is None or order[-1:] == [held]:
                     continue
-                if one in order and record.event == "rolled back":
-                    del order[order.index(one) :]
-                elif one in order:
-                    order.remove(one)
-                order.append(one)
+                if held in order and record.event == "rolled back":
+                    del order[order.index(held) :]
+                elif held in order:
+                    order.remove(held)
+                order.append(held)
         return list(reversed(order[: order.index(digest)] if digest in order else order))
 
 

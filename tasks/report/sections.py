@@ -10,6 +10,7 @@ from grit.config import GRITConfig
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import FinetuneSettings
 from tasks.stats.numbers import figure, plusminus, signed
+from tasks.stats.score_differences import ScoreDifference
 from tasks.training.history import kept_loss
 
 _OPENINGS = {
@@ -25,16 +26,16 @@ LOST = 0.05
 """Share of the gain that merging may take without a warning."""
 
 
-def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
+def verdict(differences: list[ScoreDifference]) -> dict[str, str]:
     """Some sentences with numbers; better only if something is better and nothing is worse, of rows enough.
 
     Args:
-        comparison: the rows of the table.
+        differences: the rows of the table.
     """
-    readings = [row["reading"] for row in comparison]
-    number = max((row["number"] for row in comparison if row["reading"] in ("better", "worse")), default=SMALL)
+    readings = [row.reading for row in differences]
+    number = max((row.number for row in differences if row.reading in ("better", "worse")), default=SMALL)
     better, worse = "better" in readings, "worse" in readings
-    if not comparison:
+    if not differences:
         return {"tone": "", "text": "Nothing was measured on held-out data, so nothing can be said."}
     tone = "worse" if worse else "better" if better else ""
     if not set(readings) & {"better", "worse", "within error"}:
@@ -44,9 +45,9 @@ def verdict(comparison: list[dict[str, Any]]) -> dict[str, str]:
     if number < SMALL:
         tone, opening = "", f"{opening} But {number} rows or documents are few, and others may differ: hold out more."
     parts = [
-        f"{row['name']} {figure(row['base'])} → {figure(row['tuned'])} "
-        f"({signed(row['difference'])}{plusminus(row['stderr'])}, {row['reading']})"
-        for row in comparison
+        f"{row.label} {figure(row.base)} → {figure(row.tuned)} "
+        f"({signed(row.difference)}{plusminus(row.stderr)}, {row.reading})"
+        for row in differences
     ]
     return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
 

@@ -93,7 +93,7 @@ def remember_comparison(store: Store, done: Plan, report: Artifact, methods: tup
 
 
 def _paths(store: Store, done: Plan) -> tuple[str, ...]:
-    paths = sorted({store.portable(one).path for _, result in done.found for one in artifacts_in(result)})
+    paths = sorted({store.portable(artifact).path for _, result in done.results for artifact in artifacts_in(result)})
     return tuple(path.as_posix() for path in paths if not path.is_absolute())
 
 

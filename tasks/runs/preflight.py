@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from grit.variants import VARIANTS
+from tasks.data.conversations import to_conversations
 from tasks.data.files import check_files, read_rows
-from tasks.data.shapes import to_conversations
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.logs import run_logger
@@ -36,14 +37,14 @@ def check_settings(settings: FinetuneSettings) -> None:
         UserError: one of them cannot work.
     """
     check_machine(settings.model, settings.training, settings.grit if settings.method == "grit" else None)
-    if settings.method == "grit" and settings.lora.r == 1 and settings.grit.variant != "adamw":
+    if settings.method == "grit" and settings.lora.r == 1 and not VARIANTS[settings.grit.variant].only_measures:
         raise UserError(
             "in a rank space of one dimension GRIT's preconditioner is a number, so it would do nothing",
             where="lora.r",
             fix="Use at least 2, or train the baseline.",
         )
     steps, off = settings.training.max_steps, settings.grit.ng_warmup_steps
-    if settings.method == "grit" and settings.grit.variant != "adamw" and off >= steps:
+    if settings.method == "grit" and not VARIANTS[settings.grit.variant].only_measures and off >= steps:
         raise UserError(
             f"GRIT would be off in all of the {steps} steps (training.max_steps)",
             where="grit.ng_warmup_steps",

@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.engine.artifacts import Store, artifacts_in
-from tasks.engine.stage import recorded
+from tasks.engine.stage import cached_result
 from tasks.ollama.tag_history import TAGS, ggufs_in_use
 from tasks.runs.finished import (
     COMPARISONS,
@@ -23,6 +24,10 @@ from tasks.runs.finished import (
 
 NO_ARTIFACTS = {RUNS, COMPARISONS, TAGS, "results", "locks", "ollama"}
 """Directories of the store that are looked at in another way, or not at all."""
+LEFT_BEHIND = {"drafts": "left by a killed run", "checkpoints": "training that was not gone on with", "logs": "log"}
+"""Why something in such a directory can go."""
+NOT_NEEDED = "no finished run that is kept needs it"
+"""Why anything else can go."""
 
 
 @dataclass(frozen=True)
@@ -75,46 +80,82 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
         UserError, TemporaryError: what is at the URI cannot be read.
     """
     before = time.time() - 3600 * hours
-    runs: list[FinishedRun | FinishedComparison] = [*kept_runs(store, keep), *kept_comparisons(store, keep)]
-    needed = {name for run in runs for name in run.artifacts}
-    keys = {key for run in runs for key in run.keys}
-    waste = []
-    for record in sorted(store.results.glob("*")):
-        if record.name in keys or record.stat().st_mtime >= before:
-            result = recorded(store, record.name)
-            made = artifacts_in(result) if result is not None else ()
-            needed |= {record.relative_to(store.root).as_posix()}
-            needed |= {store.portable(artifact).path.as_posix() for artifact in made}
-        else:
-            waste.append(_waste(store, record, "result of a former run"))
-    for path, run in (*finished_runs(store), *finished_comparisons(store)):
-        if run in runs:
-            needed.add(path.relative_to(store.root).as_posix())
-        else:
-            waste.append(_waste(store, path, "record of a former run"))
-    for path in _contents(store):
-        # A training writes into several drafts, at each step into one of them.
-        used = _newest(path.parent if path.parent.name == "drafts" else path)
-        if path.relative_to(store.root).as_posix() not in needed and used < before:
-            waste.append(_waste(store, path, _why(path)))
-    former = {one.name for one in waste if one.name.startswith((f"{RUNS}/", f"{COMPARISONS}/"))}
-    needed |= {f"{store.results.name}/{key}" for key in keys}
-    for name, (size, written) in (store.remote.contents() if store.remote else {}).items():
-        if name in former or (name not in needed and written < before and not name.startswith(f"{TAGS}/")):
-            waste.append(Waste(name, size, "no finished run that is kept needs it", at_uri=True))
-    return waste
+    kept: list[FinishedRun | FinishedComparison] = [*kept_runs(store, keep), *kept_comparisons(store, keep)]
+    finished = [*finished_runs(store), *finished_comparisons(store)]
+    results = _split_results(store, {key for run in kept for key in run.keys}, before)
+    needed = {
+        *_needed_by_runs(store, kept),
+        *_needed_by_results(store, results.needed),
+        *(_name(store, path) for path, run in finished if run in kept),
+    }
+    former_records = [_waste(store, path, "record of a former run") for path, run in finished if run not in kept]
+    return [
+        *(_waste(store, result, "result of a former run") for result in results.former),
+        *former_records,
+        *_unused_artifacts(store, needed, before),
+        *_unused_at_uri(store, needed, {record.name for record in former_records}, before),
+    ]
 
 
 def remove(store: Store, waste: list[Waste]) -> None:
     """Remove it; records first, so that nothing refers to what is gone."""
-    for one in sorted(waste, key=lambda one: not one.name.startswith((RUNS, COMPARISONS, store.results.name))):
-        path = store.root / one.name
-        if one.at_uri and store.remote:
-            store.remote.remove(one.name)
+    records = {RUNS, COMPARISONS, store.results.name}
+    for leftover in sorted(waste, key=lambda leftover: leftover.name.partition("/")[0] not in records):
+        path = store.root / leftover.name
+        if leftover.at_uri and store.remote:
+            store.remote.remove(leftover.name)
         elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+class _Results(NamedTuple):
+    """Cached results on this machine."""
+
+    needed: list[Path]
+    former: list[Path]
+
+
+def _split_results(store: Store, keys: set[str], before: float) -> _Results:
+    """Which results are still needed: those under a kept run's keys, and those that were used of late."""
+    results = _Results([], [])
+    for result in sorted(store.results.glob("*")):
+        still = result.name in keys or result.stat().st_mtime >= before
+        (results.needed if still else results.former).append(result)
+    return results
+
+
+def _needed_by_runs(store: Store, runs: list[FinishedRun | FinishedComparison]) -> Iterator[str]:
+    """What kept runs have used and made, and the results that say so: paths below the store, here or at its URI."""
+    for run in runs:
+        yield from run.artifacts
+        yield from (f"{store.results.name}/{key}" for key in run.keys)
+
+
+def _needed_by_results(store: Store, results: list[Path]) -> Iterator[str]:
+    """Results and their artifacts, as paths below the store; a result that cannot be read has none."""
+    for path in results:
+        yield _name(store, path)
+        if (result := cached_result(store, path.name)) is not None:
+            yield from (store.portable(artifact).path.as_posix() for artifact in artifacts_in(result))
+
+
+def _unused_artifacts(store: Store, needed: set[str], before: float) -> Iterator[Waste]:
+    """Which artifacts, drafts, checkpointed trainings and logs on this machine can go."""
+    for path in _contents(store):
+        # A training writes into several drafts, at each step into one of them.
+        used = _newest(path.parent if path.parent.name == "drafts" else path)
+        if _name(store, path) not in needed and used < before:
+            yield _waste(store, path, LEFT_BEHIND.get(path.parent.name, NOT_NEEDED))
+
+
+def _unused_at_uri(store: Store, needed: set[str], former_records: set[str], before: float) -> Iterator[Waste]:
+    """What can go at the store's URI: what is not needed and old enough, and at once the records that go here."""
+    for name, (size, written) in (store.remote.contents() if store.remote else {}).items():
+        unused = name not in needed and written < before and not name.startswith(f"{TAGS}/")
+        if name in former_records or unused:
+            yield Waste(name, size, NOT_NEEDED, at_uri=True)
 
 
 def _contents(store: Store) -> Iterator[Path]:
@@ -124,13 +165,12 @@ def _contents(store: Store) -> Iterator[Path]:
             yield from sorted(path for path in directory.iterdir() if path.suffix != ".lock")
 
 
-def _why(path: Path) -> str:
-    known = {"drafts": "left by a killed run", "checkpoints": "training that was not gone on with", "logs": "log"}
-    return known.get(path.parent.name, "no finished run that is kept needs it")
-
-
 def _waste(store: Store, path: Path, why: str) -> Waste:
-    return Waste(path.relative_to(store.root).as_posix(), sum(file.stat().st_size for file in _files(path)), why)
+    return Waste(_name(store, path), sum(file.stat().st_size for file in _files(path)), why)
+
+
+def _name(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
 
 
 def _newest(path: Path) -> float:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
+from grit.config import Variant
 from tasks.engine.cache_key import NO_MATTER
 from tasks.settings.base import Count, PositiveInt, Section
 from tasks.settings.export import without_secret
+from tasks.settings.finetune import ADAMW, Optimizer
 
-ComparedMethod = Literal[
-    "baseline",
-    "baseline-unsloth",
-    "grit",
-    "grit:adamw",
-    "grit:kfac",
-    "grit:eigen_adam",
-    "grit:graft",
-    "grit:riemannian",
-    "grit:published",
-    "lora_plus",
-    "lora_fa",
-    "riemannian",
-    "study-fault",
-]
 FAULT = "study-fault"
 """A reproduction of a fault, see `tasks.training.faulty_step`: no method, and nothing is made of it."""
+
+
+def method_names(variants: Iterable[str], optimizers: Iterable[str]) -> tuple[str, ...]:
+    """What can be compared: AdamW, GRIT with each variant, each optimizer that is not AdamW, and the study's fault.
+
+    Args:
+        variants: of GRIT.
+        optimizers: names of the setting `training.optimizer`.
+    """
+    with_grit = (f"grit:{variant}" for variant in variants)
+    others = (optimizer for optimizer in optimizers if optimizer not in ADAMW)
+    return "baseline", "baseline-unsloth", "grit", *with_grit, *others, FAULT
+
+
+if TYPE_CHECKING:
+    ComparedMethod = str
+else:
+    ComparedMethod = Literal[method_names(get_args(Variant), get_args(Optimizer))]
 
 
 class CompareSettings(Section):

@@ -19,7 +19,10 @@ from tasks.settings.precision import Dtype, native_dtype
 
 Method = Literal["baseline", "grit"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "lora_plus", "lora_fa", "riemannian"]
+ADAMW: tuple[Optimizer, ...] = ("adamw_torch", "adamw_8bit")
+"""Those that are AdamW, by PyTorch or with 8-bit state. Each other one is a method of its own in a comparison."""
 ChatFormat = Literal["tokenizer", "llama3", "alpaca", "chatml"]
+DataShape = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"]
 
 
 class ModelSettings(Section):
@@ -61,7 +64,7 @@ class DataSettings(Section):
     """Split of a Hub data set that is used."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
-    shape: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"] = "auto"
+    shape: DataShape = "auto"
     """How a row holds its conversation; `auto` looks at the column names."""
     columns: dict[str, str] = Field({})
     """Column map, role to column name: e.g. {instruction: question, output: answer} for the shape `alpaca`."""

@@ -65,9 +65,9 @@ def preset_path(preset: str) -> Path:
     is_file = preset.endswith((".yaml", ".yml"))
     path = Path(preset).expanduser() if is_file else checkout_directory("presets") / f"{preset}.yaml"
     if not path.is_file() or (not is_file and Path(preset).name != preset):
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(
-            "no such preset", where=f"--preset {preset}", fix=f"Use one of {known}, or the path of a YAML file."
+            "no such preset", where=f"--preset {preset}", fix=f"Use one of {names}, or the path of a YAML file."
         )
     return path
 

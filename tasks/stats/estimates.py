@@ -36,9 +36,9 @@ class Estimate:
     @property
     def exceeds_error(self) -> bool:
         """Whether 0 lies outside of every interval. One seed tells no error, nor do values that are all equal."""
-        known = [interval for interval in (self.interval, self.bootstrap) if interval is not None]
+        intervals = [interval for interval in (self.interval, self.bootstrap) if interval is not None]
         spread = self.stderr is not None and not is_zero(self.stderr, self.value)
-        return self.repeated and spread and all(low > 0 or high < 0 for low, high in known)
+        return self.repeated and spread and all(low > 0 or high < 0 for low, high in intervals)
 
 
 def over_seeds(values: ArrayLike, confidence: float) -> Estimate:
@@ -48,12 +48,12 @@ def over_seeds(values: ArrayLike, confidence: float) -> Estimate:
         values: [S].
         confidence: of the interval, e.g. 0.95.
     """
-    each = np.asarray(values, dtype=float)
-    mean = float(each.mean())
-    if len(each) < 2:
+    of_seeds = np.asarray(values, dtype=float)
+    mean = float(of_seeds.mean())
+    if len(of_seeds) < 2:
         return Estimate(mean, None, None, repeated=False)
-    stderr = float(each.std(ddof=1)) / math.sqrt(len(each))
-    half = _quantile(len(each) - 1, confidence) * stderr
+    stderr = float(of_seeds.std(ddof=1)) / math.sqrt(len(of_seeds))
+    half = _quantile(len(of_seeds) - 1, confidence) * stderr
     return Estimate(mean, stderr, (mean - half, mean + half))
 
 
@@ -94,16 +94,16 @@ def over_seeds_and_rows(sums: ArrayLike, counts: ArrayLike, confidence: float) -
     return Estimate(value, math.sqrt(variance), interval, _bootstrap(x, n, confidence), repeated=seeds > 1)
 
 
-def paired(one: ArrayLike, other: ArrayLike, counts: ArrayLike | None, confidence: float) -> Estimate:
-    """The difference `one` - `other`, paired by seed and, with counts, by row.
+def paired(values: ArrayLike, reference: ArrayLike, counts: ArrayLike | None, confidence: float) -> Estimate:
+    """The difference `values` - `reference`, paired by seed and, with counts, by row.
 
     Args:
-        one: [S] or, with counts, [S, R].
-        other: the same; [1, R] for something that has no seed, such as the base model.
+        values: [S] or, with counts, [S, R].
+        reference: the same; [1, R] for something that has no seed, such as the base model.
         counts: [R], or none for figures without rows.
         confidence: of the intervals.
     """
-    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    difference = np.asarray(values, dtype=float) - np.asarray(reference, dtype=float)
     if counts is None:
         return over_seeds(difference, confidence)
     return over_seeds_and_rows(difference, counts, confidence)

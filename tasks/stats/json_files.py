@@ -1,4 +1,4 @@
-"""JSON files that stages leave for later ones."""
+"""JSON files, read as they are."""
 
 from __future__ import annotations
 
@@ -8,5 +8,9 @@ from typing import Any
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file in UTF-8."""
+    """The value that a JSON file holds.
+
+    Args:
+        path: of the file.
+    """
     return json.loads(path.read_text(encoding="utf-8"))

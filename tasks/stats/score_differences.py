@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from scipy import stats
 
 from tasks.engine.artifacts import Artifact
+from tasks.stats.json_files import read_json
 from tasks.stats.standard_errors import is_zero, ratio_stderr
 
 CONFIDENCE = 0.95
@@ -19,42 +19,84 @@ it has three standard errors to each side, of many two."""
 FEW = 10
 """Where a difference is the same in every row or document, its measured error is 0. Of fewer than these nothing is made
 of it: what all of ten do, three in ten others may not (the rule of three, Hanley and Lippman-Hand 1983)."""
+VALIDATION_LOSS = "validation_loss"
+"""The key of the validation loss; those of lm-eval's metrics are `lm_eval:TASK:METRIC`, see `lm_eval_key`."""
+
+Reading = Literal["better", "worse", "different", "within error", "error unknown", "not a number"]
 
 
-def score_differences(base: Artifact, tuned: Artifact) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class ScoreDifference:
+    """One score of two models on the same held-out data."""
+
+    key: str
+    """What is scored: `validation_loss` or `lm_eval:TASK:METRIC`."""
+    base: float | None
+    """Score of the model that is compared with; None where it is not a number."""
+    base_stderr: float | None
+    tuned: float | None
+    """Score of the other model."""
+    tuned_stderr: float | None
+    difference: float | None
+    """`tuned` less `base`."""
+    stderr: float | None
+    """One standard error of the difference; None where it is not known."""
+    number: int
+    """Held-out rows or documents."""
+    higher_is_better: bool | None
+    """None where the task does not say."""
+    reading: Reading
+    perplexity: dict[str, float] | None = None
+    """Of the validation loss: the perplexities of `base` and `tuned`."""
+
+    @property
+    def label(self) -> str:
+        """What is scored, in words."""
+        if self.key == VALIDATION_LOSS:
+            return f"Validation loss, nats per token ({self.number} rows)"
+        task, _, metric = self.key.partition(":")[2].rpartition(":")
+        return f"{task}: {metric}"
+
+
+def lm_eval_key(task: str, metric: str) -> str:
+    """The key of an lm-eval metric."""
+    return f"lm_eval:{task}:{metric}"
+
+
+def score_differences(base: Artifact, tuned: Artifact) -> list[ScoreDifference]:
     """A row for each score that both have.
 
     Args:
         base: scores of the one that is compared with.
         tuned: scores of the other, on the same data.
     """
-    before, after = (_json(scores.path / "scores.json") for scores in (base, tuned))
+    before, after = (read_json(scores.path / "scores.json") for scores in (base, tuned))
     rows = [validation_row(base, tuned)] if before["validation"] and after["validation"] else []
     return [*rows, *lm_eval_rows(before["lm_eval"], after["lm_eval"])]
 
 
-def validation_row(base: Artifact, tuned: Artifact) -> dict[str, Any]:
+def validation_row(base: Artifact, tuned: Artifact) -> ScoreDifference:
     """Validation loss of both, with the standard error of their difference, paired by row.
 
     Args:
         base: scores of the base model.
         tuned: scores of the tuned model on the same rows.
     """
-    before, after = (_json(scores.path / "scores.json")["validation"] for scores in (base, tuned))
-    rows = [_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
+    before, after = (read_json(scores.path / "scores.json")["validation"] for scores in (base, tuned))
+    rows = [read_json(scores.path / "rows.json")["validation"] for scores in (base, tuned)]
     differences = [new - old for old, new in zip(rows[0]["nll"], rows[1]["nll"], strict=True)]
-    row = _compared(
-        f"Validation loss, nats per token ({after['rows']} rows)",
-        (before["loss"], before["stderr"]),
-        (after["loss"], after["stderr"]),
-        ratio_stderr(differences, rows[0]["supervised_tokens"]),
-        after["rows"],
+    return _compared(
+        VALIDATION_LOSS,
+        base=(before["loss"], before["stderr"]),
+        tuned=(after["loss"], after["stderr"]),
+        stderr=ratio_stderr(differences, rows[0]["supervised_tokens"]),
+        number=after["rows"],
         higher_is_better=False,
+        perplexity={"base": before["perplexity"], "tuned": after["perplexity"]},
     )
-    return row | {"perplexity": {"base": before["perplexity"], "tuned": after["perplexity"]}}
 
 
-def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[ScoreDifference]:
     """A row for each metric of each lm-eval task; the error of the difference takes both scores as independent.
 
     Args:
@@ -64,51 +106,50 @@ def lm_eval_rows(base: dict[str, Any], tuned: dict[str, Any]) -> Iterator[dict[s
     for task, metrics in base.items():
         for metric, before in metrics.items():
             after = tuned[task][metric]
-            errors = before["stderr"], after["stderr"]
-            error = None if None in errors else math.hypot(*errors)
+            stderrs = before["stderr"], after["stderr"]
             yield _compared(
-                f"{task}: {metric}",
-                (before["value"], before["stderr"]),
-                (after["value"], after["stderr"]),
-                error,
-                before["n"],
+                lm_eval_key(task, metric),
+                base=(before["value"], before["stderr"]),
+                tuned=(after["value"], after["stderr"]),
+                stderr=None if None in stderrs else math.hypot(*stderrs),
+                number=before["n"],
                 higher_is_better=before["higher_is_better"],
             )
 
 
 def _compared(
-    name: str,
+    key: str,
+    *,
     base: tuple[float | None, float | None],
     tuned: tuple[float | None, float | None],
-    error: float | None,
+    stderr: float | None,
     number: int,
-    *,
     higher_is_better: bool | None,
-) -> dict[str, Any]:
+    perplexity: dict[str, float] | None = None,
+) -> ScoreDifference:
     difference = None if base[0] is None or tuned[0] is None else tuned[0] - base[0]
+    return ScoreDifference(
+        key=key,
+        base=base[0],
+        base_stderr=base[1],
+        tuned=tuned[0],
+        tuned_stderr=tuned[1],
+        difference=difference,
+        stderr=stderr,
+        number=number,
+        higher_is_better=higher_is_better,
+        reading=_reading(difference, stderr, number, higher_is_better),
+        perplexity=perplexity,
+    )
+
+
+def _reading(difference: float | None, stderr: float | None, number: int, higher_is_better: bool | None) -> Reading:
     if difference is None:
-        reading = "not a number"
-    elif error is None or number < 2 or (number < FEW and is_zero(error, difference) and difference):
-        reading = "error unknown"
-    elif abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * error:
-        reading = "within error"
-    elif higher_is_better is None:
-        reading = "different"  # the task does not say which way is better
-    else:
-        reading = "better" if (difference > 0) == higher_is_better else "worse"
-    return {
-        "name": name,
-        "base": base[0],
-        "base_stderr": base[1],
-        "tuned": tuned[0],
-        "tuned_stderr": tuned[1],
-        "difference": difference,
-        "stderr": error,
-        "number": number,
-        "higher_is_better": higher_is_better,
-        "reading": reading,
-    }
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+        return "not a number"
+    if stderr is None or number < 2 or (number < FEW and is_zero(stderr, difference) and difference):
+        return "error unknown"
+    if abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * stderr:
+        return "within error"
+    if higher_is_better is None:
+        return "different"
+    return "better" if (difference > 0) == higher_is_better else "worse"

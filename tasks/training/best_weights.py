@@ -26,7 +26,7 @@ class BestWeights(TrainerCallback):
     """
 
     def __init__(
-        self, network: PeftModel, validation: Sequence[tuple[int, float]], keep: bool, patience: int | None
+        self, network: PeftModel, validation: Sequence[tuple[int, float]], *, keep: bool, patience: int | None
     ) -> None:
         self.network, self.validation, self.keep, self.patience = network, validation, keep, patience
         self.stopped = False
@@ -44,7 +44,7 @@ class BestWeights(TrainerCallback):
         self._looked_at = len(losses)
         since = len(losses) - 1 - losses.index(min(losses))
         if self.keep and since == 0:
-            self._weights = {name: one.detach().to("cpu", copy=True) for name, one in self._trainable().items()}
+            self._weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self._trainable().items()}
         if self.patience is not None and since >= self.patience and state.global_step < state.max_steps:
             self.stopped = control.should_training_stop = True
             control.should_save = False  # gone on from here, training would make one step more
@@ -74,4 +74,4 @@ class BestWeights(TrainerCallback):
             self._weights = load_file(checkpoint / FILE)
 
     def _trainable(self) -> dict[str, Tensor]:
-        return {name: one for name, one in self.network.named_parameters() if one.requires_grad}
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}

@@ -25,11 +25,12 @@ class Checkpoints(TrainerCallback):
         directory: where they are kept; the trainer's `output_dir` must be `directory / "unfinished"`.
         steps: optimizer steps between two; none for no rhythm by steps.
         seconds: seconds between two.
-        save_more: called with each checkpoint's directory before it is closed.
     """
 
-    def __init__(self, directory: Path, steps: int | None, seconds: float, save_more: Callable[[Path], None]) -> None:
-        self.directory, self.steps, self.seconds, self.save_more = directory, steps, seconds, save_more
+    def __init__(self, directory: Path, steps: int | None, seconds: float) -> None:
+        self.directory, self.steps, self.seconds = directory, steps, seconds
+        self.save_more: Callable[[Path], None] = lambda _: None
+        """Called with each checkpoint's directory before it is closed."""
         self.stop = False
         """Set from outside: write a checkpoint after this step and end."""
         self._saved_at = time.monotonic()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grit.config import AFTER_OPTIMIZER
 from grit.manager import GRITManager
 
 PREFIX = "base_model.model."
@@ -17,11 +16,7 @@ def gradients(manager: GRITManager) -> list[Tensor]:
     """A copy of the gradients of A and B of each module, one after the other: float32, 1-dimensional."""
     return [
         torch.cat(
-            [
-                weight.grad.detach().float().flatten().clone()
-                for weight in (module.lora_a.weight, module.lora_b.weight)
-                if weight.grad is not None
-            ]
+            [weight.grad.detach().float().flatten().clone() for weight in module.weights if weight.grad is not None]
         )
         for module in manager.modules
     ]
@@ -44,7 +39,7 @@ def module_figures(manager: GRITManager, raw: list[Tensor]) -> list[dict[str, An
         of_h, of_u = effective_rank(factors.sigma_h), effective_rank(factors.sigma_u)
         for module, h, u in zip(factors.modules, of_h.tolist(), of_u.tolist(), strict=True):
             ranks[module.path] = h, u
-    on_gradient = manager.config.variant not in AFTER_OPTIMIZER
+    on_gradient = not manager.config.variant_row.acts_on_optimizer
     return [
         {
             "module": module.path.removeprefix(PREFIX),

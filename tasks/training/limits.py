@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from grit.config import AFTER_OPTIMIZER
+from grit.variants import VARIANTS
 from tasks.engine.errors import UserError
 from tasks.settings.finetune import GritSettings, ModelSettings, TrainingSettings
-from tasks.training.optimizers import PEFT_OPTIMIZERS
+from tasks.training.optimizers import OPTIMIZERS
 
 
 def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSettings | None) -> None:
@@ -15,18 +15,20 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
 
     Raises:
         UserError: Unsloth with GRIT, without CUDA or not installed; float16 without CUDA; 8-bit Adam with a GRIT that
-            acts on Adam's moments; GRIT with one of PEFT's optimizers, which change gradients themselves.
+            acts on Adam's moments; GRIT with an optimizer that it cannot go before.
     """
-    if grit and training.optimizer in PEFT_OPTIMIZERS:
+    optimizer = OPTIMIZERS[training.optimizer]
+    if grit and not optimizer.takes_grit:
         raise UserError(
             f"{training.optimizer} is a method of its own, and GRIT goes before AdamW",
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`, or train the baseline.",
         )
-    if grit and training.optimizer == "adamw_8bit" and (grit.variant in AFTER_OPTIMIZER or grit.reprojection_freq):
+    by_variant = grit is not None and VARIANTS[grit.variant].acts_on_optimizer
+    if grit and optimizer.moments_obstacle and (by_variant or grit.reprojection_freq):
         raise UserError(
-            f"GRIT's {grit.variant if grit.variant in AFTER_OPTIMIZER else 'reprojection'} acts on Adam's moments, "
-            "which 8-bit Adam keeps in blocks",
+            f"GRIT's {grit.variant if by_variant else 'reprojection'} acts on Adam's moments, "
+            f"which {optimizer.moments_obstacle}",
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`.",
         )

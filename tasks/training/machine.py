@@ -37,5 +37,5 @@ def processor(cpuinfo: Path = CPUINFO) -> str:
         cpuinfo: where Linux tells it.
     """
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()

@@ -14,7 +14,7 @@ from tasks.settings.finetune import LoraSettings, ModelSettings, TrainingSetting
 
 
 def load_network(
-    model: Artifact, base: ModelSettings, lora: LoraSettings, training: TrainingSettings, max_length: int, seed: int
+    model: Artifact, *, base: ModelSettings, lora: LoraSettings, training: TrainingSettings, max_length: int, seed: int
 ) -> PeftModel:
     """Load the base model with a fresh adapter, by the chosen backend.
 
@@ -27,7 +27,7 @@ def load_network(
         seed: rules the initial adapter.
     """
     if training.backend == "unsloth":
-        return load_unsloth(model, base, lora, training, max_length, seed)
+        return load_unsloth(model, base=base, lora=lora, training=training, max_length=max_length, seed=seed)
     return add_adapter(load_base(model, base), base.name, lora, seed)
 
 
@@ -85,7 +85,7 @@ def add_adapter(base: PreTrainedModel, name: str, lora: LoraSettings, seed: int)
 
 
 def load_unsloth(
-    model: Artifact, base: ModelSettings, lora: LoraSettings, training: TrainingSettings, max_length: int, seed: int
+    model: Artifact, *, base: ModelSettings, lora: LoraSettings, training: TrainingSettings, max_length: int, seed: int
 ) -> PeftModel:
     """The same through Unsloth's kernels, on a CUDA machine; arguments as for `load_network`."""
     from unsloth import FastLanguageModel  # patches Transformers when imported, so only where it is wanted

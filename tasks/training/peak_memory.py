@@ -26,7 +26,7 @@ class PeakMemory:
 
     def so_far(self) -> int:
         """Bytes since the block began."""
-        return _peak_bytes(self.kind)
+        return peak_bytes(self.kind)
 
 
 @contextmanager
@@ -47,9 +47,14 @@ def peak_memory() -> Iterator[PeakMemory]:
     peak.bytes = peak.so_far()
 
 
-def _peak_bytes(kind: str) -> int:
+def peak_bytes(kind: str) -> int:
+    """Highest memory use of this process, as the system counts it.
+
+    Args:
+        kind: as in `PeakMemory`.
+    """
     if kind == "CUDA allocated":
         return torch.cuda.max_memory_allocated()
-    if kind == "resident set" and (found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())):
-        return int(found[1]) * 1024
+    if kind == "resident set" and (peak := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())):
+        return int(peak[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -68,7 +68,7 @@ def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -
         except BaseException:
             _stop(process)
             raise
-    return _result(end, status)
+    return facts_of(end, status)
 
 
 def _send(process: subprocess.Popen[str], job: Job) -> None:
@@ -86,7 +86,19 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _result(end: dict[str, Any], status: int) -> dict[str, Any]:
+def facts_of(end: dict[str, Any], status: int) -> dict[str, Any]:
+    """The summary's figures, from how a training's process ended.
+
+    Args:
+        end: its last message; empty if there was none.
+        status: its exit status.
+
+    Raises:
+        TrainingError: what the training found wrong.
+        OutOfMemoryError: a smaller micro-batch may fit.
+        TemporaryError: the process was killed or stopped, or the GPU is busy.
+        RuntimeError: the training failed otherwise.
+    """
     if end.get("facts"):
         facts: dict[str, Any] = end["facts"]
         return facts

@@ -132,26 +132,26 @@ class StepRecorder(TrainerCallback):
             basis_seconds: what finding the first basis took.
             peak_memory_bytes: of this process.
         """
-        recorded = {
+        record = {
             "steps": self.steps,
             "validation": self.validation,
             "modules": self.modules,
             "basis_seconds": basis_seconds,
             "peak_memory_bytes": max(self.peak_memory_bytes, peak_memory_bytes),
         }
-        (checkpoint / RECORD).write_text(json.dumps(recorded), encoding="utf-8")
+        (checkpoint / RECORD).write_text(json.dumps(record), encoding="utf-8")
 
     def go_on_from(self, checkpoint: Path) -> float:
         """Take over what was recorded before the checkpoint, and return the seconds that the first basis took."""
-        recorded = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
-        for line in recorded["steps"]:
+        record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+        for line in record["steps"]:
             self._keep(line)
-        self._keep_modules(recorded["modules"])
-        self.resumed, self.peak_memory_bytes = True, recorded["peak_memory_bytes"]
-        for step, loss in recorded["validation"]:
+        self._keep_modules(record["modules"])
+        self.resumed, self.peak_memory_bytes = True, record["peak_memory_bytes"]
+        for step, loss in record["validation"]:
             self.validation.append((step, loss))
             self._writer.add_scalar("validation_loss", loss, step)
-        return float(recorded["basis_seconds"])
+        return float(record["basis_seconds"])
 
     def close(self) -> None:
         """Close the TensorBoard file."""

@@ -107,8 +107,8 @@ def test_turns_change_their_order_and_the_first_do_not_count(monkeypatch: pytest
 
     monkeypatch.setattr(timing, "clock", lambda: now[0])
     durations = {"A": iter([9.0, 9.0, 9.0, 1.0, 2.0]), "B": iter([8.0, 8.0, 8.0, 3.0, 4.0])}
-    found = timing.alternate({name: lambda n=name: step(n, durations[n]) for name in "AB"}, pairs=2)
-    assert found == {"A": [1.0, 2.0], "B": [3.0, 4.0]}
+    seconds = timing.alternate({name: lambda n=name: step(n, durations[n]) for name in "AB"}, pairs=2)
+    assert seconds == {"A": [1.0, 2.0], "B": [3.0, 4.0]}
     assert "".join(order) == "BAABBAABBA"
 
 
@@ -133,8 +133,8 @@ def tiny_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randint(512, (24, 12), generator=torch.Generator().manual_seed(0)).tolist()
 
     def read(workload: Workload) -> None:
-        made: list[Any] = [{"input_ids": row, "labels": [-100] * 4 + row[4:]} for row in rows]
-        workload.train, workload.validation = made[:20], made[20:]
+        tokenized: list[Any] = [{"input_ids": row, "labels": [-100] * 4 + row[4:]} for row in rows]
+        workload.train, workload.validation = tokenized[:20], tokenized[20:]
 
     def base(workload: Workload) -> Any:
         torch.manual_seed(0)
@@ -152,14 +152,14 @@ def test_convergence_trains_what_is_missing_and_is_reported(tmp_path: Path, caps
     options += ["--results", str(results), "--methods", "AdamW", "kfac^1/2, gradient basis"]
     grit_convergence.main([*options, "--validations", "2"])
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(one["method"], one["seed"]) for one in lines] == [
+    assert [(line["method"], line["seed"]) for line in lines] == [
         ("AdamW", 0),
         ("kfac^1/2, gradient basis", 0),
         ("AdamW", 1),
         ("kfac^1/2, gradient basis", 1),
     ]
-    assert all(one["data"] == "rows.json" and one["validation"].keys() == {"1", "2"} for one in lines)
-    assert all({"processor", "threads", "versions"} <= one["machine"].keys() for one in lines)
+    assert all(line["data"] == "rows.json" and line["validation"].keys() == {"1", "2"} for line in lines)
+    assert all({"processor", "threads", "versions"} <= line["machine"].keys() for line in lines)
     assert lines[0]["dtype"] == default_dtype()
 
     grit_convergence.main([*options, "--validations", "2"])
@@ -198,7 +198,7 @@ def test_a_training_that_diverges_is_a_result(tmp_path: Path, monkeypatch: pytes
     results = tmp_path / "results.jsonl"
     options = ["--steps", "2", "--processes", "1", "--rates", "0.01", "--seeds", "--methods", "AdamW"]
     grit_convergence.main([*options, "--results", str(results)])
-    assert [grit_convergence.final_loss(one) for one in grit_convergence.read(results)] == [math.inf]
+    assert [grit_convergence.final_loss(line) for line in grit_convergence.read(results)] == [math.inf]
 
 
 def training(
@@ -206,8 +206,8 @@ def training(
 ) -> dict[str, Any]:
     """A made-up line of the results, as written before lines told dtype, validations and machine."""
     setup = {"data": "rows", "steps": 20, "rows_per_step": 4, "max_length": 160, "validation_rows": 24}
-    found = {"validation": losses, "losses": [], "seconds": [0.0, seconds, seconds], "start_seconds": start}
-    return {**setup, **found, "method": method, "rate": 0.01, "seed": seed}
+    figures = {"validation": losses, "losses": [], "seconds": [0.0, seconds, seconds], "start_seconds": start}
+    return {**setup, **figures, "method": method, "rate": 0.01, "seed": seed}
 
 
 def rows_of(table: str) -> dict[str, dict[str, str]]:
@@ -219,7 +219,7 @@ def rows_of(table: str) -> dict[str, dict[str, str]]:
 def test_lines_without_dtype_and_validations_are_bfloat16_and_three(tmp_path: Path) -> None:
     old = training("AdamW", 0, {10: 2.0, 20: 1.0})
     path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in (old, {**old, "dtype": "float32", "validations": 5})))
+    path.write_text("".join(json.dumps(line) + "\n" for line in (old, {**old, "dtype": "float32", "validations": 5})))
     first, second = convergence_report.by_setup(grit_convergence.read(path)).values()
     assert (first[0]["dtype"], first[0]["validations"]) == ("bfloat16", 3)
     assert (second[0]["dtype"], second[0]["validations"]) == ("float32", 5)

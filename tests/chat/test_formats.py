@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.chat.formats import apply_chat_format, default_system, end_of_turn, known_format, render
+from tasks.chat.formats import FORMATS, apply_chat_format, default_system, end_of_turn, known_format, render
 from tasks.data.tokenization import tokenize
 from tasks.engine.errors import UserError
+from tasks.engine.paths import checkout_directory
+from tasks.settings.finetune import ChatFormat
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -19,6 +22,11 @@ GEMMA_LIKE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
 )
+
+
+def test_each_format_has_a_name_in_the_settings_and_a_template_for_ollama() -> None:
+    templates = [path.stem for path in checkout_directory("modelfiles").glob("*.gotmpl")]
+    assert sorted(FORMATS) == sorted(set(get_args(ChatFormat)) - {"tokenizer"}) == sorted(templates)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +82,6 @@ def test_a_template_without_system_role(smollm2_tokenizer: PreTrainedTokenizerFa
 
 def test_a_greeting_before_the_first_question_is_context(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = apply_chat_format(smollm2_tokenizer, "chatml")
-    (made,) = tokenize(tokenizer, [[{"role": "assistant", "content": "Welcome!"}, *CHAT[1:3]]], "test")
-    assert tokenizer.decode([label for label in made.labels if label != -100]) == "Hi<|im_end|>"
-    assert "Welcome!" in tokenizer.decode(made.input_ids)
+    (tokens,) = tokenize(tokenizer, [[{"role": "assistant", "content": "Welcome!"}, *CHAT[1:3]]], "test")
+    assert tokenizer.decode([label for label in tokens.labels if label != -100]) == "Hi<|im_end|>"
+    assert "Welcome!" in tokenizer.decode(tokens.input_ids)

@@ -56,10 +56,10 @@ def test_everything_asked_for_stands_in_the_message(data: dict[str, list[dict[st
 
 def test_no_text_or_value_stands_in_two_parts() -> None:
     parts = pools(3407)
-    for one, other in combinations(parts.values(), 2):
-        for field in fields(one):
-            assert not set(getattr(one, field.name)) & set(getattr(other, field.name)), field.name
-        names = set(one.first_names) | set(one.last_names)
+    for pool, other in combinations(parts.values(), 2):
+        for field in fields(pool):
+            assert not set(getattr(pool, field.name)) & set(getattr(other, field.name)), field.name
+        names = set(pool.first_names) | set(pool.last_names)
         assert not names & (set(other.first_names) | set(other.last_names))
 
 

@@ -1,22 +1,57 @@
 from __future__ import annotations
 
+import json
 import string
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.shapes import join_rows, merge_columns, to_conversations
+from tasks.data.conversations import join_rows, to_conversations
+from tasks.data.merge_template import merge_columns
+from tasks.data.shapes import SHAPES, Fields, Shape, question_and_answer
+from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
-from tasks.settings.finetune import DataSettings
+from tasks.fetch_data import fetch_data
+from tasks.prepare_dataset import prepare_dataset
+from tasks.settings.finetune import ChatSettings, DataSettings, DataShape
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
 
 def convert(*rows: dict[str, Any], **settings: Any) -> tuple[list[list[dict[str, str]]], int]:
-    made = to_conversations(rows, DataSettings(**settings), "rows.json")
-    return made.kept, made.empty
+    conversations = to_conversations(rows, DataSettings(**settings), "rows.json")
+    return conversations.kept, conversations.empty
+
+
+def test_each_shape_has_a_name_in_the_settings() -> None:
+    assert set(SHAPES) == set(get_args(DataShape)) - {"auto"}
+
+
+@pytest.mark.parametrize("shape", ["q_and_a", "auto"])
+def test_a_shape_is_one_row_of_the_table(
+    tiny_model: Artifact, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    def turns(fields: Fields) -> list[dict[str, str]]:
+        return question_and_answer(fields.text("q"), fields.text("a"))
+
+    monkeypatch.setitem(SHAPES, "q_and_a", Shape(("q", "a"), turns))
+    path = tmp_path / "rows.jsonl"
+    rows = [{"asked": f"Question {number}", "a": f"Answer {number}"} for number in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"asked": "", "a": "A"}]))
+    settings = DataSettings(source=str(path), columns={"q": "asked"}, max_length=64, validation_fraction=0.25)
+    settings = settings.model_copy(update={"shape": shape})
+    source = fetch_data.function(settings, 1, store=store)
+    dataset = prepare_dataset.function(source, tiny_model, settings, ChatSettings(format="chatml"), 1, store=store)
+    assert dataset.facts["rows"] == {"train": 3, "validation": 1, "test": 0}
+    (held_out,) = (dataset.path / "validation.jsonl").read_text().splitlines()
+    prompt = json.loads(held_out)["prompt"]
+    assert json.loads(held_out)["completion"] == prompt.replace("Question", "Answer")
+    assert json.loads((dataset.path / "card.json").read_text())["left_out"]["train"] == {"empty": 1}
+    with pytest.raises(UserError, match=r"needed are .*q\+a"):
+        to_conversations(rows, settings.model_copy(update={"columns": {}}), path)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +81,7 @@ def test_columns_and_shape_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "said"),
+    ("rows", "settings", "message"),
     [
         ([{"a": 1}], {}, "the columns are a; needed are messages or conversations or instruction+output"),
         ([{"prompt": "Q", "completion": "A"}], {"shape": "alpaca"}, "needed are instruction+output"),
@@ -67,10 +102,10 @@ def test_columns_and_shape_can_be_named() -> None:
         ([{"a": ["x"], "output": "A"}], {"merge_template": "{a}"}, "row 1, column a: text is needed, found list"),
     ],
 )  # fmt: skip
-def test_bad_rows_are_one_clear_line(rows: list[dict[str, Any]], settings: dict[str, Any], said: str) -> None:
+def test_bad_rows_are_one_clear_line(rows: list[dict[str, Any]], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         convert(*rows, **settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_empty_rows_are_counted() -> None:

@@ -27,15 +27,15 @@ def test_same_content_has_the_same_address(store: Store) -> None:
 
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
 def test_harm_is_noticed_and_repaired(store: Store, harm: str) -> None:
-    made = make(store, "abc")
-    file = made.path / "one.txt"
+    artifact = make(store, "abc")
+    file = artifact.path / "one.txt"
     if harm == "delete":
         file.unlink()
     else:
         file.write_text("ab" if harm == "truncate" else "abb")
-    assert not made.is_whole()
-    assert make(store, "abc") == made
-    assert made.is_whole()
+    assert not artifact.is_whole()
+    assert make(store, "abc") == artifact
+    assert artifact.is_whole()
 
 
 def test_a_failing_draft_leaves_nothing(store: Store) -> None:
@@ -48,6 +48,6 @@ def test_a_failing_draft_leaves_nothing(store: Store) -> None:
 
 
 def test_artifact_survives_json(store: Store) -> None:
-    made = make(store)
-    again = Artifact.model_validate_json(made.model_dump_json())
-    assert again == made and again.digest == made.digest and isinstance(again.path, Path)
+    artifact = make(store)
+    again = Artifact.model_validate_json(artifact.model_dump_json())
+    assert again == artifact and again.digest == artifact.digest and isinstance(again.path, Path)

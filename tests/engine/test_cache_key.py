@@ -8,13 +8,19 @@ import re
 import shutil
 import tokenize
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tasks.engine import cache_key
-from tasks.engine.cache_key import LEFT_OUT, code_sha256, own_modules
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.cache_key import LEFT_OUT, code_sha256, identity, own_modules
 from tasks.engine.paths import REPOSITORY
+from tasks.settings.finetune import LoraSettings
+from tests.support.made_artifacts import make
 
 STAGES = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
@@ -25,7 +31,7 @@ Keys = dict[str, dict[str, str]]
 
 
 def forget() -> None:
-    for function in (cache_key._imported, cache_key._source_path, cache_key.source_sha256):
+    for function in (cache_key.imported_names, cache_key.source_path, cache_key.source_sha256):
         function.cache_clear()
 
 
@@ -158,7 +164,7 @@ def test_nothing_that_a_stage_makes_is_decided_in_settings() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for method in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(method, ast.FunctionDef):
-                    decorators = {ast.unparse(each).partition("(")[0] for each in method.decorator_list}
+                    decorators = {ast.unparse(node).partition("(")[0] for node in method.decorator_list}
                     assert decorators & {"field_validator", "model_validator"}, f"{path.name}: {method.name}"
     for module in STAGES:
         path = REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
@@ -166,9 +172,30 @@ def test_nothing_that_a_stage_makes_is_decided_in_settings() -> None:
             decorated = isinstance(node, ast.FunctionDef) and any(
                 "stage(" in ast.unparse(d) for d in node.decorator_list
             )
-            calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)] if decorated else []
-            made = [ast.unparse(call.func) for call in calls if ast.unparse(call.func).endswith("Settings")]
-            assert not made, f"{module} makes {made}"
+            calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)] if decorated else []
+            settings = [ast.unparse(call.func) for call in calls if ast.unparse(call.func).endswith("Settings")]
+            assert not settings, f"{module} makes {settings}"
+
+
+@dataclass(frozen=True)
+class BundleOfDataclass:
+    model: Artifact
+    lora: LoraSettings
+    number: int
+
+
+class BundleOfModel(BaseModel):
+    model: Artifact
+    lora: LoraSettings
+    number: int
+
+
+@pytest.mark.parametrize("bundle", [BundleOfDataclass, BundleOfModel])
+def test_a_bundle_counts_by_the_digests_and_the_settings_in_it(bundle: Any, store: Store) -> None:
+    artifact = make(store, "thing", {"seconds": 1}, a=[1])
+    elsewhere = artifact.model_copy(update={"path": store.root / "elsewhere", "facts": {"seconds": 2}})
+    keys = [identity(bundle(model=model, lora=LoraSettings(), number=7)) for model in (artifact, elsewhere)]
+    assert keys[0] == keys[1] == {"model": artifact.digest, "lora": identity(LoraSettings()), "number": 7}
 
 
 def test_imports_within_functions_are_followed() -> None:
@@ -187,13 +214,13 @@ def test_the_imports_are_found_while_something_else_parses() -> None:
         else:
             parsed.append(ast.parse("x = [1]"))
 
-    cache_key._imported.cache_clear()
+    cache_key.imported_names.cache_clear()
     thresholds = gc.get_threshold()
     gc.callbacks.append(parse)
     gc.set_threshold(5)
     try:
-        found = own_modules("tasks.train")
+        modules = own_modules("tasks.train")
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(parse)
-    assert parsed and found == expected
+    assert parsed and modules == expected

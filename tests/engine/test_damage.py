@@ -42,9 +42,9 @@ def flip_one_bit(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
-    made = finetune(make_preset(), "grit")
-    assert isinstance(made, Finetuned)
-    return made
+    finetuned = finetune(make_preset(), "grit")
+    assert isinstance(finetuned, Finetuned)
+    return finetuned
 
 
 def plan_of(preset: str, **overrides: Any) -> Plan:
@@ -62,10 +62,12 @@ def test_damage_to_any_file_of_any_artifact_is_seen(
     finetuned: Finetuned, make_preset: Preset, workplace: Path, damage: Callable[[Path], None]
 ) -> None:
     preset = make_preset()
-    found = [(name, artifact) for name, result in plan_of(preset).found for artifact in artifacts_in(result)]
-    own = [(stage, one) for stage, one in found if one.path.is_relative_to(workplace / "store")]
-    files = [(stage, one.path / name) for stage, one in own for name in one.files]
-    kinds = {one.kind for _, one in own}
+    all_artifacts = [
+        (stage, artifact) for stage, result in plan_of(preset).results for artifact in artifacts_in(result)
+    ]
+    own = [(stage, artifact) for stage, artifact in all_artifacts if artifact.path.is_relative_to(workplace / "store")]
+    files = [(stage, artifact.path / name) for stage, artifact in own for name in artifact.files]
+    kinds = {artifact.kind for _, artifact in own}
     exported = {"merged", "gguf", "fidelity", "registration", "promotion", "report"}
     assert kinds == {"source", "dataset", "vocabulary", "scores", "adapter", "history"} | exported
     for stage, path in files:
@@ -83,13 +85,13 @@ def test_what_is_damaged_is_made_again_and_nothing_else(
 ) -> None:
     preset = make_preset()
     before = plan_of(preset)
-    owner = next(n for n, result in before.found for one in artifacts_in(result) if one.kind == kind)
-    damaged = next(one for _, result in before.found for one in artifacts_in(result) if one.kind == kind)
+    artifacts = [(stage, artifact) for stage, result in before.results for artifact in artifacts_in(result)]
+    owner, damaged = next((stage, artifact) for stage, artifact in artifacts if artifact.kind == kind)
     flip_one_bit(damaged.path / max(damaged.files, key=lambda name: (damaged.path / name).stat().st_size))
     assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
     computed, begun = (
-        {r.__dict__["task_run_name"] for r in caplog.records if r.name == "prefect.task_runs" and said in r.message}
-        for said in ("Finished in state Comp", "Running.")
+        {r.__dict__["task_run_name"] for r in caplog.records if r.name == "prefect.task_runs" and words in r.message}
+        for words in ("Finished in state Comp", "Running.")
     )
     assert computed == begun, "one sees in the log what is being done"
     names = {str(name).split()[0] for name in computed}
@@ -127,11 +129,11 @@ def test_where_the_disk_is_full_half_way_nothing_is_lost(
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_store_that_cannot_be_written_to(make_preset: Preset, workplace: Path) -> None:
-    for store, said in (
+    for store, reason in (
         ("/proc/store", "0.0 GB are free"),
         (str(workplace / "rows.jsonl"), "cannot be written to: File"),
     ):
-        with pytest.raises(UserError, match=f"{store}: .*{said}.*point `store`"):
+        with pytest.raises(UserError, match=f"{store}: .*{reason}.*point `store`"):
             finetune(make_preset(store=store), "grit")
     make_preset()
 
@@ -143,16 +145,16 @@ def test_libraries_tell_of_a_full_disk_in_many_ways() -> None:
         except RuntimeError as inner:
             raise ValueError("cannot save") from inner
     except ValueError as error:
-        assert told(error) == "/store: this cannot be written to: No space left on device"
-    assert told(OSError(30, "x")) == "/store: this cannot be written to: Read-only file system"
-    assert told(PermissionError(13, "x", "/store/a")) == "/store: this cannot be written to: Permission denied"
-    assert told(OSError(28, "x", "/cache/a")) == "/cache/a: this cannot be written to: No space left on device"
-    assert told(FileNotFoundError(2, "x")) is None
-    assert told(ValueError("Operation not permitted in this state")) is None
-    assert told(PermissionError(1, "a firewall forbids the connection")) is None
+        assert words_for(error) == "/store: this cannot be written to: No space left on device"
+    assert words_for(OSError(30, "x")) == "/store: this cannot be written to: Read-only file system"
+    assert words_for(PermissionError(13, "x", "/store/a")) == "/store: this cannot be written to: Permission denied"
+    assert words_for(OSError(28, "x", "/cache/a")) == "/cache/a: this cannot be written to: No space left on device"
+    assert words_for(FileNotFoundError(2, "x")) is None
+    assert words_for(ValueError("Operation not permitted in this state")) is None
+    assert words_for(PermissionError(1, "a firewall forbids the connection")) is None
 
 
-def told(error: BaseException) -> str | None:
+def words_for(error: BaseException) -> str | None:
     clear = unwritable(error, Path("/store"))
     return f"{clear.where}: {clear.what}" if clear else None
 

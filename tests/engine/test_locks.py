@@ -19,7 +19,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from tenacity import wait_none
 
 from tasks.engine import gpus, locks
 from tasks.engine.artifacts import Artifact, Store
@@ -147,10 +146,7 @@ def test_deployed_runs_take_a_slot_of_the_server(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=f"concurrency limit {SLOT}: no slot can be taken: .*prefect gcl create"):
         holding(Store(tmp_path / "one"), 1)
     with get_client(sync_client=True) as client:
-        client._client.post(
-            "/v2/concurrency_limits/",
-            json=GlobalConcurrencyLimitCreate(name=SLOT, limit=1).model_dump(mode="json"),
-        ).raise_for_status()
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
     held.clear()
     both = [threading.Thread(target=holding, args=(Store(tmp_path / name), 1)) for name in ("one", "two")]
     for thread in both:
@@ -173,6 +169,7 @@ def test_what_is_cached_waits_for_nobody(store: Store) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
+    waits: list[float] = []
     failures = iter([httpx.ConnectError("nobody is there"), httpx.ReadTimeout("too slow")])
     real = locks.concurrency
 
@@ -184,11 +181,12 @@ def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.Monkey
             yield
 
     monkeypatch.setattr(locks, "concurrency", unreliable)
-    monkeypatch.setattr(locks._take.retry, "wait", wait_none())
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: waits.append(seconds)))
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(SLOT, 1)
     with device(Store(tmp_path)):
         assert next(failures, None) is None
+    assert len(waits) == 2
 
 
 @pytest.mark.usefixtures("prefect_server")

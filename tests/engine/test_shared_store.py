@@ -25,7 +25,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"file://{tmp_path}/shared" if request.param == "file" else f"memory://{tmp_path.name}"
 
 
-def made_at(store: Store, text: str = "hello") -> Artifact:
+def note_at(store: Store, text: str = "hello") -> Artifact:
     with store.draft("note") as draft:
         (draft.path / "sub").mkdir()
         (draft.path / "sub/a.txt").write_text(text)
@@ -34,27 +34,27 @@ def made_at(store: Store, text: str = "hello") -> Artifact:
 
 
 def test_artifacts_go_there_and_come_back(uri: str, tmp_path: Path) -> None:
-    one, other = Store(tmp_path / "one", uri), Store(tmp_path / "other", uri)
-    made = made_at(one)
-    told = other.located(one.portable(made))
-    assert told.path.is_relative_to(other.root)
-    assert not other.holds(told)
-    one.share(made)
-    assert other.holds(told) and not told.is_whole()
-    assert other.bring(told).is_whole()
-    assert (told.path / "sub/a.txt").read_text() == "hello"
+    origin, other = Store(tmp_path / "origin", uri), Store(tmp_path / "other", uri)
+    note = note_at(origin)
+    copy = other.located(origin.portable(note))
+    assert copy.path.is_relative_to(other.root)
+    assert not other.holds(copy)
+    origin.share(note)
+    assert other.holds(copy) and not copy.is_whole()
+    assert other.bring(copy).is_whole()
+    assert (copy.path / "sub/a.txt").read_text() == "hello"
     assert not list((other.root / "drafts").iterdir())
 
 
 def test_what_comes_damaged_does_not_come(uri: str, tmp_path: Path) -> None:
-    one, other = Store(tmp_path / "one", uri), Store(tmp_path / "other", uri)
-    made = one.share(made_at(one))
+    origin, other = Store(tmp_path / "origin", uri), Store(tmp_path / "other", uri)
+    note = origin.share(note_at(origin))
     files, root = fsspec.url_to_fs(uri)
-    files.pipe_file(f"{root}/{one.portable(made).path.as_posix()}/b.txt", b"jello" * 1000)
-    told = other.located(one.portable(made))
-    assert other.holds(told), "by its size alone"
-    assert not other.bring(told).is_whole()
-    assert not told.path.exists()
+    files.pipe_file(f"{root}/{origin.portable(note).path.as_posix()}/b.txt", b"jello" * 1000)
+    copy = other.located(origin.portable(note))
+    assert other.holds(copy), "by its size alone"
+    assert not other.bring(copy).is_whole()
+    assert not copy.path.exists()
 
 
 def test_a_file_appears_there_when_it_is_whole(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ def test_an_address_that_nobody_knows(uri: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_what_one_has_computed_another_does_not(uri: str, tmp_path: Path) -> None:
-    one, other, third = (Store(tmp_path / name, uri) for name in ("one", "other", "third"))
-    assert runs(one) == ["first", "second"]
+    origin, other, third = (Store(tmp_path / name, uri) for name in ("origin", "other", "third"))
+    assert runs(origin) == ["first", "second"]
     assert runs(other) == []
     files, root = fsspec.url_to_fs(uri)
     (copy,) = files.find(f"{root}/copy")
@@ -135,13 +135,13 @@ def test_a_second_machine_finds_the_whole_run(make_preset: Callable[..., str], w
     def on_machine(name: str) -> dict[str, str]:
         return {"store": str(workplace / name), "store_uri": uri}
 
-    made = finetune(preset, "grit", Overrides.model_validate(on_machine("one")))
-    assert isinstance(made, Finetuned)
+    finetuned = finetune(preset, "grit", Overrides.model_validate(on_machine("one")))
+    assert isinstance(finetuned, Finetuned)
     with planning() as plan:
         stages(load_settings(preset, {"method": "grit", **on_machine("two")}))
     assert "to run" not in {state for _, state in plan.stages}
     again = finetune(preset, "grit", Overrides.model_validate(on_machine("two")))
     assert again.gguf.is_whole() and again.gguf.path.is_relative_to(workplace / "two")
-    assert again.gguf.digest == made.gguf.digest
+    assert again.gguf.digest == finetuned.gguf.digest
     skipped = finetune(preset, "grit", Overrides.model_validate(on_machine("three")), True, return_state=True)
     assert skipped.name == "Skipped"

@@ -48,7 +48,7 @@ def adapter(tiny_model: Artifact, store: Store) -> Artifact:
     return draft.done()
 
 
-def made(tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, **changes: Any) -> Artifact:
+def merged_by(tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store, **changes: Any) -> Artifact:
     return merge.function(tiny_model, dataset, adapter, False, NF4.model_copy(update=changes), store=store)
 
 
@@ -63,31 +63,37 @@ def test_the_dequantised_weights_are_those_that_training_computes_with(
 ) -> None:
     held = ModelSettings(name="tiny", dtype=dtype, double_quantization=double_quantization)
     config = AutoConfig.from_pretrained(tiny_model.path)
-    found = Nf4Weights(config, False, dtype=dtype, double_quantization=double_quantization)
+    dequantized = Nf4Weights(config, False, dtype=dtype, double_quantization=double_quantization)
     original, network = weights(tiny_model), load_base(tiny_model, held)
     trained_on = {
         f"{name}.weight": dequantize_4bit(module.weight.data, module.weight.quant_state)
         for name, module in network.named_modules()
         if isinstance(module, Linear4bit)
     }
-    assert found.names == trained_on.keys() and len(trained_on) == 14
+    assert dequantized.names == trained_on.keys() and len(trained_on) == 14
     for name, weight in trained_on.items():
         assert weight.dtype == getattr(torch, dtype) and not torch.equal(weight.float(), original[name].float())
-        torch.testing.assert_close(found(name, original[name]), weight.to(original[name].dtype), rtol=0, atol=0)
+        torch.testing.assert_close(dequantized(name, original[name]), weight.to(original[name].dtype), rtol=0, atol=0)
     with pytest.raises(KeyError, match="embed_tokens"):
-        found("model.embed_tokens.weight", original["model.embed_tokens.weight"])
+        dequantized("model.embed_tokens.weight", original["model.embed_tokens.weight"])
 
 
 def test_both_merges_are_what_their_names_say(
     tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store
 ) -> None:
     original, change = weights(tiny_model), Adapter(adapter.path)
-    found = Nf4Weights(AutoConfig.from_pretrained(tiny_model.path), False, dtype="bfloat16", double_quantization=True)
+    dequantized = Nf4Weights(
+        AutoConfig.from_pretrained(tiny_model.path), False, dtype="bfloat16", double_quantization=True
+    )
     for into in ("original", "dequantized"):
-        merged = made(tiny_model, dataset, adapter, store, into=into)
+        merged = merged_by(tiny_model, dataset, adapter, store, into=into)
         assert merged.facts["merge"] == {"into": into}
         for name, weight in weights(merged).items():
-            start = found(name, original[name]) if into == "dequantized" and name in found.names else original[name]
+            start = (
+                dequantized(name, original[name])
+                if into == "dequantized" and name in dequantized.names
+                else original[name]
+            )
             assert torch.equal(weight, change.merged(name, start) if name in change.targets else start), name
 
 
@@ -106,8 +112,8 @@ def brute_force_loss(directory: Path) -> float:
 def test_the_better_one_is_kept_and_both_are_told(
     tiny_model: Artifact, dataset: Artifact, adapter: Artifact, store: Store
 ) -> None:
-    single = {into: made(tiny_model, dataset, adapter, store, into=into) for into in ("original", "dequantized")}
-    best = made(tiny_model, dataset, adapter, store)
+    single = {into: merged_by(tiny_model, dataset, adapter, store, into=into) for into in ("original", "dequantized")}
+    best = merged_by(tiny_model, dataset, adapter, store)
     facts = best.facts["merge"]
     for into, merged in single.items():
         assert facts["validation_loss"][into] == pytest.approx(brute_force_loss(merged.path), abs=2e-3)
@@ -127,10 +133,10 @@ def test_either_can_be_the_better_one(
     def measured(directory: Path, *_others: object) -> ValidationLoss:
         return ValidationLoss((1.0, 1.0) if directory.name == better else (2.0, 3.0), (1, 1))
 
-    monkeypatch.setattr("tasks.export.merge_candidates._measure", measured)
-    best = made(tiny_model, dataset, adapter, store)
+    monkeypatch.setattr("tasks.export.merge_candidates.merged_validation_loss", measured)
+    best = merged_by(tiny_model, dataset, adapter, store)
     assert best.facts["merge"]["into"] == better
-    assert best.files == made(tiny_model, dataset, adapter, store, into=better).files
+    assert best.files == merged_by(tiny_model, dataset, adapter, store, into=better).files
     assert {path.name for path in best.path.iterdir()} == {Path(name).name for name in best.files}
 
 
@@ -140,7 +146,7 @@ def test_without_validation_rows_it_is_the_original(
     with store.draft("dataset") as draft:
         shutil.copytree(dataset.path / "tokenizer", draft.path / "tokenizer")
     blind = draft.done()
-    assert made(tiny_model, blind, adapter, store).facts["merge"] == {"into": "original"}
+    assert merged_by(tiny_model, blind, adapter, store).facts["merge"] == {"into": "original"}
 
 
 def test_a_loss_that_is_no_number_leaves_nothing_behind(
@@ -149,7 +155,7 @@ def test_a_loss_that_is_no_number_leaves_nothing_behind(
     def diverged(*_arguments: object) -> None:
         raise UserError("the loss is not a number", where="merge", fix="Lower training.learning_rate.")
 
-    monkeypatch.setattr("tasks.export.merge_candidates._measure", diverged)
+    monkeypatch.setattr("tasks.export.merge_candidates.merged_validation_loss", diverged)
     with pytest.raises(UserError, match="not a number"):
-        made(tiny_model, dataset, adapter, store)
+        merged_by(tiny_model, dataset, adapter, store)
     assert not (store.root / "merged").exists() and not list((store.root / "drafts").iterdir())

@@ -40,9 +40,9 @@ def dask_cluster() -> Iterator[str]:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        port, client_port = (one.getsockname()[1] for one in sockets)
+        for reserved in sockets:
+            reserved.bind(("127.0.0.1", 0))
+        port, client_port = (reserved.getsockname()[1] for reserved in sockets)
     command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
@@ -76,13 +76,13 @@ def test_workers_run_what_is_not_cached_and_the_flow_finds_it(
     address: str, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    failures, made = running(address, [1, 2, 13, 99], store, [])
+    failures, artifacts = running(address, [1, 2, 13, 99], store, [])
     assert {number: str(error) for number, error in failures.items()} == {13: "13: it diverged. Take another."}
-    assert [one.facts["number"] for one in made] == [1, 2, 99]
-    assert os.getpid() not in [one.facts["process"] for one in made]
+    assert [artifact.facts["number"] for artifact in artifacts] == [1, 2, 99]
+    assert os.getpid() not in [artifact.facts["process"] for artifact in artifacts]
     assert "number 99 failed on the cluster and runs here: RuntimeError('out of luck')" in caplog.text
     caplog.clear()
-    assert running(address, [1, 2], store, []) == ({}, made[:2])
+    assert running(address, [1, 2], store, []) == ({}, artifacts[:2])
     assert "go to the cluster" not in caplog.text
 
 
@@ -103,9 +103,9 @@ def test_workers_with_a_slot_each_train_at_the_same_time(
     with Client(dask_cluster) as client:
         for worker, slot in zip(client.scheduler_info()["workers"], slots, strict=True):
             client.run(take_slot, slot, workers=[worker])
-    made = meeting(dask_cluster, seconds, store)
-    assert len({os.getpid(), *(one.facts["process"] for one in made)}) == 3
-    assert all(one.facts["met"] for one in made) == (slots[0] != slots[1])
+    artifacts = meeting(dask_cluster, seconds, store)
+    assert len({os.getpid(), *(artifact.facts["process"] for artifact in artifacts)}) == 3
+    assert all(artifact.facts["met"] for artifact in artifacts) == (slots[0] != slots[1])
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -113,9 +113,9 @@ def test_a_worker_without_the_inputs_leaves_the_branch_to_the_flow(
     dask_cluster: str, store: Store, tiny_model: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = tiny_model.model_copy(update={"path": store.root / "nowhere"})
-    failures, made = running(dask_cluster, [1], store, [away])
+    failures, artifacts = running(dask_cluster, [1], store, [away])
     assert "is not on this worker: without a shared disk, set store_uri" in caplog.text
-    assert not failures and made[0].facts["process"] == os.getpid()
+    assert not failures and artifacts[0].facts["process"] == os.getpid()
 
 
 @pytest.mark.usefixtures("prefect_server")

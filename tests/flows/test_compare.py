@@ -78,10 +78,10 @@ def test_task_runs_bear_method_and_seed(compared: Artifact) -> None:
 
 def test_the_provenance_names_all_data_by_digest(data: dict[str, Any], workplace: Path) -> None:
     digests = {name: value for name, value in data["provenance"] if name.endswith(" SHA-256")}
-    made = {path.name: path for path in (workplace / "store/dataset").iterdir()}
-    trained_on, second = (made.pop(digests[f"{name} SHA-256"][:16]) for name in ("dataset", "second data set"))
+    datasets = {path.name: path for path in (workplace / "store/dataset").iterdir()}
+    trained_on, second = (datasets.pop(digests[f"{name} SHA-256"][:16]) for name in ("dataset", "second data set"))
     held_out = [json.loads((path / "card.json").read_text())["rows"]["validation"] for path in (trained_on, second)]
-    assert held_out == [8, 0] and not made
+    assert held_out == [8, 0] and not datasets
     assert digests["text outside the data SHA-256"] == hashlib.sha256(OWN_TEXT.read_bytes()).hexdigest()
 
 
@@ -105,10 +105,11 @@ def test_a_further_seed_or_method_runs_only_what_is_new(
         plan = plan_of(settings, wanted.model_copy(update=changes))
         return [name for name, state in plan.stages if state == "to run"]
 
-    one = ["train", "merge", "score", "convert", "measure_second_data", "answer_prompts", "measure_forgetting"]
+    of_a_run = ["train", "merge", "score", "convert", "measure_second_data", "answer_prompts", "measure_forgetting"]
     assert to_run() == []
-    assert to_run(seeds=3) == [*one, *one, "judge_answers", "write_comparison"]
-    assert to_run(methods=(*METHODS, "lora_fa")) == [*one, "judge_answers", *one, "judge_answers", "write_comparison"]
+    assert to_run(seeds=3) == [*of_a_run, *of_a_run, "judge_answers", "write_comparison"]
+    of_both_seeds = [*of_a_run, "judge_answers"] * 2
+    assert to_run(methods=(*METHODS, "lora_fa")) == [*of_both_seeds, "write_comparison"]
     assert to_run(methods=("baseline", "grit")) == ["write_comparison"]
     assert to_run(second_rows=1) == [*["measure_second_data"] * 5, "write_comparison"]
     assert to_run(second_data=None) == ["write_comparison"]
@@ -173,26 +174,26 @@ def test_the_tables_figures_are_those_of_the_runs(data: dict[str, Any], workplac
     rows = {row["key"]: row for row in data["table"]}
     validation = rows["validation_loss"]
     scores = [json.loads(path.read_text()) for path in (workplace / "store/scores").glob("*/scores.json")]
-    tuned = sorted(one["validation"]["loss"] for one in scores if one["model"] == "tuned")
+    tuned = sorted(score["validation"]["loss"] for score in scores if score["model"] == "tuned")
     means = [validation["cells"][method]["estimate"]["value"] for method in ("baseline", "grit")]
     assert sum(means) / 2 == pytest.approx(sum(tuned) / 4)
     difference = validation["cells"]["grit"]["to_reference"]
     assert difference["value"] == pytest.approx(means[1] - means[0])
     second = rows["second_validation_loss"]
     losses = [json.loads(path.read_text()) for path in (workplace / "store/second_data").glob("*/rows.json")]
-    measured = sum(sum(one["nll"]) / sum(one["supervised_tokens"]) for one in losses)
+    total = sum(sum(scores["nll"]) / sum(scores["supervised_tokens"]) for scores in losses)
     tuned_means = sum(second["cells"][method]["estimate"]["value"] for method in ("baseline", "grit"))
     assert len(losses) == 5
-    assert float(second["base"]) + 2 * tuned_means == pytest.approx(measured, abs=1e-4), "two seeds each"
+    assert float(second["base"]) + 2 * tuned_means == pytest.approx(total, abs=1e-4), "two seeds each"
     seconds = rows["median_seconds_per_step"]["cells"]["grit"]["values"]
     assert seconds == [r["median_seconds_per_step"] for r in data["runs"] if r["method"] == "grit"]
     assert rows["steps_to_reference"]["cells"]["baseline"]["values"] == [4, 4]
 
 
 def test_events_of_all_runs_lie_under_one_root(compared: Artifact) -> None:
-    found = {name.rsplit("/", 1)[0] for name in compared.files if "/events." in name}
+    directories = {name.rsplit("/", 1)[0] for name in compared.files if "/events." in name}
     trained = {f"tensorboard/{m}/seed-{seed}" for m in ("baseline", "grit") for seed in (3407, 3408)}
-    assert found == trained | {"tensorboard/study-fault/seed-3407"}
+    assert directories == trained | {"tensorboard/study-fault/seed-3407"}
 
 
 def test_a_method_that_diverges_is_left_out_with_the_reason(
@@ -252,11 +253,11 @@ def test_each_method_takes_the_rate_of_its_lowest_validation_loss(
     assert [name for name, state in plan.stages if state == "to run"][:2] == ["train", "train"]
     report = compare(make_preset(), wanted, SHARED)
     data = json.loads((report.path / "report.json").read_text())
-    assert [(one["method"], one["learning_rate"], one["loss"] is None) for one in data["trials"]] == [
+    assert [(trial["method"], trial["learning_rate"], trial["loss"] is None) for trial in data["trials"]] == [
         ("baseline", 1e-2, False), ("baseline", 1e20, True), ("grit", 1e-2, False), ("grit", 1e20, True),
     ]  # fmt: skip
     assert data["settings"]["training"]["learning_rate"] == 1e-2
-    assert all("diverged" in one["failure"] for one in data["trials"] if one["loss"] is None)
+    assert all("diverged" in trial["failure"] for trial in data["trials"] if trial["loss"] is None)
     assert "have diverged" in (report.path / "report.html").read_text()
     before = json.loads((compared.path / "report.json").read_text())
     same = [row for row in before["table"] if row["group"] != "second"]

@@ -30,7 +30,7 @@ def test_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--methods", "baseline,gritt"], "methods.1: Input should be"),
         (["--methods", "grit,grit"], "a method is named twice"),
@@ -45,14 +45,14 @@ def test_the_command_line() -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str], make_preset: Preset
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], make_preset: Preset
 ) -> None:
     assert compare.run(["--preset", make_preset(), "--plan", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--methods", "grit,grit:kfac"], "grit:kfac and grit are the same with these settings"),
         (["--second_data", "nowhere.jsonl"], "nowhere.jsonl: no such file. This is `second_data`"),
@@ -61,14 +61,14 @@ def test_mistakes_are_one_line(
 )
 def test_what_needs_no_flow_to_be_found_starts_none(
     words: list[str],
-    said: str,
+    message: str,
     make_preset: Preset,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(compare, "compare")
     assert compare.run(["--preset", make_preset(), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_validations_that_the_comparison_will_make(
@@ -80,9 +80,9 @@ def test_the_plan_counts_the_validations_that_the_comparison_will_make(
     monkeypatch.setattr(compare, "estimate", lambda settings, plan: [f"every {settings.training.eval_tokens}"])
     words = ["--training.max_steps", "20", "--training.per_device_batch_size", "5"]
     words += ["--training.gradient_accumulation_steps", "1", "--training.eval_tokens"]
-    for asked, said in (("null", 100), ("7", 7)):  # a tenth of 20 steps of 5 rows of 10 supervised tokens
+    for asked, tokens in (("null", 100), ("7", 7)):  # a tenth of 20 steps of 5 rows of 10 supervised tokens
         assert compare.run(["--preset", make_preset(), "--plan", *words, asked]) == 0
-        assert f"every {said}\n" in capsys.readouterr().out
+        assert f"every {tokens}\n" in capsys.readouterr().out
 
 
 def test_the_plan_counts_stages(make_preset: Preset, capsys: pytest.CaptureFixture[str], workplace: Path) -> None:

@@ -31,7 +31,7 @@ class Stages:
     """
 
     def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
-        self.made = MadeUp(directory)
+        self.outputs = MadeUp(directory)
         self.failures: dict[str, BaseException] = {}
         """What is raised in place of a `trial`, a `branch` or the `fault`, the first two by `optimizer part`."""
         self.done: list[str] = []
@@ -40,10 +40,10 @@ class Stages:
         self.runs: Any = None
         self.faults: Any = None
         self.not_run: dict[str, str] = {}
-        base = self.made.base
-        patch.setattr(comparison_stages, "prepared", lambda *_: (self.made.model, self.made.dataset, base.scores))
-        self.measured = {"answers": base.answers, "forgetting": base.forgetting}
-        patch.setattr(comparison_stages, "_measured", lambda *_: self.measured)
+        base = self.outputs.base
+        patch.setattr(comparison_stages, "prepared", lambda *_: (self.outputs.model, self.outputs.dataset, base.scores))
+        self.figures = {"answers": base.answers, "forgetting": base.forgetting}
+        patch.setattr(comparison_stages, "evaluated", lambda *_: self.figures)
         for name in ("trained", "branch", "reproduce_fault", "write_comparison"):
             patch.setattr(comparison_stages, name, getattr(self, f"_{name}"))
 
@@ -55,21 +55,21 @@ class Stages:
     def _trained(self, settings: FinetuneSettings, model: Artifact, dataset: Artifact, seed: int) -> Training:
         self._do(f"{settings.training.optimizer} trial")
         self.settings.append(settings)
-        run = self.made.run("trial", seed, settings.training.learning_rate)
+        run = self.outputs.run("trial", seed, settings.training.learning_rate)
         return Training(adapter=run.adapter, history=run.history)
 
-    def _branch(self, settings: FinetuneSettings, model: Artifact, measurement: Any, seed: int) -> Any:
+    def _branch(self, settings: FinetuneSettings, model: Artifact, inputs: Any, seed: int) -> Any:
         self._do(f"{settings.training.optimizer} branch")
         self.settings.append(settings)
-        run = self.made.run(settings.method, seed, 0.0)
-        return Tuned(run.adapter, run.history, model, run.scores, run.gguf), self.measured
+        run = self.outputs.run(settings.method, seed, 0.0)
+        return Tuned(run.adapter, run.history, model, run.scores, run.gguf), self.figures
 
     def _reproduce_fault(self, *_: Any, **__: Any) -> Artifact:
         self._do("fault")
-        return self.made.history(0.0, 1)
+        return self.outputs.history(0.0, 1)
 
-    def _write_comparison(self, settings: FinetuneSettings, **inputs: Any) -> None:
-        self.runs, self.faults, self.not_run = (inputs[name] for name in ("runs", "faults", "not_run"))
+    def _write_comparison(self, settings: FinetuneSettings, **arguments: Any) -> None:
+        self.runs, self.faults, self.not_run = (arguments[name] for name in ("runs", "faults", "not_run"))
         self.settings.append(settings)
 
     def _do(self, what: str) -> None:

@@ -60,8 +60,8 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         processes += processes[1].children(recursive=True)
         assert len(processes) >= 4, "server, worker, flow run, training; and `recover`, if it is just its time"
     finally:
-        said = served.make("down")
-    assert re.search(r"Stopping \d runs?; a training .*\nStopped the worker\.\nStopped the server\.", said), said
+        printed = served.make("down")
+    assert re.search(r"Stopping \d runs?; a training .*\nStopped the worker\.\nStopped the server\.", printed), printed
     assert not list(tmp_path.glob("*.pid"))
     assert not psutil.wait_procs(processes, timeout=20)[1]
     assert len(list(store.glob("checkpoints/*/checkpoint-*"))) == 1

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.usefixtures("in_this_process")
 
 @pytest.fixture(scope="module")
 def finetuned(make_preset: Preset, prefect_server: None) -> Finetuned:
-    made = finetune(make_preset(), "grit")
-    assert isinstance(made, Finetuned)
-    return made
+    result = finetune(make_preset(), "grit")
+    assert isinstance(result, Finetuned)
+    return result
 
 
 def test_the_flow_ends_with_a_registered_model(finetuned: Finetuned, workplace: Path) -> None:
@@ -124,11 +124,11 @@ def test_a_setting_runs_again_what_depends_on_it_and_nothing_else(
 
 def test_the_baseline_is_no_matter_of_grits_settings(finetuned: Finetuned, make_preset: Preset) -> None:
     preset = make_preset()
-    with planning() as one:
+    with planning() as plan:
         stages(load_settings(preset, {"method": "baseline"}))
     with planning() as other:
         stages(load_settings(preset, {"method": "baseline", "grit.power": 1.0}))
-    assert one.keys == other.keys
+    assert plan.keys == other.keys
 
 
 def test_what_has_not_changed_is_skipped_with_the_reason(
@@ -248,16 +248,17 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
 
     def run_with(**overrides: Any) -> Finetuned:
         preset = make_preset(ollama=section, promotion={"rule": "better"})
-        made = finetune(preset, "grit", overrides)
-        assert isinstance(made, Finetuned)
-        return made
+        result = finetune(preset, "grit", overrides)
+        assert isinstance(result, Finetuned)
+        return result
 
     first = run_with()
     assert first.promotion.facts["promoted"], first.promotion.facts
     digest = place.digest(in_use)
     worse = run_with(training={"learning_rate": 1e-3})
-    failed = [check["name"] for check in worse.promotion.facts["checks"] if check["reading"] == "failed"]
-    assert f"Validation loss against {first.registration.facts['model']}, nats per token (8 rows)" in failed
+    failed = {check["key"]: check["name"] for check in worse.promotion.facts["checks"] if check["reading"] == "failed"}
+    words = f"Validation loss against {first.registration.facts['model']}, nats per token (8 rows)"
+    assert failed["validation_loss:present"] == words
     assert "Not promoted" in (worse.report.path / "report.html").read_text()
     assert place.digest(in_use) == digest
     rows = (workplace / "rows.jsonl").read_text()
@@ -266,8 +267,8 @@ def test_only_a_better_model_takes_the_place_of_the_one_in_use(
         on_new_rows = run_with(training={"learning_rate": 1e-3})
     finally:
         (workplace / "rows.jsonl").write_text(rows)
-    against = [check for check in on_new_rows.promotion.facts["checks"] if "against careful-grit:" in check["name"]]
-    assert [check["reading"] for check in against] == ["failed"], "the one in use was scored on the new rows"
+    checks = {check["key"]: check for check in on_new_rows.promotion.facts["checks"]}
+    assert checks["validation_loss:present"]["reading"] == "failed", "the one in use was scored on the new rows"
     assert place.digest(in_use) == digest
 
 
@@ -280,18 +281,18 @@ def test_no_secret_gets_anywhere_but_where_it_belongs(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)
     ollama = {"name": "secret", "target": "server", "host": server.url}
-    made = finetune(make_preset(store=str(workplace / "secret"), ollama=ollama), "baseline")
-    assert isinstance(made, Finetuned)
+    result = finetune(make_preset(store=str(workplace / "secret"), ollama=ollama), "baseline")
+    assert isinstance(result, Finetuned)
     assert server.authorizations == {f"Bearer {secrets['OLLAMA_API_KEY']}"}, "it reaches the server, each time"
-    said = "".join(capfd.readouterr())
+    texts = "".join(capfd.readouterr())
     files = [path for root in (workplace / "secret", server.models) for path in root.rglob("*") if path.is_file()]
     assert len(files) > 20
-    said += "".join(path.read_bytes().decode("latin-1") for path in files)
+    texts += "".join(path.read_bytes().decode("latin-1") for path in files)
     with get_client(sync_client=True) as client:
         for kind in ("flow_runs", "task_runs", "artifacts", "logs"):
-            response = client._client.post(f"/{kind}/filter", json={})
+            response = client.request("POST", f"/{kind}/filter", json={})
             response.raise_for_status()
             assert response.json(), kind
-            said += response.text
-    assert not [value for value in secrets.values() if value in said]
-    assert "baseline" in said
+            texts += response.text
+    assert not [value for value in secrets.values() if value in texts]
+    assert "baseline" in texts

@@ -25,7 +25,7 @@ Preset = Callable[..., str]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--preset", "nonsense"], "--preset nonsense: no such preset. Use one of demo, llama3-8b"),
         (["--training.max_steps", "-3"], "training.max_steps: Input should be greater than or equal to 1"),
@@ -64,14 +64,14 @@ Preset = Callable[..., str]
 )
 @pytest.mark.usefixtures("prefect_server")
 def test_a_users_mistake_is_one_line_and_leaves_nothing(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     store = workplace / "mistakes"
     preset = make_preset(store=str(store))
     first = [] if "--preset" in arguments else ["--preset", preset]
     assert run(finetune, stages, [*first, *arguments]) == 2
     printed = capfd.readouterr().err
-    assert_one_line(printed, said)
+    assert_one_line(printed, message)
     assert_nothing_half_written(store)
 
 
@@ -87,24 +87,24 @@ def test_what_the_settings_alone_tell_starts_no_flow(
     assert_one_line(capfd.readouterr().err, "missing.jsonl: no such file")
 
 
-def assert_one_line(printed: str, said: str) -> None:
+def assert_one_line(printed: str, message: str) -> None:
     assert "Traceback" not in printed
     last = printed.strip().splitlines()[-1]
-    assert last.startswith("error: ") and said in last
+    assert last.startswith("error: ") and message in last
 
 
 def assert_nothing_half_written(store: Path) -> None:
     """What was whole before the mistake was found may stay; nothing follows from it."""
-    made = {path.name for path in store.iterdir()} if store.exists() else set()
-    assert made <= {"drafts", "locks", "results", "model", "source", "dataset", "vocabulary"}
+    kinds = {path.name for path in store.iterdir()} if store.exists() else set()
+    assert kinds <= {"drafts", "locks", "results", "model", "source", "dataset", "vocabulary"}
     assert not list((store / "drafts").glob("*"))
-    for kind in made - {"drafts", "locks", "results"}:
+    for kind in kinds - {"drafts", "locks", "results"}:
         assert all(len(path.name) == 16 for path in (store / kind).iterdir()), "artifacts are named by digest"
     shutil.rmtree(store, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", "the file holds no rows"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n', "broken JSON at line 2"),
@@ -117,16 +117,16 @@ def assert_nothing_half_written(store: Path) -> None:
 )
 @pytest.mark.usefixtures("prefect_server")
 def test_bad_data_is_one_line_and_leaves_nothing(
-    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], content: str, said: str
+    make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:
     path, store = workplace / "bad.jsonl", workplace / "mistakes"
     path.write_text(content, encoding="utf-8")
     preset = make_preset(store=str(store))
     assert run(finetune, stages, ["--preset", preset, "--data.source", str(path)]) == 2
     printed = capfd.readouterr().err
-    assert_one_line(printed, said)
+    assert_one_line(printed, message)
     assert str(path) in printed.strip().splitlines()[-1]
-    assert printed.count(said) == 1 and not store.exists(), "found before anything was started or fetched"
+    assert printed.count(message) == 1 and not store.exists(), "found before anything was started or fetched"
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -167,7 +167,7 @@ def _no_template(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda d: (d / "model.safetensors").unlink(), "no weights (*.safetensors)"),
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "the weights are pickle files"),
@@ -184,7 +184,7 @@ def test_a_bad_model_is_one_line_and_leaves_nothing(
     tiny_model: Artifact,
     capfd: pytest.CaptureFixture[str],
     spoil: Callable[[Path], object],
-    said: str,
+    message: str,
 ) -> None:
     store, model = workplace / "mistakes", workplace / "bad-model"
     shutil.rmtree(model, ignore_errors=True)
@@ -192,7 +192,7 @@ def test_a_bad_model_is_one_line_and_leaves_nothing(
     spoil(model)
     preset = make_preset(store=str(store))
     assert run(finetune, stages, ["--preset", preset, "--model.name", str(model)]) == 2
-    assert_one_line(capfd.readouterr().err, said)
+    assert_one_line(capfd.readouterr().err, message)
     assert_nothing_half_written(store)
 
 
@@ -201,9 +201,9 @@ def test_the_error_is_the_last_line_also_with_a_server_of_its_own(make_preset: P
     command = [sys.executable, "-m", "flows.finetune", "--preset", preset, "--data.max_length", "513"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
-    said = "data.max_length: 513 tokens are more than the model's context of 512. Use at most 512."
-    assert done.stderr.strip().splitlines()[-1] == f"error: {said}"
-    assert done.stderr.count(said) == 2, "once in Prefect's log, once at the end"
+    message = "data.max_length: 513 tokens are more than the model's context of 512. Use at most 512."
+    assert done.stderr.strip().splitlines()[-1] == f"error: {message}"
+    assert done.stderr.count(message) == 2, "once in Prefect's log, once at the end"
 
 
 @pytest.mark.usefixtures("prefect_server", "full_disk")
@@ -212,9 +212,9 @@ def test_too_little_disk_is_found_before_anything_is_written(
 ) -> None:
     preset = make_preset(store=str(workplace / "small"))
     assert run(finetune, stages, ["--preset", preset]) == 2
-    said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"error: {workplace / 'small'}: 0.0 GB are free and the run needs 0.6 GB (logs and small")
-    assert "merged model 0.0" in said and "point `store` or `ollama.models` at a larger disk" in said
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {workplace / 'small'}: 0.0 GB are free and the run needs 0.6 GB (logs and small")
+    assert "merged model 0.0" in last and "point `store` or `ollama.models` at a larger disk" in last
     assert not (workplace / "small").exists()
 
 
@@ -222,7 +222,7 @@ def test_too_little_disk_is_found_before_anything_is_written(
 def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_size(
     make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.runs.estimate.parameters_of_source", lambda settings: None)
+    monkeypatch.setattr("tasks.runs.waiting.parameters_of_source", lambda settings: None)
     store = workplace / "unknown"
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")
@@ -244,8 +244,8 @@ def test_a_place_that_cannot_take_the_model_is_found_before_anything_is_trained(
     (workplace / "a-file").write_text("")
     words = ["--preset", make_preset(store=str(store)), "--ollama.models", str(workplace / "a-file" / "models")]
     assert run(finetune, stages, words) == 2
-    said = f"{workplace}/a-file/models: cannot be written: Not a directory. Correct ollama.models"
-    assert_one_line(capfd.readouterr().err, said)
+    message = f"{workplace}/a-file/models: cannot be written: Not a directory. Correct ollama.models"
+    assert_one_line(capfd.readouterr().err, message)
     assert not (store / "adapter").exists()
     assert run(finetune, stages, [*words, "--plan", "--ollama.target", "server", "--ollama.host", "127.0.0.1:9"]) == 0
     assert "no Ollama server answers" in capfd.readouterr().out

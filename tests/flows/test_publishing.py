@@ -23,7 +23,7 @@ def report(tmp_path: Path) -> Artifact:
 def test_the_page_shows_the_short_report(report: Artifact) -> None:
     assert show_report(report, "of-this-test") == f"Full report: {report.path / 'report.html'}"
     with get_client(sync_client=True) as client:
-        (shown,) = (one for one in client.read_artifacts() if one.key == "of-this-test")
+        (shown,) = (artifact for artifact in client.read_artifacts() if artifact.key == "of-this-test")
     assert shown.data == "# A little better"
 
 

@@ -44,7 +44,7 @@ def name_of(client: SyncPrefectClient, run: UUID) -> str | None:
 
 
 def test_the_lost_are_repeated_and_the_others_left(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {
+    runs = {
         "silent": run_in(client, Running()),
         "living": run_in(client, Running()),
         "crashed": run_in(client, Crashed()),
@@ -56,10 +56,10 @@ def test_the_lost_are_repeated_and_the_others_left(client: SyncPrefectClient, mo
     monkeypatch.setattr(
         module,
         "last_sign_of_life",
-        lambda asked, run: real(asked, run) - (LONG_AGO if run.id == found["silent"] else timedelta(0)),
+        lambda asked, run: real(asked, run) - (LONG_AGO if run.id == runs["silent"] else timedelta(0)),
     )
     recover()
-    assert {what: name_of(client, run) for what, run in found.items()} == {
+    assert {what: name_of(client, run) for what, run in runs.items()} == {
         **{"silent": "Recovered", "crashed": "Recovered"},
         **{"living": "Running", "failed": "Failed", "cancelled": "Cancelled", "completed": "Completed"},
     }
@@ -80,8 +80,8 @@ def test_a_run_that_ends_while_it_is_looked_at_stays_ended(
 ) -> None:
     run = run_in(client, Running())
 
-    def ends_meanwhile(_: SyncPrefectClient, one: FlowRun) -> datetime:
-        client.set_flow_run_state(one.id, Completed(), force=True)
+    def ends_meanwhile(_: SyncPrefectClient, looked_at: FlowRun) -> datetime:
+        client.set_flow_run_state(looked_at.id, Completed(), force=True)
         return datetime.now(UTC) - LONG_AGO
 
     monkeypatch.setattr(module, "last_sign_of_life", ends_meanwhile)
@@ -91,11 +91,11 @@ def test_a_run_that_ends_while_it_is_looked_at_stays_ended(
 
 def test_the_notifications_are_ones_that_prefect_takes(client: SyncPrefectClient) -> None:
     text = (REPOSITORY / "docs/operations/notifications.yaml").read_text().replace("BLOCK\n", f"{uuid4()}\n")
-    automations = [AutomationCore.model_validate(one) for one in yaml.safe_load(text)["automations"]]
+    automations = [AutomationCore.model_validate(entry) for entry in yaml.safe_load(text)["automations"]]
     for automation in automations:
-        created = client._client.post("/automations/", json=automation.model_dump(mode="json"))
-        assert created.status_code == 201, created.text
-    assert [one.name for one in automations] == ["finetune-went-wrong", "finetune-completed"]
+        created = client.create_automation(automation)
+        assert client.read_automation(created) is not None
+    assert [automation.name for automation in automations] == ["finetune-went-wrong", "finetune-completed"]
 
 
 def test_a_port_that_another_program_has_is_one_clear_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from grit import GritCallback, GRITConfig, GritInactiveError, GRITManager, set_gradient_basis
 from grit.modules import lora_modules
 from tests.support.adapters import network
+from tests.support.hooks import fuse
 
 
 def one_step(model: PeftModel, data: Any, tokenizer: PreTrainedTokenizerFast, directory: Path) -> GRITManager:
@@ -33,13 +34,13 @@ def one_step(model: PeftModel, data: Any, tokenizer: PreTrainedTokenizerFast, di
 def test_the_basis_is_that_of_drawn_rows_and_of_a_streams_first(
     word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path
 ) -> None:
-    found = []
+    bases = []
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))[:4].tolist()
     for data in (rows, rows.select(drawn).to_iterable_dataset()):
         model = network(len(word_tokenizer))
         one_step(model, data, word_tokenizer, tmp_path)
-        found.append([module.lora_a.weight.detach() for module in lora_modules(model)])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        bases.append([module.lora_a.weight.detach() for module in lora_modules(model)])
+    assert all(torch.equal(of_rows, of_stream) for of_rows, of_stream in zip(*bases, strict=True))
 
 
 class Own(nn.Module):
@@ -77,7 +78,7 @@ def test_a_model_that_takes_no_count_of_items_has_its_batches_weighted_by_labels
 
     set_gradient_basis(weighted, batches, summed, seed=3)
     set_gradient_basis(unweighted, batches, lambda batch: unweighted(**batch)["loss"], seed=3)
-    ours, wanted, other = (lora_modules(one)[0].lora_a.weight.detach() for one in (model, weighted, unweighted))
+    ours, wanted, other = (lora_modules(adapted)[0].lora_a.weight.detach() for adapted in (model, weighted, unweighted))
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(ours, other, rtol=1e-2, atol=1e-3)
 
@@ -88,11 +89,7 @@ def test_fused_forwards_that_bypass_the_hooks_end_the_training(
     """The study's hybrid run: Unsloth's kernels multiply with the weights, the callback is there, nothing happens."""
     model = network(len(word_tokenizer))
     for module in lora_modules(model):
-
-        def fused(x: Tensor, layer: Any = module.layer, a: Tensor = module.lora_a.weight, m: Any = module) -> Tensor:
-            return layer.base_layer(x) + m.scaling * (x @ a.T @ m.lora_b.weight.T)
-
-        module.layer.forward = fused
+        fuse(module)
     with pytest.raises(GritInactiveError, match="hooks saw no token.*fused kernels such as Unsloth's"):
         one_step(model, rows, word_tokenizer, tmp_path)
     assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()), "it would have trained"

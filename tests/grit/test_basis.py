@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from grit import GRITConfig, GRITManager, GritTrainer, set_gradient_basis
 from grit.modules import lora_modules
 from tests.support.adapters import MakeModel, arguments, network
+from tests.support.hooks import hook_count
 
 
 def summed_loss(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:
@@ -57,7 +58,7 @@ def captured_share(rows: Tensor, gradient: Tensor) -> float:
 def test_rows_are_the_top_singular_vectors_of_the_gradient(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model, before = fresh(make_model), fresh(make_model)
     gradients = full_gradients(model, batch)
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
     for module, old in zip(lora_modules(model), lora_modules(before), strict=True):
         a, start = module.lora_a.weight.detach(), old.lora_a.weight.detach()
         values = torch.linalg.svdvals(gradients[module.path])
@@ -75,7 +76,7 @@ def test_the_rows_are_exact_and_in_order_where_the_rank_suffices(make_model: Mak
     model = fresh(make_model)
     batch = three_tokens()
     gradients = full_gradients(model, batch)
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
     for module in lora_modules(model):
         values, vectors = torch.linalg.svd(gradients[module.path])[1:]
         a = module.lora_a.weight.detach()
@@ -87,20 +88,20 @@ def test_the_rows_are_exact_and_in_order_where_the_rank_suffices(make_model: Mak
 
 def test_the_model_stays_as_it_was_and_no_gradient_is_left(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = fresh(make_model)
-    before = summed_loss(model, batch)
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one), whitened=True)
+    before, hooks = summed_loss(model, batch), hook_count(model)
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows), whitened=True)
     assert torch.equal(summed_loss(model, batch), before)
     assert all(p.grad is None for p in model.parameters())
-    assert not any(module.layer._forward_hooks for module in lora_modules(model))
+    assert hook_count(model) == hooks
 
 
 def test_more_batches_are_their_mean(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
-    one, two = fresh(make_model), fresh(make_model)
-    set_gradient_basis(one, [batch], lambda part: summed_loss(one, part))
+    whole, split = fresh(make_model), fresh(make_model)
+    set_gradient_basis(whole, [batch], lambda part: summed_loss(whole, part))
     halves = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
-    set_gradient_basis(two, halves, lambda part: summed_loss(two, part))
-    for left, right in zip(lora_modules(one), lora_modules(two), strict=True):
-        torch.testing.assert_close(left.lora_a.weight, right.lora_a.weight, rtol=1e-2, atol=1e-4)
+    set_gradient_basis(split, halves, lambda part: summed_loss(split, part))
+    for of_whole, of_split in zip(lora_modules(whole), lora_modules(split), strict=True):
+        torch.testing.assert_close(of_whole.lora_a.weight, of_split.lora_a.weight, rtol=1e-2, atol=1e-4)
 
 
 def test_whitening_scales_inputs_and_output_gradients(make_model: MakeModel) -> None:
@@ -121,7 +122,7 @@ def test_whitening_scales_inputs_and_output_gradients(make_model: MakeModel) -> 
     summed_loss(model, batch).backward()
     for handle in handles:
         handle.remove()
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one), whitened=True)
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows), whitened=True)
     for module in modules:
         x, g = ((square / square.mean() + 0.01).rsqrt() for square in seen[module.path])
         white = g[:, None] * gradients[module.path] * x
@@ -135,16 +136,16 @@ def test_padding_does_not_enter_the_whitened_basis(make_model: MakeModel, batch:
         model = fresh(make_model)
         fill = {"input_ids": 7, "attention_mask": 0, "labels": -100}
         padded = {name: torch.nn.functional.pad(value, (0, pads), value=fill[name]) for name, value in batch.items()}
-        set_gradient_basis(model, [padded], lambda one, model=model: summed_loss(model, one), whitened=True)
+        set_gradient_basis(model, [padded], lambda rows, model=model: summed_loss(model, rows), whitened=True)
         rows = (module.lora_a.weight.detach() for module in lora_modules(model))
         spans.append([torch.linalg.qr(a.T).Q for a in rows])
-    for one, other in zip(*spans, strict=True):
-        torch.testing.assert_close(one @ one.T, other @ other.T, rtol=0, atol=1e-4)
+    for span, padded_span in zip(*spans, strict=True):
+        torch.testing.assert_close(span @ span.T, padded_span @ padded_span.T, rtol=0, atol=1e-4)
 
 
 def test_no_layers_input_is_held_until_the_backward_pass(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """Beyond what autograd keeps for itself, and the same under gradient checkpointing."""
-    found = []
+    bases = []
     for checkpointed in (False, True):
         model = fresh(make_model, target_modules=["q_proj"])
         if checkpointed:
@@ -153,9 +154,9 @@ def test_no_layers_input_is_held_until_the_backward_pass(make_model: MakeModel, 
         held: list[int] = []
         inputs: list[weakref.ref[Tensor]] = []
 
-        def loss(one: dict[str, Tensor], model: PeftModel = model, inputs: list = inputs, held: list = held) -> Tensor:
+        def loss(rows: dict[str, Tensor], model: PeftModel = model, inputs: list = inputs, held: list = held) -> Tensor:
             with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
-                result = summed_loss(model, one)
+                result = summed_loss(model, rows)
             held.append(sum(reference() is not None for reference in inputs))
             inputs.clear()
             return result
@@ -166,9 +167,9 @@ def test_no_layers_input_is_held_until_the_backward_pass(make_model: MakeModel, 
             )
         set_gradient_basis(model, [batch], loss, whitened=True)
         assert held == [0, 0, 0]
-        found.append([module.lora_a.weight.detach() for module in lora_modules(model)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        bases.append([module.lora_a.weight.detach() for module in lora_modules(model)])
+    for plain, checkpointed_rows in zip(*bases, strict=True):
+        torch.testing.assert_close(plain, checkpointed_rows, rtol=1e-3, atol=1e-4)
 
 
 def test_a_quantised_base_serves_as_well(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -179,7 +180,7 @@ def test_a_quantised_base_serves_as_well(make_model: MakeModel, batch: dict[str,
         new.load_state_dict(old.state_dict())
         new.support_avx512bf16_for_cpu = False
         module.layer.base_layer = new.to("cpu")
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
     assert all(bool(torch.isfinite(module.lora_a.weight).all()) for module in lora_modules(model))
     exact = full_gradients(fresh(make_model, r=2), batch)
     shares = [
@@ -200,25 +201,25 @@ def test_modules_without_a_gradient_are_left_as_they_are(
     layer.mlp.down_proj.register_forward_hook(lambda _m, _x, output: output.detach())
     layer.self_attn.v_proj.forward = lambda x: x[..., :16].detach()
     layer.self_attn.q_proj.register_forward_hook(lambda _m, _x, output: output.detach())
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one), whitened=whitened)
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows), whitened=whitened)
     for module, old in zip(lora_modules(model), before, strict=True):
         left_alone = torch.equal(module.lora_a.weight, old.lora_a.weight)
         assert left_alone == (".layers.0." in module.path)
         assert not module.lora_b.weight.any()
     with pytest.raises(ValueError, match="no gradient reached any LoRA module"):
-        set_gradient_basis(model, [batch], lambda one: 0 * summed_loss(model, one), whitened=whitened)
+        set_gradient_basis(model, [batch], lambda rows: 0 * summed_loss(model, rows), whitened=whitened)
 
 
 def test_a_failure_leaves_no_trace(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     for failing in (1, 2, 3):
         model, before = fresh(make_model), fresh(make_model)
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+        hooks = hook_count(model)
         passes = 0
 
-        def loss(one: dict[str, Tensor], model: PeftModel = model, failing: int = failing) -> Tensor:
+        def loss(rows: dict[str, Tensor], model: PeftModel = model, failing: int = failing) -> Tensor:
             nonlocal passes
             passes += 1
-            result = summed_loss(model, one)
+            result = summed_loss(model, rows)
             if passes == failing:
                 raise RuntimeError("out of memory")
             return result
@@ -226,14 +227,14 @@ def test_a_failure_leaves_no_trace(make_model: MakeModel, batch: dict[str, Tenso
         with pytest.raises(RuntimeError, match="out of memory"):
             set_gradient_basis(model, [batch], loss, whitened=True)
         assert passes == failing
-        assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
-        for one, other in zip(model.parameters(), before.parameters(), strict=True):
-            assert torch.equal(one, other) and one.grad is None
+        assert hook_count(model) == hooks
+        for weight, old in zip(model.parameters(), before.parameters(), strict=True):
+            assert torch.equal(weight, old) and weight.grad is None
 
 
 def test_a_rank_above_a_width_is_filled_up(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = fresh(make_model, r=20, target_modules=["v_proj"])  # 16 x 32
-    set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+    set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
     for module in lora_modules(model):
         assert torch.linalg.matrix_rank(module.lora_a.weight) == 20
 
@@ -241,13 +242,13 @@ def test_a_rank_above_a_width_is_filled_up(make_model: MakeModel, batch: dict[st
 def test_a_trained_adapter_is_refused(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     model = make_model()
     with pytest.raises(ValueError, match="only before training"):
-        set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+        set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
     with pytest.raises(ValueError, match="at least one batch"):
-        set_gradient_basis(fresh(make_model), [], lambda one: summed_loss(model, one))
+        set_gradient_basis(fresh(make_model), [], lambda rows: summed_loss(model, rows))
     model = fresh(make_model)
     model.peft_config["default"].init_lora_weights = "eva"  # PEFT's start that leaves B zero
     with pytest.raises(ValueError, match="would replace what EVA found"):
-        set_gradient_basis(model, [batch], lambda one: summed_loss(model, one))
+        set_gradient_basis(model, [batch], lambda rows: summed_loss(model, rows))
 
 
 def test_an_adapter_that_has_been_trained_goes_on_with_the_initial_basis(

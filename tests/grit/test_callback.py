@@ -128,14 +128,14 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
 
-    whole, one = resumable(word_tokenizer, rows, tmp_path / "whole", kind, variant)
+    whole, uninterrupted = resumable(word_tokenizer, rows, tmp_path / "whole", kind, variant)
     whole.train()
-    resumed, other = resumable(word_tokenizer, rows, tmp_path / "killed", kind, variant)
+    resumed, continued = resumable(word_tokenizer, rows, tmp_path / "killed", kind, variant)
     resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
     expected = weights(whole.model)
     for name, weight in weights(resumed.model).items():
         assert torch.equal(weight, expected[name])
-    states = one.state_dict(), other.state_dict()
+    states = uninterrupted.state_dict(), continued.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -156,11 +156,11 @@ def test_a_callback_does_not_take_the_state_of_another_run(
     trainer, _ = resumed()
     with pytest.raises(ValueError, match=r"set GritCallback.resumed_from to the checkpoint that train\(\) was given"):
         trainer.train(resume_from_checkpoint=checkpoint)
-    told, named = resumed(), resumed(resume_from_checkpoint=checkpoint)
-    for callback in told[0].callback_handler.callbacks:
+    by_callback, by_argument = resumed(), resumed(resume_from_checkpoint=checkpoint)
+    for callback in by_callback[0].callback_handler.callbacks:
         if isinstance(callback, GritCallback):
             callback.resumed_from = Path(checkpoint)
-    for trainer, manager in (told, named):
+    for trainer, manager in (by_callback, by_argument):
         trainer.train(resume_from_checkpoint=checkpoint)
         assert all(torch.equal(value, expected[name]) for name, value in manager.state_dict().items())
 

@@ -47,10 +47,13 @@ def test_two_processes_give_the_result_of_one(
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
     rows.save_to_disk(tmp_path)
     word_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    one, two = launch(1, tmp_path, 4, 1, variant, basis), launch(2, tmp_path, 2 // passes, passes, variant, basis)
-    assert float(one["grit.0.samples"][0]) == float(two["grit.0.samples"][0]) > 3 * 4 * 4
-    for name, tensor in one.items():
+    alone = launch(1, tmp_path, 4, 1, variant, basis)
+    together = launch(2, tmp_path, 2 // passes, passes, variant, basis)
+    assert float(alone["grit.0.samples"][0]) == float(together["grit.0.samples"][0]) > 3 * 4 * 4
+    for name, tensor in alone.items():
         scale = float(tensor.float().abs().max())
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
-    first, second = two["replicas"]
+        torch.testing.assert_close(
+            together[name], tensor, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    first, second = together["replicas"]
     assert bool(first.any()) and torch.equal(first, second)

@@ -22,10 +22,10 @@ def captured(model: PeftModel, batches: list[dict[str, Tensor]], scale: float = 
     manager.loss_denominator, manager.loss_scale = total, scale
     for batch in batches:
         backward(model, batch, total, scale)
-    found = factors(manager)
+    matrices = factors(manager)
     manager.close()
     model.zero_grad()
-    return found
+    return matrices
 
 
 def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -47,13 +47,13 @@ def test_factors_are_those_of_the_real_tokens(make_model: MakeModel, batch: dict
     sigma_h = sum(torch.outer(seen["h"][t], seen["h"][t]) for t in tokens) / len(tokens)
     sigma_u = sum(torch.outer(seen["u"][t], seen["u"][t]) for t in tokens) / len(tokens)
     manager = GRITManager(model, QUICK)
-    index = next(i for i, m in enumerate(manager._groups[0].modules) if m.name.startswith(name))
+    index = next(i for i, m in enumerate(manager.factor_groups[0].modules) if m.name.startswith(name))
     manager.loss_denominator = total
     backward(model, batch, total)
-    found = factors(manager)
+    ours = factors(manager)
     for name, wanted in (("h", sigma_h), ("u", sigma_u)):
-        torch.testing.assert_close(found[name][index], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
-    assert found["samples"][index] == len(tokens) == 41
+        torch.testing.assert_close(ours[name][index], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert ours["samples"][index] == len(tokens) == 41
 
 
 def test_factors_do_not_depend_on_how_the_batch_is_split(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -67,13 +67,13 @@ def test_padding_is_no_token_where_the_base_model_is_called(make_model: MakeMode
     manager = GRITManager(model, QUICK)
     manager.loss_denominator = total = int((batch["labels"][:, 1:] != -100).sum())
     backward(model.get_base_model(), batch, total)
-    found = factors(manager)
-    assert found["samples"].tolist() == [41.0] * 6
-    assert_same(found, captured(make_model(), [batch]))
+    ours = factors(manager)
+    assert ours["samples"].tolist() == [41.0] * 6
+    assert_same(ours, captured(make_model(), [batch]))
 
 
 def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
-    found = []
+    states = []
     for named in (True, False):
         model = make_model()
         manager = GRITManager(model, QUICK)
@@ -81,18 +81,18 @@ def test_the_mask_is_read_also_where_it_is_given_by_position(make_model: MakeMod
         given = () if named else (batch["attention_mask"],)
         model(batch["input_ids"], *given, **mask).logits[:, :-1].square().sum().backward()
         manager.update_and_invert_factors()
-        found.append(manager.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert found[0]["0.samples"][0] == batch["attention_mask"].sum()
+        states.append(manager.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert states[0]["0.samples"][0] == batch["attention_mask"].sum()
 
 
 def test_what_stands_at_padding_does_not_matter(make_model: MakeModel) -> None:
     """Not even where it is no number, as after attention to nothing."""
     manager = GRITManager(make_model(), QUICK)
-    (group,) = manager._groups
+    (group,) = manager.factor_groups
     mask = torch.tensor([[True, True, False], [True, False, False]])
     h, u = torch.randn(2, 3, 4), torch.randn(2, 3, 4) * mask[..., None]
-    group._accumulate(0, h.masked_fill(~mask[..., None], float("nan")), u, mask)
+    group.accumulate(0, h.masked_fill(~mask[..., None], float("nan")), u, mask)
     group.update(1.0)
     torch.testing.assert_close(group.sigma_h[0], h[mask].T @ h[mask] / 3)
     torch.testing.assert_close(group.sigma_u[0], u[mask].T @ u[mask] / 3)
@@ -101,9 +101,9 @@ def test_what_stands_at_padding_does_not_matter(make_model: MakeModel) -> None:
 def test_mask_and_denominator_may_be_on_another_device(make_model: MakeModel) -> None:
     """As with a model that is spread over several, whose inputs are on the first."""
     manager = GRITManager(make_model().to("meta"), QUICK)
-    (group,) = manager._groups
+    (group,) = manager.factor_groups
     h = torch.randn(2, 3, 4, device="meta")
-    group._accumulate(0, h, h, torch.ones(2, 3, dtype=torch.bool))
+    group.accumulate(0, h, h, torch.ones(2, 3, dtype=torch.bool))
     group.update(torch.tensor(0.1))
     assert group.sigma_u.device.type == "meta"
 
@@ -135,7 +135,7 @@ def test_adapters_in_bfloat16(make_model: MakeModel, batch: dict[str, Tensor], v
     train(model, batch, GRITManager(model, replace(QUICK, variant=variant)), 3)
     after = [p.detach() for p in model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.bfloat16 and torch.isfinite(p).all() for p in after)
-    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_factors_do_not_depend_on_the_loss_scale(make_model: MakeModel, batch: dict[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ def test_options_that_the_optimizer_loads_are_followed(
     backward(model, batch, 10)
     manager.step()
     optimizer.step()
-    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ def test_it_imports_nothing_of_this_project_but_itself() -> None:
                 assert root in allowed | sys.stdlib_module_names, f"{file.name} imports {name}"
 
 
-def test_reading_the_configuration_loads_no_heavy_library() -> None:
-    code = "import sys, grit.config; sys.exit(any(name in sys.modules for name in ('torch', 'trl', 'peft')))"
+def test_reading_the_configuration_and_the_variants_loads_no_heavy_library() -> None:
+    heavy = "any(name in sys.modules for name in ('torch', 'trl', 'peft'))"
+    code = f"import sys, grit.config, grit.variants; sys.exit({heavy})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -67,7 +68,7 @@ def test_it_can_be_installed_alone(tmp_path: Path) -> None:
     own = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
     asked = own["dependencies"] + own["optional-dependencies"]["trl"]
     assert set(asked) <= set(project["dependencies"])
-    assert {re.split("[<>=]", one)[0] for one in asked} == {
+    assert {re.split("[<>=]", requirement)[0] for requirement in asked} == {
         "accelerate",
         "peft",
         "safetensors",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.config import Variant
@@ -18,16 +18,15 @@ from grit.modules import lora_modules
 from grit.preconditioning import anisotropy, inverse_power
 from grit.proof import check_effect
 from tests.support.adapters import QUICK, MakeModel, backward, train
+from tests.support.hooks import fuse
 
 
 def test_bypassed_hooks_are_an_error(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
     """As with fused kernels, which multiply with the weights and never call the modules."""
     model = make_model()
     manager = GRITManager(model, QUICK)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.forward = lambda x, m=module: nn.functional.linear(x, m.weight, m.bias)  # type: ignore[method-assign]
-            module._forward_hooks.clear()
+    for module in lora_modules(model):
+        fuse(module)
     backward(model, batch, 1)
     with pytest.raises(GritInactiveError, match="hooks saw no token"):
         manager.step()
@@ -93,17 +92,17 @@ def test_factors_that_are_never_updated_are_an_error(make_model: MakeModel, batc
 
 
 @pytest.mark.parametrize(
-    ("rank", "config", "said"),
+    ("rank", "config", "message"),
     [
         (1, {"kfac_min_samples": 1}, "multiple of the identity"),
         (4, {"kfac_min_samples": 1, "kfac_damping": 1e9}, "multiple of the identity"),
     ],
 )
 def test_a_preconditioner_without_effect_is_an_error(
-    make_model: MakeModel, batch: dict[str, Tensor], rank: int, config: dict[str, Any], said: str
+    make_model: MakeModel, batch: dict[str, Tensor], rank: int, config: dict[str, Any], message: str
 ) -> None:
     model = make_model(r=rank)
-    with pytest.raises(GritInactiveError, match=said):
+    with pytest.raises(GritInactiveError, match=message):
         train(model, batch, GRITManager(model, GRITConfig(kfac_update_freq=1, cov_update_freq=1, **config)), 9)
 
 
@@ -142,14 +141,14 @@ def test_modules_that_do_nothing_while_others_work_are_named_once(
     model = make_model()
     manager = GRITManager(model, QUICK)
     for module in lora_modules(model)[:5]:
-        module.lora_a._forward_hooks.clear()
+        fuse(module)
     with caplog.at_level(logging.WARNING):
         train(model, batch, manager, 6)
     assert manager.last_diagnostics["in_use"] == pytest.approx(1 / 6)
     assert manager.last_diagnostics["tokens"] == 6 * 41, "those of a module that works"
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "grit.witness"]
-    assert "no token of 5 of 6 LoRA modules for 2 update periods" in message
-    assert "layers.0.self_attn.q_proj[default]" in message and message.endswith(", ...")
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "grit.witness"]
+    assert "no token of 5 of 6 LoRA modules for 2 update periods" in warning
+    assert "layers.0.self_attn.q_proj[default]" in warning and warning.endswith(", ...")
 
 
 @pytest.mark.parametrize("rank", [2, 16, 64, 256])
@@ -166,13 +165,13 @@ def test_only_what_is_in_use_counts_as_an_effect(make_model: MakeModel, batch: d
     """One module has seen enough, and its rank is 1; the roots of the others are no multiples of the identity."""
     model = make_model(rank_pattern={"layers.0.self_attn.q_proj": 1})
     manager = GRITManager(model, replace(QUICK, kfac_min_samples=60))
-    others = next(group for group in manager._groups if len(group.modules) == 5)
+    others = next(group for group in manager.factor_groups if len(group.modules) == 5)
     with pytest.raises(GritInactiveError, match="multiple of the identity in every module"):
         for _ in range(4):
             backward(model, batch, 1)
             manager.step()
             others.samples.zero_()
-    unused = next(one for one in manager.preconditioners if len(one.factors.modules) == 5)
+    unused = next(p for p in manager.preconditioners if len(p.factors.modules) == 5)
     assert float(anisotropy(unused.root_a, unused.factors.ranks).min()) > 0.01
 
 
@@ -204,17 +203,17 @@ def without_gradients(optimizer: torch.optim.Optimizer, manager: GRITManager) ->
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    ("loop", "said"),
+    ("loop", "message"),
     [(too_late, "before optimizer.step\\(\\), not after it"), (without_gradients, "no LoRA weight has a gradient")],
 )
 def test_a_step_in_the_wrong_place_is_an_error(
-    make_model: MakeModel, batch: dict[str, Tensor], loop: Loop, said: str, fused: bool
+    make_model: MakeModel, batch: dict[str, Tensor], loop: Loop, message: str, fused: bool
 ) -> None:
     model = make_model()
     manager = GRITManager(model, QUICK)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=fused)
     backward(model, batch, 10)
-    with pytest.raises(GritInactiveError, match=said):
+    with pytest.raises(GritInactiveError, match=message):
         loop(optimizer, manager)
 
 

@@ -78,8 +78,8 @@ def test_without_a_cut_the_model_stays_as_it_was(make_model: MakeModel, batch: d
     torch.testing.assert_close(logits(model, batch), logits(plain, batch), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight, atol=1e-3)
     assert set(manager.ranks.values()) == {4}
-    one, other = lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight
-    assert float(one.detach().norm()) == pytest.approx(float(other.detach().norm()), rel=1e-4)
+    ours, raw = lora_modules(model)[0].lora_a.weight, lora_modules(plain)[0].lora_a.weight
+    assert float(ours.detach().norm()) == pytest.approx(float(raw.detach().norm()), rel=1e-4)
 
 
 def test_factors_and_moments_are_those_of_the_new_basis(make_model: MakeModel, batch: dict[str, Tensor]) -> None:
@@ -102,7 +102,7 @@ def test_factors_and_moments_are_those_of_the_new_basis(make_model: MakeModel, b
     fresh.loss_denominator = 10
     backward(model, batch, 10)
     fresh.step()
-    for group, own in zip(manager._groups, fresh._groups, strict=True):
+    for group, own in zip(manager.factor_groups, fresh.factor_groups, strict=True):
         for name in ("sigma_h", "sigma_u"):
             kept, seen = getattr(group, name), getattr(own, name)
             cosine = (kept * seen).sum((1, 2)) / kept.norm(dim=(1, 2)) / seen.norm(dim=(1, 2))
@@ -136,7 +136,7 @@ def test_the_exported_adapter_is_smaller_and_answers_the_same(
     assert min(ranks.values()) < 4
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) < sum(
-        module.weight(left=left).numel() for module in lora_modules(model) for left in (True, False)
+        weight.numel() for module in lora_modules(model) for weight in module.weights
     )
     assert {len(t) for name, t in saved.items() if "lora_A" in name} == set(ranks.values())
     assert json.loads((tmp_path / "adapter_config.json").read_text())["rank_pattern"]

@@ -15,7 +15,7 @@ BOTH = {"target_modules": ["q_proj"]}
 
 
 @pytest.mark.parametrize(
-    ("saved", "loading", "said"),
+    ("saved", "loading", "message"),
     [
         (BOTH, {"target_modules": ["k_proj"]}, r"module 1 is .*q_proj.* of rank 4 there, .*k_proj.* of rank 4 here"),
         (BOTH | {"layers_to_transform": [0]}, BOTH, r"module 2 is none there, .*layers.1.*q_proj.* of rank 4 here"),
@@ -24,12 +24,12 @@ BOTH = {"target_modules": ["q_proj"]}
     ],
 )
 def test_the_state_of_other_modules_is_refused(
-    make_model: MakeModel, saved: dict[str, Any], loading: dict[str, Any], said: str
+    make_model: MakeModel, saved: dict[str, Any], loading: dict[str, Any], message: str
 ) -> None:
     state = GRITManager(make_model(**saved)).state_dict()
     manager = GRITManager(make_model(**loading))
     before = manager.state_dict()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         manager.load_state_dict(state)
     assert all(torch.equal(value, before[name]) for name, value in manager.state_dict().items())
 

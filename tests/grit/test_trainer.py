@@ -61,7 +61,7 @@ def test_under_float16_clipping_comes_after_unscaling_and_an_overflow_is_left_to
     word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a scaler on the CPU, where Transformers makes none: the step, its figures and its factors as without one."""
-    found: list[tuple[list[Tensor], dict[str, float], Tensor]] = []
+    steps: list[tuple[list[Tensor], dict[str, float], Tensor]] = []
     for scale in (None, 2.0**12):
         model = network(len(word_tokenizer))
         config = GRITConfig(kfac_update_freq=1, cov_update_freq=1, kfac_min_samples=1)
@@ -75,20 +75,20 @@ def test_under_float16_clipping_comes_after_unscaling_and_an_overflow_is_left_to
             accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = accelerator.prepare(torch.optim.AdamW(weights, lr=1e-2))
-        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        inputs = next(iter(trainer.get_train_dataloader()))
         trainer.current_gradient_accumulation_steps = 1
         trainer.training_step(model, inputs, torch.tensor(6))
         trainer._clip_grad_norm(model)
         clipped = torch.cat([p.grad.flatten() for p in weights if p.grad is not None]).norm()
         assert float(clipped) == pytest.approx(1e-3, rel=1e-3) and trainer.step_statistics["grad_norm"] > 2e-3
         optimizer.step()
-        sigma = trainer.grit_manager._groups[0].sigma_u
-        found.append(([p.detach().clone() for p in weights], dict(trainer.step_statistics), sigma))
-    for name, value in found[0][1].items():
-        assert found[1][1][name] == pytest.approx(value, rel=1e-3)
-    torch.testing.assert_close(found[1][2], found[0][2], rtol=1e-3, atol=0)
-    for one, other in zip(found[0][0], found[1][0], strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+        sigma = trainer.grit_manager.factor_groups[0].sigma_u
+        steps.append(([p.detach().clone() for p in weights], dict(trainer.step_statistics), sigma))
+    for name, value in steps[0][1].items():
+        assert steps[1][1][name] == pytest.approx(value, rel=1e-3)
+    torch.testing.assert_close(steps[1][2], steps[0][2], rtol=1e-3, atol=0)
+    for plain, scaled in zip(steps[0][0], steps[1][0], strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-4)
 
     optimizer.zero_grad()
     trainer.training_step(model, inputs, torch.tensor(6))
@@ -99,7 +99,7 @@ def test_under_float16_clipping_comes_after_unscaling_and_an_overflow_is_left_to
     assert not bool(torch.isfinite(overflowed).all())
     optimizer.step()
     assert optimizer.step_was_skipped and accelerator.scaler.get_scale() == 2.0**11
-    assert all(torch.equal(one, other) for one, other in zip(found[1][0], weights, strict=True))
+    assert all(torch.equal(before, weight) for before, weight in zip(steps[1][0], weights, strict=True))
 
 
 def test_in_a_bare_loop_the_scaler_has_unscaled_before_the_optimizers_hook(rows: Dataset) -> None:
@@ -118,7 +118,7 @@ def test_in_a_bare_loop_the_scaler_has_unscaled_before_the_optimizers_hook(rows:
             scaler.update()
             optimizer.zero_grad()
         figures.append(manager.last_diagnostics)
-        factors.append(manager._groups[0].sigma_u)
+        factors.append(manager.factor_groups[0].sigma_u)
     assert figures[1] == pytest.approx(figures[0], rel=1e-3)
     torch.testing.assert_close(factors[1], factors[0], rtol=1e-3, atol=1e-12)
 
@@ -169,8 +169,8 @@ def test_trls_figures_do_not_count_the_passes_for_the_basis_and_a_second_trainin
         lines = [line for line in trainer.state.log_history if "loss" in line]
         counted.append([[line[name] for name in ("num_tokens", "mean_token_accuracy", "entropy")] for line in lines])
     assert [line[0] for line in counted[1]] == [8, 16]
-    for one, other in zip(*counted, strict=True):
-        assert other == pytest.approx(one, rel=1e-4)
+    for without_basis, with_basis in zip(*counted, strict=True):
+        assert with_basis == pytest.approx(without_basis, rel=1e-4)
     basis_seconds, a = manager.basis_seconds, lora_modules(model)[0].lora_a.weight.detach().clone()
     trainer.train()
     assert manager.steps == 4 and manager.basis_seconds == basis_seconds

@@ -15,12 +15,13 @@ from torch import Tensor
 from grit import GRITConfig, GritInactiveError, GRITManager
 from grit.config import Variant
 from grit.modules import LoraModule
-from grit.preconditioner import Preconditioner
-from grit.preconditioning import multiply
-from grit.variants import multipliers
+from grit.preconditioner import DampedFactors, Preconditioner
+from grit.products import LoraMatrix, multiply
+from grit.variants import VARIANTS
 from tests.support.adapters import MakeModel, backward, train
 
 LR, DECAY = 1e-2, 0.1
+MATRICES: tuple[LoraMatrix, ...] = ("A", "B")
 
 
 def config(variant: str, **more: Any) -> GRITConfig:
@@ -29,9 +30,9 @@ def config(variant: str, **more: Any) -> GRITConfig:
 
 def raw_gradients(model: PeftModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     backward(model, batch, 10)
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return gradients
 
 
 def gradients_and_manager(model: PeftModel, batch: dict[str, Tensor], chosen: GRITConfig) -> GRITManager:
@@ -48,8 +49,8 @@ def damped_power(factor: Tensor, power: float, damping: float = 0.03) -> Tensor:
     return (vectors @ torch.diag(values.pow(-power)) @ vectors.T).float()
 
 
-def name_of(module: LoraModule, side: str) -> str:
-    return f"{module.path}.lora_{side}.default.weight"
+def name_of(module: LoraModule, matrix: LoraMatrix) -> str:
+    return f"{module.path}.lora_{matrix}.default.weight"
 
 
 @pytest.mark.parametrize("variant", ["kfac", "published", "riemannian"])
@@ -59,7 +60,7 @@ def test_gradients_are_multiplied_by_the_right_factor(
     model = make_model()
     raw = raw_gradients(model, batch)
     manager = gradients_and_manager(model, batch, config(variant, power=0.5, norm_match=False))
-    (group,) = manager._groups
+    (group,) = manager.factor_groups
     for index, module in enumerate(group.modules):
         a, b = module.lora_a.weight, module.lora_b.weight
         for_a, for_b = {
@@ -112,37 +113,43 @@ def test_any_shape_rank_and_dtype(
             assert torch.equal(new, gradient)
             torch.testing.assert_close(updates[1][name].norm(), updates[0][name].norm(), rtol=5e-2, atol=0)
     assert manager.last_diagnostics["in_use"] == 1
-    (one,) = manager.preconditioners
-    for index, module in enumerate(one.factors.modules):
-        for side in "AB":
-            name = name_of(module, side)
-            wanted = by_definition(variant, one, index, starts[1], raw[name].float(), side)
-            found, error = weights[name].grad.float(), torch.finfo(dtype).eps
+    (preconditioner,) = manager.preconditioners
+    for index, module in enumerate(preconditioner.factors.modules):
+        for matrix in MATRICES:
+            name = name_of(module, matrix)
+            wanted = by_definition(variant, preconditioner, index, starts[1], raw[name].float(), matrix)
+            ours, error = weights[name].grad.float(), torch.finfo(dtype).eps
             if variant == "graft":  # Adam's first momentum is a multiple of the gradient; the weight rounds its step
-                found, length = -updates[1][name], updates[0][name].norm()
-                error *= float(starts[1][name].abs().max() / length * length.new_tensor(found.numel()).sqrt())
+                ours, length = -updates[1][name], updates[0][name].norm()
+                error *= float(starts[1][name].abs().max() / length * length.new_tensor(ours.numel()).sqrt())
                 wanted = wanted / wanted.norm() * length
-            assert float((found - wanted).norm() / wanted.norm()) < 2e-3 + 2 * error, name
+            assert float((ours - wanted).norm() / wanted.norm()) < 2e-3 + 2 * error, name
 
 
 def by_definition(
-    variant: str, one: Preconditioner, index: int, start: dict[str, Tensor], raw: Tensor, side: str
+    variant: str,
+    preconditioner: Preconditioner,
+    index: int,
+    start: dict[str, Tensor],
+    raw: Tensor,
+    matrix: LoraMatrix,
 ) -> Tensor:
     """What a gradient should become, with the length that it had: the factors are the manager's, the rest is not."""
-    module, sigma_h, sigma_u = one.factors.modules[index], one.factors.sigma_h[index], one.factors.sigma_u[index]
+    factors, used_a, used_b = preconditioner.factors, preconditioner.used_a[index], preconditioner.used_b[index]
+    module, sigma_h, sigma_u = factors.modules[index], factors.sigma_h[index], factors.sigma_u[index]
     if variant == "eigen_adam":
-        basis, sigma = (one.used_a[index].T, sigma_u) if side == "A" else (one.used_b[index], sigma_h)
+        basis, sigma = (used_a.T, sigma_u) if matrix == "A" else (used_b, sigma_h)
         torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), rtol=0, atol=1e-4)
         turned = basis.T @ sigma @ basis
         turned = turned / turned.abs().max()
         torch.testing.assert_close(turned, torch.diag(turned.diagonal()), rtol=0, atol=1e-4)
-        return basis.T @ raw if side == "A" else raw @ basis
-    a, b = (start[name_of(module, of)].float() for of in "AB")
+        return basis.T @ raw if matrix == "A" else raw @ basis
+    a, b = (start[name_of(module, own)].float() for own in MATRICES)
     for_a, for_b = {
         "published": (sigma_h, sigma_u),
         "riemannian": (b.T @ b, a @ a.T),
     }.get(variant, (sigma_u, sigma_h))
-    product = damped_power(for_a, 0.5) @ raw if side == "A" else raw @ damped_power(for_b, 0.5)
+    product = damped_power(for_a, 0.5) @ raw if matrix == "A" else raw @ damped_power(for_b, 0.5)
     return product * (raw.norm() / product.norm())
 
 
@@ -151,20 +158,21 @@ def test_eigen_adam_is_adam_on_the_rotated_gradient(make_model: MakeModel, batch
     model, reference = make_model(), make_model()
     manager = GRITManager(model, config("eigen_adam", kfac_update_freq=100))
     train(model, batch, manager, 2, DECAY)
-    (one,) = manager.preconditioners
+    (preconditioner,) = manager.preconditioners
+    turns = {"A": preconditioner.used_a, "B": preconditioner.used_b}
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for step in (1, 2):
         raw = raw_gradients(reference, batch)
-        for index, module in enumerate(one.factors.modules):
-            for side, left, turn in (("A", True, one.used_a[index]), ("B", False, one.used_b[index])):
-                name = name_of(module, side)
+        for index, module in enumerate(preconditioner.factors.modules):
+            for matrix in MATRICES:
+                name, turn = name_of(module, matrix), turns[matrix][index]
                 weight = reference.get_parameter(name)
-                gradient = turn @ raw[name] if left else raw[name] @ turn
+                gradient = turn @ raw[name] if matrix == "A" else raw[name] @ turn
                 m, v = moments.get(name, (torch.zeros_like(gradient), torch.zeros_like(gradient)))
                 m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
                 moments[name] = m, v
                 update = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-                update = turn.T @ update if left else update @ turn.T
+                update = turn.T @ update if matrix == "A" else update @ turn.T
                 weight.data.copy_(weight * (1 - LR * DECAY) - LR * update)
     for name, weight in reference.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), weight, rtol=1e-4, atol=2e-5)
@@ -194,11 +202,11 @@ def test_eigen_adams_moments_follow_the_basis(make_model: MakeModel, batch: dict
         manager.step()
         optimizer.step()
         optimizer.zero_grad()
-    (one,) = manager.preconditioners
-    for index, module in enumerate(one.factors.modules):
-        moment = one.used_a[index].T @ optimizer.state[module.lora_a.weight]["exp_avg"]
+    (preconditioner,) = manager.preconditioners
+    for index, module in enumerate(preconditioner.factors.modules):
+        moment = preconditioner.used_a[index].T @ optimizer.state[module.lora_a.weight]["exp_avg"]
         torch.testing.assert_close(moment, wanted[name_of(module, "A")], rtol=1e-3, atol=1e-6)
-        moment = optimizer.state[module.lora_b.weight]["exp_avg"] @ one.used_b[index].T
+        moment = optimizer.state[module.lora_b.weight]["exp_avg"] @ preconditioner.used_b[index].T
         torch.testing.assert_close(moment, wanted[name_of(module, "B")], rtol=1e-3, atol=1e-6)
 
 
@@ -208,14 +216,15 @@ def test_graft_has_adams_length_and_kfacs_direction(make_model: MakeModel, batch
     train(plain, batch, None, 1, DECAY)
     train(model, batch, manager, 1, DECAY)
     raw = raw_gradients(before, batch)
-    (one,) = manager.preconditioners
-    for index, module in enumerate(one.factors.modules):
-        for side, left, root in (("A", True, one.root_a[index]), ("B", False, one.root_b[index])):
-            name = name_of(module, side)
+    (preconditioner,) = manager.preconditioners
+    roots = {"A": preconditioner.root_a, "B": preconditioner.root_b}
+    for index, module in enumerate(preconditioner.factors.modules):
+        for matrix in MATRICES:
+            name, root = name_of(module, matrix), roots[matrix][index]
             start = before.get_parameter(name) * (1 - LR * DECAY)
             adam, update = (m.get_parameter(name) - start for m in (plain, model))
             assert float(update.detach().norm()) == pytest.approx(float(adam.detach().norm()), rel=1e-3)
-            wanted = -(root @ raw[name] if left else raw[name] @ root)
+            wanted = -(root @ raw[name] if matrix == "A" else raw[name] @ root)
             cosine = torch.nn.functional.cosine_similarity(update.flatten(), wanted.flatten(), dim=0)
             assert float(cosine) == pytest.approx(1, abs=1e-4)
 
@@ -264,9 +273,11 @@ def one_step_decrease(variant: Variant, seed: int) -> float:
     grads = u.T @ x / count, error.T @ h / count
     sigmas = {"sigma_h": (h.T @ h / count)[None], "sigma_u": (u.T @ u / count)[None]}
     group: Any = SimpleNamespace(**sigmas, ranks=torch.tensor([rank]))
-    for_a, for_b = multipliers(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
-    step_a = multiply(for_a.matrices, grads[0].unsqueeze(0), left=True)[0]
-    step_b = multiply(for_b.matrices, grads[1].unsqueeze(0), left=False)[0]
+    for_a, for_b = VARIANTS[variant].multipliers(
+        DampedFactors(group, GRITConfig(variant, power=1.0, kfac_damping=1e-3))
+    )
+    step_a = multiply(for_a.matrices, grads[0].unsqueeze(0), matrix="A")[0]
+    step_b = multiply(for_b.matrices, grads[1].unsqueeze(0), matrix="B")[0]
     change = x @ (step_b @ a + b @ step_a).T  # of y, to first order
     return float((error * change).sum() ** 2 / change.square().sum() / error.square().sum())
 
@@ -275,4 +286,4 @@ def test_the_published_pairing_is_worse_than_kfacs() -> None:
     variants: list[Variant] = ["kfac", "published"]
     kfac, published = ([one_step_decrease(variant, seed) for seed in range(12)] for variant in variants)
     assert sum(kfac) > 1.5 * sum(published)
-    assert sum(one > other for one, other in zip(kfac, published, strict=True)) >= 10
+    assert sum(ours > swapped for ours, swapped in zip(kfac, published, strict=True)) >= 10

@@ -34,8 +34,8 @@ def test_a_warm_up_as_long_as_the_training_is_told(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         trained(kind, word_tokenizer, rows, tmp_path, GRITConfig(ng_warmup_steps=off, **OFTEN))
-    said = "GRIT stays off: ng_warmup_steps covers all of the 5 steps of this training"
-    assert (said in [record.getMessage() for record in caplog.records]) == warned
+    warning = "GRIT stays off: ng_warmup_steps covers all of the 5 steps of this training"
+    assert (warning in [record.getMessage() for record in caplog.records]) == warned
 
 
 def test_a_second_training_after_the_warm_up_is_no_reason_to_warn(
@@ -47,8 +47,8 @@ def test_a_second_training_after_the_warm_up_is_no_reason_to_warn(
         model=model, grit_manager=manager, args=arguments(tmp_path, max_steps=2), train_dataset=rows,
         processing_class=word_tokenizer,
     )  # fmt: skip
-    for said in (1, 0):
+    for warnings in (1, 0):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "grit.callback"):
             trainer.train()
-        assert len([record for record in caplog.records if record.name == "grit.callback"]) == said
+        assert len([record for record in caplog.records if record.name == "grit.callback"]) == warnings

@@ -81,7 +81,7 @@ def test_pickle_weights_are_refused_before_anything_is_downloaded(hub: Hub, stor
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "message"),
     [
         (401, "", "no such directory, and no such model on the Hub for you"),
         (404, "RepoNotFound", "no such directory, and no such model on the Hub for you"),
@@ -90,10 +90,10 @@ def test_pickle_weights_are_refused_before_anything_is_downloaded(hub: Hub, stor
         (403, "", "the Hub refuses with status 403"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(hub: Hub, store: Store, status: int, code: str, said: str) -> None:
+def test_what_the_hub_refuses_is_said_in_one_line(hub: Hub, store: Store, status: int, code: str, message: str) -> None:
     hub.refuses = httpx2.Response(status, headers={"X-Error-Code": code})
     revision = "v9" if code == "RevisionNotFound" else None
-    assert said in refusal(store, revision)
+    assert message in refusal(store, revision)
     with pytest.raises(UserError):
         state_of_source(ModelSettings(name="org/name", revision=revision))
 
@@ -103,9 +103,9 @@ def test_a_gated_model_shows_itself_only_when_its_files_are_asked_for(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.refuses_files = httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"})
-    said = refusal(store)
-    assert "is gated" in said
-    assert "hf_secret" not in said + caplog.text
+    message = refusal(store)
+    assert "is gated" in message
+    assert "hf_secret" not in message + caplog.text
 
 
 @pytest.mark.parametrize("status", [429, 503])

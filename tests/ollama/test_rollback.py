@@ -60,13 +60,13 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
     on_disk.run(1, gain=9)
     (tmp_path / "link").symlink_to(on_disk.ollama.models)
     linked = Pipeline(on_disk.store, on_disk.ollama.model_copy(update={"models": tmp_path / "link"}))
-    linked.known = on_disk.known
+    linked.registrations = on_disk.registrations
     assert not linked.run(2, gain=1).facts["promoted"]
     assert [version.state for version in linked.versions().all()] == ["never in use", "in use"]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("place", "other", "same"),
     [
         ("http://localhost:11434", "127.0.0.1", True),
         ("http://127.0.0.1:11434/", "0.0.0.0:11434", True),
@@ -77,8 +77,8 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
         ("/tmp/../tmp/x", "/tmp/x", True),  # noqa: S108
     ],
 )
-def test_names_of_one_place(one: str, other: str, same: bool) -> None:
-    assert (same_place(one) == same_place(other)) is same
+def test_names_of_one_place(place: str, other: str, same: bool) -> None:
+    assert (same_place(place) == same_place(other)) is same
 
 
 def test_a_name_in_other_letters_is_the_same_name(store: Store, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_files_that_are_no_manifests_keep_nothing_from_being_removed(on_disk: Pi
     for number in (3, 4):
         on_disk.run(number, gain=1, keep=1)
     names = {str(name) for name in on_disk.place.models()}
-    assert str(on_disk.known[3].facts["model"]) not in names
+    assert str(on_disk.registrations[3].facts["model"]) not in names
     assert blobs <= {blob.name for blob in (on_disk.ollama.models / "blobs").iterdir()}
 
 
@@ -165,8 +165,8 @@ def test_what_is_said_where_nothing_is_in_use(on_disk: Pipeline, tmp_path: Path,
     assert rollback.run(["--preset", str(preset), "--plan"]) == 0
     assert tag in capsys.readouterr().out, "whole, also in a pipe"
     assert rollback.run(["--preset", str(preset), "--to", tag.partition(":")[2]]) == 0
-    said = capsys.readouterr().out
-    assert f"it:latest is {tag} now." in said and "not promoted again" not in said
+    output = capsys.readouterr().out
+    assert f"it:latest is {tag} now." in output and "not promoted again" not in output
 
 
 def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeline) -> None:
@@ -178,7 +178,7 @@ def test_old_tags_go_but_never_the_one_in_use_nor_the_one_before(on_disk: Pipeli
             os.utime(blob, (time.time() - 7200,) * 2)
         assert not on_disk.run(number, gain=1, keep=2).facts["promoted"]
     there = {str(name) for name in on_disk.place.models()}
-    names = {number: str(on_disk.known[number].facts["model"]) for number in range(1, 6)}
+    names = {number: str(on_disk.registrations[number].facts["model"]) for number in range(1, 6)}
     assert there == {"it:latest", *(names[number] for number in (1, 2, 4, 5))}
     models = [blob for blob in blobs.iterdir() if blob.read_bytes()[:4] == b"GGUF"]
     assert len(models) == 4, "the file of the third is gone"

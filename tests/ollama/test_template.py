@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from tasks.chat.formats import adds_bos, apply_chat_format, known_format, render
+from tasks.chat.formats import FORMATS, adds_bos, apply_chat_format, known_format, render
 from tasks.engine.artifacts import Artifact, reference
 from tasks.export.converter import find_converter, run_converter
 from tasks.llamacpp.load import load_gguf
@@ -25,7 +25,6 @@ from tasks.settings.finetune import ChatFormat
 from tests.support.go_template import rendered
 
 BOS = "<|begin_of_text|>"
-FORMATS = ("llama3", "chatml", "alpaca")
 CONVERSATIONS = 200
 """Of each format, in each of the two tests."""
 HARD = (
@@ -100,10 +99,10 @@ def vocabulary(
     plain = copy.deepcopy(tokenizer)
     plain.backend_tokenizer.post_processor = llama3_tokenizer.backend_tokenizer.post_processor
     plain.save_pretrained(directory)
-    told = directory / "tokenizer_config.json"
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"add_bos_token": adds_bos(tokenizer)}))
+    config_file = directory / "tokenizer_config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"add_bos_token": adds_bos(tokenizer)}))
     file = directory / "vocabulary.gguf"
-    run_converter(find_converter(ExportSettings()), directory, file, "f16", vocabulary_only=True)
+    run_converter(find_converter(ExportSettings()), directory, file, gguf_type="f16", vocabulary_only=True)
     llama = load_gguf(file, vocab_only=True)
     yield llama
     llama.close()

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.engine.artifacts import reference
 from tasks.engine.planning import Plan
-from tasks.runs import estimate
+from tasks.runs.estimate import estimate
 from tasks.settings.presets import load_settings
 
 RATE = 1e9
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_matmul_rate", lambda dtype: 2 * RATE)
+    monkeypatch.setattr("tasks.runs.duration.matmul_rate", lambda dtype: 2 * RATE)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def lines(tmp_path: Path) -> Any:
         """What the plan says."""
         states = [(name, "cached") for name, _ in cached] + [(name, "to run") for name in waiting]
         settings = load_settings("demo", SETTINGS | {"training.eval_tokens": None, "method": "baseline"} | overrides)
-        return estimate.estimate(settings, Plan(states, list(cached)))
+        return estimate(settings, Plan(states, list(cached)))
 
     return of
 
@@ -54,16 +54,16 @@ def lines(tmp_path: Path) -> Any:
 def seconds(lines: Any) -> Any:
     def of(*waiting: str, **overrides: Any) -> dict[str, float]:
         """What the plan says of each part."""
-        found = re.findall(r"(training|validation) about ([\d.]+) (s|min)", " ".join(lines(*waiting, **overrides)))
-        return {part: float(number) * (60 if unit == "min" else 1) for part, number, unit in found}
+        parts = re.findall(r"(training|validation) about ([\d.]+) (s|min)", " ".join(lines(*waiting, **overrides)))
+        return {part: float(number) * (60 if unit == "min" else 1) for part, number, unit in parts}
 
     return of
 
 
 def test_a_training_takes_its_passes_over_its_tokens_and_two_validations(seconds: Any) -> None:
-    found = seconds("train", "train")
-    assert found["training"] == pytest.approx(2 * 4 * PARAMETERS * 20 * 400 / RATE, rel=0.01)
-    assert found["validation"] == pytest.approx(2 * 2 * 2 * PARAMETERS * 10 * 100 / RATE, rel=0.01)
+    duration = seconds("train", "train")
+    assert duration["training"] == pytest.approx(2 * 4 * PARAMETERS * 20 * 400 / RATE, rel=0.01)
+    assert duration["validation"] == pytest.approx(2 * 2 * 2 * PARAMETERS * 10 * 100 / RATE, rel=0.01)
 
 
 def test_recomputed_activations_take_a_half_more(seconds: Any) -> None:
@@ -94,7 +94,7 @@ def test_rows_of_the_fault_are_padded_to_the_full_length(seconds: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "overrides", "said"),
+    ("waiting", "overrides", "named"),
     [
         (["train", "merge", "score"], {"scoring.tasks": ()}, "merging"),
         (["train"], {"method": "grit", "scoring.tasks": ()}, "GRIT's first basis"),
@@ -104,10 +104,10 @@ def test_rows_of_the_fault_are_padded_to_the_full_length(seconds: Any) -> None:
     ],
 )
 def test_what_comes_on_top_is_what_is_still_to_run(
-    lines: Any, waiting: list[str], overrides: dict[str, Any], said: str | None
+    lines: Any, waiting: list[str], overrides: dict[str, Any], named: str | None
 ) -> None:
     on_top = re.search(r"On top: (.*)\.$", lines(*waiting, **overrides)[-1])
-    assert (on_top[1] if on_top else None) == said
+    assert (on_top[1] if on_top else None) == named
 
 
 def test_the_first_stage_of_a_name_is_meant() -> None:

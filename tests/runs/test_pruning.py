@@ -32,7 +32,7 @@ def finish(store: Store, number: int, model: str = "grit") -> None:
             draft.facts = {"name": model, "target": "none", "gguf_sha256": f"{number:02}"}
         with store.draft("report") as report:
             (report.path / "report.html").write_text(f"{number} {model}")
-        done.found += [("register", draft.done()), ("write_report", report.done())]
+        done.results += [("register", draft.done()), ("write_report", report.done())]
         remember(store, done, draft.done(), {"number": number})
 
     flow(whole, name="whole")()
@@ -86,7 +86,7 @@ def compare(store: Store, number: int) -> None:
             chain(store, number)
         with store.draft("comparison") as draft:
             (draft.path / "report.html").write_text(str(number))
-        done.found.append(("write_comparison", draft.done()))
+        done.results.append(("write_comparison", draft.done()))
         remember_comparison(store, done, draft.done(), ("baseline", "grit"), "tiny")
 
     flow(whole, name="whole")()

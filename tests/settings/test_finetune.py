@@ -16,7 +16,7 @@ from tasks.settings.presets import load_settings
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"training.max_step": 3}, "training.max_step: unknown setting"),
         ({"trainning": {}}, "trainning: unknown setting"),
@@ -30,10 +30,10 @@ from tasks.settings.presets import load_settings
         ({"lora.target_modules": []}, "lora.target_modules: Tuple should have at least 1 item"),
     ],
 )
-def test_impossible_settings_are_one_clear_line(overrides: dict[str, object], said: str) -> None:
+def test_impossible_settings_are_one_clear_line(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_settings("demo", overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "hush" not in str(caught.value)
 
@@ -56,12 +56,12 @@ def test_unknown_presets_are_refused(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), ("", "no settings")]
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), ("", "no settings")]
 )
-def test_broken_preset_files_are_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_broken_preset_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_settings(str(path))
 
 

@@ -53,10 +53,10 @@ DEPARTURES = {
 
 
 def value(settings: FinetuneSettings, dotted: str) -> Any:
-    found: Any = settings
+    setting: Any = settings
     for name in dotted.split("."):
-        found = getattr(found, name)
-    return found
+        setting = getattr(setting, name)
+    return setting
 
 
 @pytest.mark.parametrize(("dotted", "wanted"), [*STUDY.items(), *DEPARTURES.items()])
@@ -116,11 +116,12 @@ def test_the_demos_lm_eval_task_is_right_only_for_the_exact_line(tmp_path: Path)
 
 def test_deployments_name_both_methods_and_no_training_runs_by_itself() -> None:
     deployments = yaml.safe_load((PRESETS.parent / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    methods = {one["name"]: one["parameters"]["method"] for one in deployments if "finetune" in one["entrypoint"]}
+    finetunes = [deployment for deployment in deployments if "finetune" in deployment["entrypoint"]]
+    methods = {deployment["name"]: deployment["parameters"]["method"] for deployment in finetunes}
     assert methods == {"grit": "grit", "baseline": "baseline", "demo": "grit"}
-    nightly, recover = (schedule for one in deployments for schedule in one.get("schedules", []))
+    nightly, recover = (schedule for deployment in deployments for schedule in deployment.get("schedules", []))
     assert not nightly["active"] and nightly["timezone"] and nightly["parameters"] == {"skip_unchanged": True}
     assert recover["slug"] == "often"
-    for one in deployments:
-        path, name = one["entrypoint"].split(":")
+    for deployment in deployments:
+        path, name = deployment["entrypoint"].split(":")
         assert f"def {name}(" in (PRESETS.parent / path).read_text(encoding="utf-8")

@@ -38,8 +38,8 @@ class ModelDirectory:
             return None
         path = self.root / "manifests"
         for part in [match[key] or default for key, default in DEFAULTS.items()]:
-            known = {entry.name.lower(): entry.name for entry in path.iterdir()} if path.is_dir() else {}
-            path /= known.get(part.lower(), part)
+            spellings = {entry.name.lower(): entry.name for entry in path.iterdir()} if path.is_dir() else {}
+            path /= spellings.get(part.lower(), part)
         return path
 
     def manifests(self) -> dict[Path, dict[str, Any]]:
@@ -93,8 +93,8 @@ class ModelDirectory:
         texts = {kind: blob.read_text(encoding="utf-8") for kind, blob in blobs.items()}
         lines = []
         for key, value in json.loads(texts.pop("params", "{}")).items():
-            for one in value if isinstance(value, list) else [value]:
-                lines.append(f"{key:<30} {json.dumps(one)}")
+            for entry in value if isinstance(value, list) else [value]:
+                lines.append(f"{key:<30} {json.dumps(entry)}")
         if lines:
             texts["parameters"] = "\n".join(lines)
         hidden = ("general.name", "tokenizer.chat_template")

@@ -49,11 +49,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": {"message": message, "type": "invalid_request_error"}})
         if self.server.status != 200:
             return self._send(self.server.status, {"error": {"message": "not now", "type": "server_error"}})
-        for name, said in self.server.refuses.items():
+        for name, message in self.server.refuses.items():
             if name in request:
                 self.server.refused.append(name)
-                told = {"type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
-                return self._send(400, {"error": {"message": said, **told}})
+                fault = {"type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
+                return self._send(400, {"error": {"message": message, **fault}})
         self.server.asked.append(request)
         (message,) = request["messages"]
         assert message["role"] == "user"

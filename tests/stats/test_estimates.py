@@ -54,30 +54,31 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(
     spread_of_seeds: float, difference: float, seeds: int
 ) -> None:
     missed = 0
-    for one, other, counts in worlds(difference, spread_of_seeds, seeds):
-        low, high = paired(one, other, counts, 0.95).interval
+    for values, reference, counts in worlds(difference, spread_of_seeds, seeds):
+        low, high = paired(values, reference, counts, 0.95).interval
         missed += not low <= difference <= high
     assert missed / REPETITIONS <= at_most(0.05)
 
 
 @pytest.mark.parametrize("spread_of_seeds", SPREADS)
 def test_a_null_pair_is_not_found(spread_of_seeds: float) -> None:
-    found = sum(paired(*world, 0.95).exceeds_error for world in worlds(0.0, spread_of_seeds))
-    assert found / REPETITIONS <= at_most(0.05)
+    exceeding = sum(paired(*world, 0.95).exceeds_error for world in worlds(0.0, spread_of_seeds))
+    assert exceeding / REPETITIONS <= at_most(0.05)
 
 
 def test_a_known_difference_is_found() -> None:
     estimates = [paired(*world, 0.95) for world in worlds(-0.08, 0.01)]
-    found = sum(estimate.exceeds_error and estimate.value < 0 for estimate in estimates)
-    assert found / REPETITIONS >= 0.95
+    exceeding = sum(estimate.exceeds_error and estimate.value < 0 for estimate in estimates)
+    assert exceeding / REPETITIONS >= 0.95
 
 
 def test_pairing_finds_what_two_errors_side_by_side_do_not() -> None:
     by_pairs = side_by_side = 0
-    for one, other, counts in worlds(-0.08, 0.01):
-        by_pairs += paired(one, other, counts, 0.95).exceeds_error
-        apart = [over_seeds_and_rows(method, counts, 0.95) for method in (one, other)]
-        side_by_side += abs(apart[0].value - apart[1].value) > 1.96 * math.hypot(*(each.stderr for each in apart))
+    for values, reference, counts in worlds(-0.08, 0.01):
+        by_pairs += paired(values, reference, counts, 0.95).exceeds_error
+        apart = [over_seeds_and_rows(method, counts, 0.95) for method in (values, reference)]
+        stderr = math.hypot(*(estimate.stderr for estimate in apart))
+        side_by_side += abs(apart[0].value - apart[1].value) > 1.96 * stderr
     assert by_pairs >= 0.95 * REPETITIONS > 0.05 * REPETITIONS >= side_by_side
 
 

@@ -23,10 +23,10 @@ def make(number: int, *, store: Store) -> Artifact:
 
 def numbered(number: int, store: Store) -> Artifact:
     """Make one; with 99 the process that has made it fails then."""
-    made = make(number, store=store)
-    if number == 99 and isinstance(made, Artifact) and made.facts["process"] == os.getpid():
+    artifact = make(number, store=store)
+    if number == 99 and isinstance(artifact, Artifact) and artifact.facts["process"] == os.getpid():
         raise RuntimeError("out of luck")
-    return made
+    return artifact
 
 
 @stage(alone=True)

@@ -11,16 +11,16 @@ from grit import GRITManager
 def factors(manager: GRITManager) -> dict[str, Tensor]:
     """Factors after one captured step."""
     manager.update_and_invert_factors()
-    (group,) = manager._groups
+    (group,) = manager.factor_groups
     return {"h": group.sigma_h, "u": group.sigma_u, "samples": group.samples}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+def assert_same(wanted: dict[str, Tensor], actual: dict[str, Tensor]) -> None:
     """To 1e-3 of each value and 1e-5 of the largest of its matrix: those of u are 1e-7 and less in some modules."""
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        for found, wanted in zip(other[name], value, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    assert wanted.keys() == actual.keys()
+    for name, matrices in wanted.items():
+        for actual_matrix, matrix in zip(actual[name], matrices, strict=True):
+            torch.testing.assert_close(actual_matrix, matrix, rtol=1e-3, atol=1e-5 * float(matrix.abs().max()))
 
 
 def covariance(count: int, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -62,8 +62,8 @@ class Serving:
 
     def run(self, identity: str) -> dict[str, Any]:
         """A flow run as the server knows it."""
-        known: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
-        return known
+        flow_run: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
+        return flow_run
 
     def computed(self, flow: str = "finetune") -> list[str]:
         """The stages that the newest run of a flow has computed, and not found cached."""
@@ -74,9 +74,9 @@ class Serving:
 
     def start(self, deployment: str, **parameters: object) -> str:
         """Ask for a run as `prefect deployment run` does, without waiting for it; return its id."""
-        known = httpx.get(f"{self.api}/deployments/name/{deployment}").json()["id"]
+        identity = httpx.get(f"{self.api}/deployments/name/{deployment}").json()["id"]
         for _ in range(60):
-            asked = httpx.post(f"{self.api}/deployments/{known}/create_flow_run", json={"parameters": parameters})
+            asked = httpx.post(f"{self.api}/deployments/{identity}/create_flow_run", json={"parameters": parameters})
             if asked.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is busy
                 break
             time.sleep(1)

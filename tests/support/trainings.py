@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import LoraSettings, ModelSettings, TrainingSettings
 from tasks.training.job import Job
+from tasks.training.network import load_network
 from tasks.training.run import Training
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
@@ -19,6 +21,11 @@ QUICK = TrainingSettings(
     max_steps=4, warmup_steps=1, learning_rate=1e-2, gradient_checkpointing=False, per_device_batch_size=4,
     gradient_accumulation_steps=1, eval_steps=2,
 )  # fmt: skip
+
+
+def fresh_network(model: Artifact, seed: int) -> PeftModel:
+    """The network with which a `Run` begins; a run's own seed is 7."""
+    return load_network(model, base=BASE, lora=LORA, training=QUICK, max_length=64, seed=seed)
 
 
 class Run:

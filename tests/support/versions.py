@@ -42,7 +42,7 @@ class Pipeline:
 
     def __init__(self, store: Store, ollama_settings: OllamaSettings) -> None:
         self.store, self.ollama = store, ollama_settings
-        self.dataset, self.known = make_dataset(store), dict[int, Artifact]()
+        self.dataset, self.registrations = make_dataset(store), dict[int, Artifact]()
         place = registry(ollama_settings)
         assert place is not None
         self.place: Registry = place
@@ -53,11 +53,13 @@ class Pipeline:
     def registered(self, number: int, chat_fault: str | None = None) -> Artifact:
         with self.store.draft("gguf") as draft:
             write_gguf(draft.path / "model.gguf", number)
-        made = register.function(draft.done(), self.dataset, self.ollama, "it", None, store=self.store)
-        self.known[number] = made
-        if "chat_fault" in made.facts:
-            return made.model_copy(update={"facts": made.facts | {"chat_fault": chat_fault}})
-        return made
+        registration = register.function(
+            draft.done(), dataset=self.dataset, settings=self.ollama, name="it", license_name=None, store=self.store
+        )
+        self.registrations[number] = registration
+        if "chat_fault" in registration.facts:
+            return registration.model_copy(update={"facts": registration.facts | {"chat_fault": chat_fault}})
+        return registration
 
     def run(
         self,
@@ -91,14 +93,17 @@ class Pipeline:
         present = present_model(self.ollama, "it", registration, self.store)
         present_scores = None
         if present and compared:
-            known = json.loads((present.merged.path / "weights.json").read_text())
-            present_scores = scores(self.store, self.rows(*known), exact[0] if exact else None)
-        before = present.digest if present else None
-        arguments = (settings, self.dataset, merged, fidelity, registration, base, tuned, present_scores, before)
-        made = promote.function(*arguments, store=self.store)
-        assert in_use_as_judged(made, *arguments)
-        assert made.facts["promoted"] == (self.in_use() == registration.facts["digest"])
-        return made
+            weights = json.loads((present.merged.path / "weights.json").read_text())
+            present_scores = scores(self.store, self.rows(*weights), exact[0] if exact else None)
+        arguments: dict[str, Any] = {
+            "dataset": self.dataset, "merged": merged, "fidelity": fidelity, "registration": registration,
+            "base": base, "tuned": tuned, "present": present_scores,
+            "present_digest": present.digest if present else None,
+        }  # fmt: skip
+        artifact = promote.function(settings, **arguments, store=self.store)
+        assert in_use_as_judged(artifact, settings=settings, **arguments)
+        assert artifact.facts["promoted"] == (self.in_use() == registration.facts["digest"])
+        return artifact
 
     def rows(self, number: int, gain: float) -> list[float]:
         return [nll - gain + 0.01 * number * (-1) ** i for i, nll in enumerate(BASE)]
@@ -117,5 +122,5 @@ def tag_of(pipeline: Pipeline, number: int) -> str:
     return str(pipeline.registered(number).facts["model"])
 
 
-def failed(made: Artifact) -> list[str]:
-    return [check["name"] for check in made.facts["checks"] if check["reading"] == "failed"]
+def failed(promotion: Artifact) -> list[str]:
+    return [check["key"] for check in promotion.facts["checks"] if check["reading"] == "failed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,8 @@ STEEP = QUICK.model_copy(
 GRIT = GritSettings(kfac_update_freq=1, kfac_min_samples=1, basis="initial")
 
 
-@pytest.fixture(scope="module")
-def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
-    return tokenized_rows(16, 4)
-
-
-def same(one: Run, other: Run) -> bool:
-    return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+def same(run: Run, other: Run) -> bool:
+    return all(torch.equal(run.weights[name], other.weights[name]) for name in run.weights)
 
 
 @pytest.mark.parametrize("grit", [None, GRIT], ids=["baseline", "grit"])

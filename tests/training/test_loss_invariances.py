@@ -26,7 +26,9 @@ CLOSE = 1e-5
 @pytest.fixture(scope="module")
 def network(tiny_model: Artifact) -> PeftModel:
     """With an adapter that does something, so that both its matrices have a gradient."""
-    network = load_network(tiny_model, BASE, LoraSettings(r=4, alpha=8), TrainingSettings(), 64, seed=1)
+    network = load_network(
+        tiny_model, base=BASE, lora=LoraSettings(r=4, alpha=8), training=TrainingSettings(), max_length=64, seed=1
+    )
     generator = torch.Generator().manual_seed(2)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
@@ -49,7 +51,7 @@ class Step:
 
     @property
     def norm(self) -> float:
-        return math.sqrt(sum(float(one.double().square().sum()) for one in self.gradients))
+        return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in self.gradients))
 
 
 def step(network: PeftModel, batches: Sequence[dict[str, Any]]) -> Step:
@@ -73,12 +75,12 @@ def padded(rows: Sequence[Row], further: int = 0, token: int = PAD) -> dict[str,
     return {name: torch.nn.functional.pad(batch[name], (0, further), value=fill[name]) for name in fill}
 
 
-def same(one: Step, other: Step) -> None:
-    assert one.loss == pytest.approx(other.loss, rel=CLOSE)
-    assert one.norm == pytest.approx(other.norm, rel=CLOSE)
-    assert len(one.gradients) == len(other.gradients) == 28
-    for mine, theirs in zip(one.gradients, other.gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=CLOSE, atol=CLOSE * float(theirs.abs().max()))
+def same(mine: Step, theirs: Step) -> None:
+    assert mine.loss == pytest.approx(theirs.loss, rel=CLOSE)
+    assert mine.norm == pytest.approx(theirs.norm, rel=CLOSE)
+    assert len(mine.gradients) == len(theirs.gradients) == 28
+    for gradient, expected in zip(mine.gradients, theirs.gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))
 
 
 def unpadded(network: PeftModel, rows: Sequence[Row]) -> Step:
@@ -103,8 +105,8 @@ def test_the_label_mask_leaves_the_targets_alone_in_the_loss(network: PeftModel,
     tails = [{"input_ids": [*r["input_ids"], 40, 41], "labels": [*r["labels"], *[UNSUPERVISED] * 2]} for r in rows]
     for more in ([silent, *rows], tails):
         same(step(network, [padded(more)]), expected)
-        found = validation_loss(network, more, 3, PAD)
-        assert found.loss == pytest.approx(expected.loss, rel=CLOSE)
+        validation = validation_loss(network, more, 3, PAD)
+        assert validation.loss == pytest.approx(expected.loss, rel=CLOSE)
     unmasked = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
     assert abs(step(network, [padded(unmasked)]).loss - expected.loss) > 1e-3
 
@@ -116,10 +118,10 @@ def test_padding_a_batch_further_changes_no_number(network: PeftModel, rows: lis
     alone = validation_loss(network, rows, 1, PAD)
     fill = {"input_ids": [PAD] * 40, "labels": [UNSUPERVISED] * 40}
     further = [{name: [*row[name], *fill[name]] for name in fill} for row in rows]
-    for found in (validation_loss(network, rows, 6, PAD), validation_loss(network, further, 6, PAD)):
-        assert found.row_nll == pytest.approx(alone.row_nll, rel=CLOSE)
-        assert found.row_tokens == alone.row_tokens
-        assert found.stderr == pytest.approx(alone.stderr, rel=CLOSE)
+    for padded_validation in (validation_loss(network, rows, 6, PAD), validation_loss(network, further, 6, PAD)):
+        assert padded_validation.row_nll == pytest.approx(alone.row_nll, rel=CLOSE)
+        assert padded_validation.row_tokens == alone.row_tokens
+        assert padded_validation.stderr == pytest.approx(alone.stderr, rel=CLOSE)
     assert alone.loss == pytest.approx(expected.loss, rel=CLOSE)
 
 
@@ -140,10 +142,10 @@ def test_splitting_a_batch_changes_no_number(network: PeftModel, rows: list[Row]
     expected = unpadded(network, rows)
     for parts in ([rows[n : n + 1] for n in range(6)], [rows[n : n + 2] for n in range(0, 6, 2)], [rows[:1], rows[1:]]):
         same(step(network, [padded(part) for part in parts]), expected)
-        found = [validation_loss(network, part, 2, PAD) for part in parts]
-        total = math.fsum(value for one in found for value in one.row_nll)
-        assert total / sum(one.supervised_tokens for one in found) == pytest.approx(expected.loss, rel=CLOSE)
+        validations = [validation_loss(network, part, 2, PAD) for part in parts]
+        total = math.fsum(value for part in validations for value in part.row_nll)
+        assert total / sum(part.supervised_tokens for part in validations) == pytest.approx(expected.loss, rel=CLOSE)
     whole = [validation_loss(network, rows, size, PAD) for size in (1, 2, 6)]
-    for one in whole:
-        assert one.row_nll == pytest.approx(whole[0].row_nll, rel=CLOSE)
-        assert one.perplexity == pytest.approx(math.exp(expected.loss), rel=CLOSE)
+    for validation in whole:
+        assert validation.row_nll == pytest.approx(whole[0].row_nll, rel=CLOSE)
+        assert validation.perplexity == pytest.approx(math.exp(expected.loss), rel=CLOSE)

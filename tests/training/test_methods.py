@@ -1,10 +1,9 @@
-"""PEFT's optimizers as methods, figures of each module, energy, and the study's fault."""
+"""Peak memory and energy of a training, figures of each module, and the study's fault."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +16,21 @@ from grit.manager import GRITManager
 from tasks.analysis.methods import fault_settings
 from tasks.comparison.reproduce_fault import reproduce_fault
 from tasks.engine.artifacts import Artifact, Store
-from tasks.engine.errors import UserError
 from tasks.settings.finetune import GritSettings
-from tasks.training import run as training_run
+from tasks.training import trainer
 from tasks.training.energy import EnergyMeter
 from tasks.training.faulty_step import PaddedCollator
 from tasks.training.grit_modules import effective_rank, gradients, module_figures
 from tasks.training.job import Job
-from tasks.training.limits import check_machine
-from tasks.training.network import load_network
-from tasks.training.optimizers import PEFT_OPTIMIZERS
 from tasks.training.run import Training
-from tests.support.trainings import BASE, LORA, QUICK, Run
-
-
-@pytest.fixture(scope="module")
-def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
-    return tokenized_rows(16, 4)
-
-
-@pytest.fixture(scope="module")
-def baseline(tiny_model: Artifact, dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("baseline"), tiny_model, dataset)
-
-
-@pytest.mark.parametrize("optimizer", PEFT_OPTIMIZERS)
-def test_pefts_optimizers_train_and_go_on_from_a_checkpoint_with_the_same_bits(
-    tiny_model: Artifact, dataset: Artifact, tmp_path: Path, baseline: Run, optimizer: str
-) -> None:
-    training = QUICK.model_copy(update={"optimizer": optimizer})
-    whole = Run(tmp_path / "whole", tiny_model, dataset, training=training)
-    stopped = Run(tmp_path / "stopped", tiny_model, dataset, stop_after=2, training=training)
-    assert all(torch.equal(whole.weights[name], stopped.weights[name]) for name in whole.weights)
-    assert [step["tokens"] for step in whole.lines("history")] == [s["tokens"] for s in baseline.lines("history")]
-    assert whole.lines("history")[0]["loss"] == baseline.lines("history")[0]["loss"]
-    assert any(not torch.equal(whole.weights[name], baseline.weights[name]) for name in whole.weights)
-    assert whole.facts["validation"][-1][1] < whole.facts["validation"][0][1]
-    assert stopped.facts["energy_joules"] is None, "what the first process took is not known"
-
-
-def test_lora_fa_leaves_a_as_it_is_and_counts_b_alone(
-    tiny_model: Artifact, dataset: Artifact, tmp_path: Path, baseline: Run
-) -> None:
-    made = Run(tmp_path, tiny_model, dataset, training=QUICK.model_copy(update={"optimizer": "lora_fa"}))
-    fresh = load_network(tiny_model, BASE, LORA, QUICK, 64, seed=7).state_dict()
-    for name, weight in made.weights.items():
-        start = fresh[name.replace(".weight", ".default.weight")].float()
-        assert torch.equal(weight, start) == ("lora_A" in name)
-    of_b = sum(weight.numel() for name, weight in made.weights.items() if "lora_B" in name)
-    assert made.facts["trainable_parameters"] == of_b < baseline.facts["trainable_parameters"]
-
-
-def test_a_second_gpu_does_not_double_the_batch(baseline: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers would copy the model to each that is visible."""
-    arguments = baseline.training.recorder.trainer.args
-    monkeypatch.setattr(arguments, "_n_gpu", 2)
-    assert (arguments.n_gpu, arguments.train_batch_size) == (1, QUICK.per_device_batch_size)
-
-
-def test_lora_plus_gives_b_sixteen_times_the_rate_of_a(tiny_model: Artifact, dataset: Artifact, tmp_path: Path) -> None:
-    made = Run(tmp_path, tiny_model, dataset, training=QUICK.model_copy(update={"optimizer": "lora_plus"}))
-    groups = [g for g in made.training.recorder.trainer.optimizer.param_groups if g["params"]]
-    rates = sorted(group["initial_lr"] for group in groups)
-    assert rates[1] / rates[0] == pytest.approx(16)
-    assert math.sqrt(rates[0] * rates[1]) == pytest.approx(QUICK.learning_rate)
-    assert {group["weight_decay"] for group in groups} == {QUICK.weight_decay}
-
-
-@pytest.mark.parametrize("optimizer", PEFT_OPTIMIZERS)
-def test_grit_refuses_pefts_optimizers(optimizer: str) -> None:
-    with pytest.raises(UserError, match=f"{optimizer} is a method of its own"):
-        check_machine(BASE, QUICK.model_copy(update={"optimizer": optimizer}), GritSettings())
+from tests.support.trainings import BASE, LORA, QUICK, Run, fresh_network
 
 
 def test_the_peak_of_memory_is_that_of_all_processes_of_a_training(
     tiny_model: Artifact, dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_the_first = iter([9 * 10**15, 9 * 10**15])  # at its checkpoint, and at its end
-    monkeypatch.setattr("tasks.training.peak_memory._peak_bytes", lambda kind: next(of_the_first, 10))
+    monkeypatch.setattr("tasks.training.peak_memory.peak_bytes", lambda kind: next(of_the_first, 10))
     assert Run(tmp_path, tiny_model, dataset, stop_after=2).facts["peak_memory_bytes"] == 9 * 10**15
     assert next(of_the_first, None) is None
 
@@ -113,7 +49,7 @@ def test_grit_records_each_module_at_the_validations(tiny_model: Artifact, datas
 
 
 def test_figures_of_a_module_equal_those_by_hand(tiny_model: Artifact) -> None:
-    network = load_network(tiny_model, BASE, LORA, QUICK, 64, seed=1)
+    network = fresh_network(tiny_model, seed=1)
     manager = GRITManager(network, GRITConfig(basis="initial", kfac_min_samples=1))
     ids = torch.randint(20, 2000, (3, 24), generator=torch.Generator().manual_seed(3))
     for parameter in network.parameters():
@@ -220,14 +156,14 @@ class TestFault:
                 seen.append(super().__call__(rows))
                 return dict(seen[-1])
 
-        monkeypatch.setattr(training_run, "PaddedCollator", Collator)
+        monkeypatch.setattr(trainer, "PaddedCollator", Collator)
         never = GritSettings(variant="published", basis="initial", ng_warmup_steps=4, kfac_min_samples=1)
         two_passes = QUICK.model_copy(update={"per_device_batch_size": 2, "gradient_accumulation_steps": 2})
         run = Run(tmp_path, tiny_model, dataset, grit=never, fault=True, training=two_passes)
         first, honest = run.lines("history")[0], baseline.lines("history")[0]
         assert first["loss"] == pytest.approx(honest["loss"], rel=1e-5)
         assert first["supervised_tokens"] == honest["supervised_tokens"]
-        network = load_network(tiny_model, BASE, LORA, QUICK, 64, seed=7)
+        network = fresh_network(tiny_model, seed=7)
         parts = []
         for batch in seen[:2]:
             with torch.no_grad():

@@ -21,9 +21,9 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError, is_temporary
 from tasks.settings.finetune import GritSettings, LoraSettings, ModelSettings, TrainingSettings
 from tasks.train import Training, train
-from tasks.training import process as training_process
 from tasks.training import run as training_run
 from tasks.training.job import Job
+from tasks.training.process import facts_of
 from tasks.training.progress import ProgressArtifact
 
 BASE = ModelSettings(name="tiny", dtype="float32", quantization="none")
@@ -83,8 +83,8 @@ def checkpoints(store: Store) -> list[Path]:
     return sorted((store.root / "checkpoints").glob("*/checkpoint-*"))
 
 
-def lines(made: Training) -> list[dict[str, Any]]:
-    text = (made.history.path / "history.jsonl").read_text()
+def lines(training: Training) -> list[dict[str, Any]]:
+    text = (training.history.path / "history.jsonl").read_text()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
 
 
@@ -108,13 +108,13 @@ def test_killed_and_run_again_it_ends_with_the_bits_of_an_undisturbed_run(
     assert not list((store.root / "drafts").iterdir())
     seen: list[int] = []
     monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
-    made = run(grit=grit)
+    training = run(grit=grit)
     assert seen == [5, 6], "it went on from the newest checkpoint"
     for name, weight in load_file(undisturbed.adapter.path / "adapter_model.safetensors").items():
-        assert torch.equal(load_file(made.adapter.path / "adapter_model.safetensors")[name], weight)
-    assert made.adapter.digest == undisturbed.adapter.digest
-    assert lines(made) == lines(undisturbed)
-    assert made.history.facts["validation"] == undisturbed.history.facts["validation"]
+        assert torch.equal(load_file(training.adapter.path / "adapter_model.safetensors")[name], weight)
+    assert training.adapter.digest == undisturbed.adapter.digest
+    assert lines(training) == lines(undisturbed)
+    assert training.history.facts["validation"] == undisturbed.history.facts["validation"]
     assert not checkpoints(store)
 
 
@@ -128,8 +128,8 @@ def test_stopped_it_leaves_a_checkpoint_of_the_step_it_was_at(
             run(training=never)
     (left,) = checkpoints(store)
     # When a checkpoint is written decides nothing about the result, so the same training goes on.
-    made = run()
-    assert [line["step"] for line in lines(made)] == [1, 2, 3, 4, 5, 6]
+    training = run()
+    assert [line["step"] for line in lines(training)] == [1, 2, 3, 4, 5, 6]
     assert not left.exists()
 
 
@@ -146,9 +146,9 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     damaged.write_bytes(content)
     seen: list[int] = []
     monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
-    made = run()
+    training = run()
     assert seen == [3, 4, 5, 6]
-    assert made.adapter.digest == whole().adapter.digest
+    assert training.adapter.digest == whole().adapter.digest
 
 
 def test_what_goes_wrong_comes_through(
@@ -158,7 +158,7 @@ def test_what_goes_wrong_comes_through(
         run(training=SIX_STEPS.model_copy(update={"learning_rate": 1e30}))
     moved = tiny_model.model_copy(update={"path": Path("/nowhere")})
     with pytest.raises(RuntimeError, match="the training failed: .*Error: .*nowhere"):
-        train.function(moved, dataset, BASE, LORA, SIX_STEPS, None, 7, store=store)
+        train.function(moved, dataset, base=BASE, lora=LORA, training=SIX_STEPS, grit=None, seed=7, store=store)
 
 
 SMALL_DEVICE = """
@@ -195,17 +195,17 @@ def test_out_of_memory_halves_the_rows_at_a_time_and_keeps_the_batch(
     four = SIX_STEPS.model_copy(update={"per_device_batch_size": 4, "gradient_accumulation_steps": 1})
     small_device(1)
     lora = LORA.model_copy(update={"dropout": 0.0})  # what is dropped depends on how the batch is split
-    made = run(training=four, lora=lora)
-    said = [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()]
-    assert [("2 rows" in one, "1 rows" in one) for one in said] == [(True, False), (False, True)]
-    assert "with 1 rows at a time and 4 accumulation steps" in said[-1]
-    facts = made.history.facts
+    training = run(training=four, lora=lora)
+    warnings = [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()]
+    assert [("2 rows" in line, "1 rows" in line) for line in warnings] == [(True, False), (False, True)]
+    assert "with 1 rows at a time and 4 accumulation steps" in warnings[-1]
+    facts = training.history.facts
     assert (facts["per_device_batch_size"], facts["gradient_accumulation_steps"]) == (1, 4), "as it really ended"
     undisturbed = whole(training=four, lora=lora)
-    for one, other in zip(lines(made), lines(undisturbed), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5), "the same batch of the same rows"
-        assert one["supervised_tokens"] == other["supervised_tokens"]
-        assert one["learning_rate"] == other["learning_rate"]
+    for step, expected in zip(lines(training), lines(undisturbed), strict=True):
+        assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5), "the same batch of the same rows"
+        assert step["supervised_tokens"] == expected["supervised_tokens"]
+        assert step["learning_rate"] == expected["learning_rate"]
 
 
 def test_where_a_single_row_does_not_fit_the_user_is_told(
@@ -217,9 +217,9 @@ def test_where_a_single_row_does_not_fit_the_user_is_told(
 
 
 def test_a_busy_gpu_may_be_free_later() -> None:
-    said = "AcceleratorError: CUDA error: all CUDA-capable devices are busy or unavailable"
+    end = {"error": "AcceleratorError: CUDA error: all CUDA-capable devices are busy or unavailable"}
     with pytest.raises(TemporaryError, match="the GPU is busy"):
-        training_process._result({"error": said}, 1)
+        facts_of(end, 1)
 
 
 PARENT = """
@@ -230,8 +230,8 @@ from tasks.training.process import train_in_child
 from tasks.training.job import Job
 
 job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-with open(sys.argv[2], "w") as told:
-    train_in_child(job, lambda step, *_: print(step, file=told, flush=True))
+with open(sys.argv[2], "w") as steps:
+    train_in_child(job, lambda step, *_: print(step, file=steps, flush=True))
 """
 
 
@@ -244,7 +244,7 @@ def test_when_its_parent_dies_the_training_stops_with_a_checkpoint_and_the_next_
         directory.mkdir()
     job = Job(model=tiny_model, dataset=dataset, base=BASE, lora=LORA, training=long, grit=None, seed=7, **directories)
     (tmp_path / "job.json").write_text(job.model_dump_json())
-    told = [tmp_path / "one", tmp_path / "another"]
+    outputs = [tmp_path / "one", tmp_path / "another"]
 
     def first_step(parent: subprocess.Popen[bytes], path: Path) -> tuple[int, psutil.Process]:
         while not path.is_file() or not path.read_text():
@@ -255,21 +255,21 @@ def test_when_its_parent_dies_the_training_stops_with_a_checkpoint_and_the_next_
 
     with ExitStack() as stack:
         parents = []
-        for path in told:
+        for path in outputs:
             command = [sys.executable, "-c", PARENT, str(tmp_path / "job.json"), str(path)]
             parents.append(stack.enter_context(subprocess.Popen(command, start_new_session=True)))
             stack.callback(parents[-1].kill)
-        while not any(path.is_file() and path.read_text() for path in told):
+        while not any(path.is_file() and path.read_text() for path in outputs):
             time.sleep(0.1)
         # Whichever comes second waits for the other's training, since both would write to the same place.
-        first = 0 if told[0].read_text() else 1
-        step, training = first_step(parents[first], told[first])
+        first = 0 if outputs[0].read_text() else 1
+        step, training = first_step(parents[first], outputs[first])
         assert step == 1
-        assert not told[1 - first].read_text()
+        assert not outputs[1 - first].read_text()
         parents[first].kill()
         assert psutil.wait_procs([training], timeout=300)[1] == []
         left = max(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
-        step, training = first_step(parents[1 - first], told[1 - first])
+        step, training = first_step(parents[1 - first], outputs[1 - first])
         assert step == left + 1, "it went on from there"
         parents[1 - first].kill()
         assert psutil.wait_procs([training], timeout=300)[1] == []

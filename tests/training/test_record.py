@@ -21,9 +21,9 @@ def validated(tokens: list[int], training: TrainingSettings, directory: Path, st
     """Steps with a validation, in a training whose steps have so many supervised tokens, stopped once and resumed."""
 
     def recorder() -> StepRecorder:
-        made = StepRecorder(directory, lambda: 1.0, training, lambda *_: None)
-        made.trainer = SimpleNamespace(step_losses={}, step_tokens=1, step_supervised_tokens=1)
-        return made
+        fresh = StepRecorder(directory, lambda: 1.0, training, lambda *_: None)
+        fresh.trainer = SimpleNamespace(step_losses={}, step_tokens=1, step_supervised_tokens=1)
+        return fresh
 
     state, control = TrainerState(max_steps=len(tokens)), TrainerControl()
     arguments = TrainingArguments(output_dir=str(directory), use_cpu=True)
