@@ -280,7 +280,7 @@ def test_a_type_of_which_only_the_table_knows_is_made_checked_and_named(
     assert gguf_config(gguf.path / "model.gguf", ollama_file_type)["file_type"] == "Q5_K_S"
     by_key = checks(gguf, "q5_k_s", FidelitySettings(rows=8))
     assert not failed(by_key), by_key
-    assert by_key["quantization"] == Check("quantization", "file type 16", "16 (q5_k_s)", "passed")
+    assert by_key["quantization"] == Check("quantization", "file type 16", "16 (q5_k_s)", "passed", key="quantization")
     assert by_key["kl"].limit == "≤ 0.75" and "8.5" in by_key["perplexity_ratio"].limit
     assert failed(checks(gguf, "q6_k", FidelitySettings(rows=8))) >= {"quantization"}
     asked = load_settings("demo", {"method": "baseline", "ollama.target": "none"})

@@ -27,8 +27,8 @@ def test_limits_are_settings_and_a_warning_is_no_failure() -> None:
     assert figures.kl == 0
     assert figures.difference_kept == pytest.approx(1)
     checks = fidelity_checks(replace(figures, perplexity_ratio=1.005), own, "q8_0")
-    readings = {check.name: check.reading for check in checks}
-    assert readings.pop("perplexity ratio") == "warned"
+    readings = {check.key: check.reading for check in checks}
+    assert readings.pop("perplexity_ratio") == "warned"
     assert set(readings.values()) == {"passed"}
 
 
@@ -36,11 +36,11 @@ def test_limits_are_settings_and_a_warning_is_no_failure() -> None:
     ("tokens", "top1", "ratio", "stderr", "failed"),
     [
         (35, 0.9143, 0.988, 0.020, set()),  # three of 35 tokens: that happens at 97 % too
-        (3500, 0.9143, 0.988, 0.002, {"likeliest token kept"}),
-        (35, 0.80, 1.0, 0.020, {"likeliest token kept"}),
+        (3500, 0.9143, 0.988, 0.002, {"top1"}),
+        (35, 0.80, 1.0, 0.020, {"top1"}),
         (35, 1.0, 1.03, 0.020, set()),
-        (3500, 1.0, 1.03, 0.002, {"perplexity ratio"}),
-        (35, 1.0, 1.03, None, {"perplexity ratio"}),
+        (3500, 1.0, 1.03, 0.002, {"perplexity_ratio"}),
+        (35, 1.0, 1.03, None, {"perplexity_ratio"}),
     ],
 )
 def test_few_tokens_fail_only_by_more_than_chance(
@@ -50,4 +50,4 @@ def test_few_tokens_fail_only_by_more_than_chance(
         figures_of_equals(), tokens=tokens, top1=top1, perplexity_ratio=ratio, perplexity_ratio_stderr=stderr
     )
     checks = fidelity_checks(figures, GGUF_TYPES["q8_0"].limits, "q8_0")
-    assert {check.name for check in checks if check.reading == "failed"} == failed
+    assert {check.key for check in checks if check.reading == "failed"} == failed
