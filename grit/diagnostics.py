@@ -46,11 +46,11 @@ def step_figures(
         "grad_norm_preconditioned": new.sqrt() / gradient_scale,
         "norm_ratio": (new / raw.clamp_min(tiny)).sqrt(),
         "cosine": inner / (raw.sqrt() * new.sqrt()).clamp_min(tiny),
-        "in_use": torch.cat([own.in_use.to(device) for own in preconditioners]).float().mean(),
-        "condition_a": torch.stack([own.condition_a.max().to(device) for own in preconditioners]).max(),
-        "condition_b": torch.stack([own.condition_b.max().to(device) for own in preconditioners]).max(),
-        "tokens": torch.stack([group.samples.max().to(device) for group in factors]).max(),
-        "rank": torch.cat([group.ranks.to(device) for group in factors]).float().mean(),
+        "in_use": torch.cat([group.in_use.to(device) for group in preconditioners]).float().mean(),
+        "condition_a": torch.stack([group.condition_a.max().to(device) for group in preconditioners]).max(),
+        "condition_b": torch.stack([group.condition_b.max().to(device) for group in preconditioners]).max(),
+        "tokens": torch.stack([factor.samples.max().to(device) for factor in factors]).max(),
+        "rank": torch.cat([factor.ranks.to(device) for factor in factors]).float().mean(),
     }
     if variant.is_basis:
         del figures["cosine"]

@@ -154,10 +154,10 @@ class FactorGroup:
 
     def _add_up_over_processes(self) -> None:
         sums = (self._sum_h, self._sum_u, self._tokens)
-        flat = torch.cat([own.flatten() for own in sums])
+        flat = torch.cat([local.flatten() for local in sums])
         distributed.all_reduce(flat)
-        for own, total in zip(sums, flat.split([own.numel() for own in sums]), strict=True):
-            own.copy_(total.view_as(own))
+        for local, total in zip(sums, flat.split([local.numel() for local in sums]), strict=True):
+            local.copy_(total.view_as(local))
 
     def _correction(self) -> Tensor:
         return self.weight.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]

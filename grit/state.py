@@ -36,12 +36,12 @@ def check_owners(state: Mapping[str, Tensor], own: Tensor) -> None:
     theirs, ours = (json.loads(bytes(tensor.tolist())) for tensor in (state[OWNERS], own))
     if theirs["variant"] != ours["variant"]:
         raise ValueError(f"the state is of the variant {theirs['variant']!r}, the manager's is {ours['variant']!r}")
-    saved, wanted = (
+    of_file, of_own = (
         [f"{name} of rank {rank}" for group in owner["modules"] for name, rank in group.items()]
         for owner in (theirs, ours)
     )
-    for position in range(max(len(saved), len(wanted))):
-        of_state, of_manager = (names[position] if position < len(names) else "none" for names in (saved, wanted))
+    for position in range(max(len(of_file), len(of_own))):
+        of_state, of_manager = (names[position] if position < len(names) else "none" for names in (of_file, of_own))
         if of_state != of_manager:
             raise ValueError(
                 f"the state is of other LoRA modules than the manager's: module {position + 1} is {of_state} there, "

@@ -133,10 +133,10 @@ def grafted(roots: Tensor, *, updates: list[Tensor], momenta: list[Tensor], matr
 
     new = multiply(roots, torch.stack(momenta).float(), matrix=matrix)
     lengths = torch.linalg.vector_norm(new, dim=(1, 2)).clamp_min(torch.finfo(new.dtype).tiny)
-    wanted = torch.stack(torch._foreach_norm(updates)).float()
-    new *= -(wanted / lengths)[:, None, None]
+    target = torch.stack(torch._foreach_norm(updates)).float()
+    new *= -(target / lengths)[:, None, None]
     identity = torch.eye(roots.shape[-1], device=roots.device)
-    unused = (roots == identity).all(-1).all(-1) | (wanted == 0)
+    unused = (roots == identity).all(-1).all(-1) | (target == 0)
     for index in unused.nonzero().flatten().tolist():
         new[index] = updates[index]
     return new

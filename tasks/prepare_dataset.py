@@ -18,6 +18,7 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.engine.stage import stage
 from tasks.settings.finetune import SOURCE_FIELDS, ChatSettings, DataSettings
+from tasks.stats.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def stop_tokens(model: Artifact, tokenizer: PreTrainedTokenizerBase) -> list[str
         tokenizer: with the chat format.
     """
     path = model.path / "generation_config.json"
-    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    stops = read_json(path).get("eos_token_id") if path.is_file() else None
     ids = stops if isinstance(stops, list) else [stops]
     texts = [str(tokenizer.convert_ids_to_tokens(number)) for number in ids if isinstance(number, int)]
     return list(dict.fromkeys([str(tokenizer.eos_token), *texts]))

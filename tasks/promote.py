@@ -191,12 +191,10 @@ def _about_comparison(
     if (record := history.of(in_use)) is None:
         rest = "" if in_use in history.names() else "; it keeps a name"
         yield Check(name, f"nothing is known of it{rest}", "compared where it is known", "warned", key=key)
-    elif compared is not None and in_use != compared:
-        what = f"{record.version} was not compared: another took its place meanwhile"
-        yield Check(name, what, "compared on the same rows", "failed", key=key)
-    elif present_scores is None:
-        what = f"{record.version} was not compared: its merged weights are no longer in the store"
-        yield Check(name, what, "compared on the same rows", "failed", key=key)
+    elif present_scores is None or in_use != compared:
+        moved = compared is not None and in_use != compared
+        why = "another took its place meanwhile" if moved else "its merged weights are no longer in the store"
+        yield Check(name, f"{record.version} was not compared: {why}", "compared on the same rows", "failed", key=key)
 
 
 def _prune(place: Registry, history: History, keep: int) -> None:

@@ -13,6 +13,7 @@ from tasks.ollama.next_commands import next_commands, without_commands
 from tasks.report.rendering import flat_settings, jinja, provenance, template_files
 from tasks.report.sections import (
     LOST,
+    READINGS,
     merge_line,
     merging_cost,
     method_name,
@@ -23,6 +24,7 @@ from tasks.report.sections import (
 from tasks.settings.finetune import FinetuneSettings
 from tasks.stats.json_files import read_json
 from tasks.stats.score_differences import ScoreDifference, score_differences
+from tasks.training.history import steps_of
 
 
 class Outputs(NamedTuple):
@@ -98,7 +100,6 @@ def report_data(settings: FinetuneSettings, outputs: Outputs) -> dict[str, Any]:
         outputs: of the stages before.
     """
     history, tuned = outputs.history, outputs.tuned
-    lines = (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
     base_scores, tuned_scores = (read_json(scores.path / "scores.json") for scores in (outputs.base, tuned))
     differences = score_differences(outputs.base, tuned)
     return {
@@ -107,7 +108,7 @@ def report_data(settings: FinetuneSettings, outputs: Outputs) -> dict[str, Any]:
         "verdict": verdict(differences),
         "comparison": [_row(difference) for difference in differences],
         "history": history.facts,
-        "steps": [json.loads(line) for line in lines],
+        "steps": steps_of(history),
         "card": read_json(outputs.dataset.path / "card.json"),
         "samples": samples_side_by_side(base_scores["samples"], tuned_scores["samples"]),
         "merge": outputs.merged.facts["merge"],
@@ -134,6 +135,7 @@ def _words(settings: FinetuneSettings, outputs: Outputs, data: dict[str, Any]) -
         "settings": settings,
         "without_commands": without_commands(outputs.gguf),
         "lost_by_merging": LOST,
+        "readings": READINGS,
         "merge_line": merge_line(outputs.merged.facts["merge"]) if settings.model.quantization == "nf4" else "",
         "training": list(training_table(data["history"], data["steps"])),
         "flat_settings": list(flat_settings(settings)),

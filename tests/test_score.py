@@ -257,13 +257,13 @@ def test_answers_are_measured_and_those_that_run_on_are_told_apart(
     assert [line["expected"] for line in lines] == [row["completion"] for row in CONVERSATIONS[:6]]
     for line in lines[:LEARNED]:
         assert line["answer"] == line["expected"] and line["stopped"]
-        assert line["measures"] == {
+        assert line["metrics"] == {
             "rouge_l": 1.0, "exact_match": 1.0, "stopped": 1.0, "repetition": 0.0, "json_valid": 1.0,
         }  # fmt: skip
     short = settings.model_copy(update={"max_new_tokens": 2})
     cut = answer_prompts.function(learned, dataset, settings=short, number=2, base=HELD, store=store)
     for line in (json.loads(line) for line in (cut.path / "answers.jsonl").read_text().splitlines()):
-        assert not line["stopped"] and line["measures"]["stopped"] == line["measures"]["exact_match"] == 0
+        assert not line["stopped"] and line["metrics"]["stopped"] == line["metrics"]["exact_match"] == 0
 
 
 def test_forgetting_is_the_loss_of_every_token_of_each_paragraph(

@@ -29,12 +29,12 @@ def test_a_difference_is_read_by_its_paired_error(store: Store) -> None:
     smaller, greater = ([nll + sign * by for nll, by in zip(base, nearly, strict=True)] for sign in (-1, 1))
     assert readings(store, base, smaller) == ["better"], "smaller in every row"
     assert readings(store, base, greater) == ["worse"], "greater in every row"
-    assert readings(store, base, [5.0, 36.0, 14.0, 43.0]) == ["within error"], "better in some and worse in others"
-    assert readings(store, base, base) == ["within error"], "equal"
-    assert readings(store, base, [nll - 5 for nll in base]) == ["error unknown"], "by the same in every row"
+    assert readings(store, base, [5.0, 36.0, 14.0, 43.0]) == ["within_error"], "better in some and worse in others"
+    assert readings(store, base, base) == ["within_error"], "equal"
+    assert readings(store, base, [nll - 5 for nll in base]) == ["unknown_error"], "by the same in every row"
 
 
-@pytest.mark.parametrize(("rows", "reading"), [(4, "within error"), (40, "better")])
+@pytest.mark.parametrize(("rows", "reading"), [(4, "within_error"), (40, "better")])
 def test_few_rows_need_a_larger_difference(store: Store, rows: int, reading: str) -> None:
     """Two and a half standard errors less, with any number of rows."""
     spread = math.sqrt(rows - 1) / 2.5
@@ -53,7 +53,7 @@ def test_validation_losses_and_their_difference_are_those_of_the_rows(store: Sto
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "reading"), [(0.0, 0.8, "better"), (0.8, 0.5, "worse"), (0.50, 0.55, "within error")]
+    ("before", "after", "reading"), [(0.0, 0.8, "better"), (0.8, 0.5, "worse"), (0.50, 0.55, "within_error")]
 )
 def test_lm_eval_scores_are_compared_with_both_errors(store: Store, before: float, after: float, reading: str) -> None:
     metrics = [
@@ -71,7 +71,7 @@ def test_a_metric_without_an_error_decides_nothing(stderr: float | None, number:
         for value in (0.0, 1.0)
     )
     (row,) = lm_eval_rows(before, after)
-    assert row.reading == "error unknown"
+    assert row.reading == "unknown_error"
     assert verdict([row])["text"].startswith("Too little was held out to say whether the tuned model is better.")
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_a_number_or_has_no_direction_decides_nothing(store: Store) 
         return {"task": {"score": {"value": value, "stderr": 0.01, "n": 100, "higher_is_better": better}}}
 
     rows = [*lm_eval_rows(metric(0.5, True), metric(None, True)), *lm_eval_rows(metric(0.1, None), metric(0.9, None))]
-    assert [row.reading for row in rows] == ["not a number", "different"]
+    assert [row.reading for row in rows] == ["not_a_number", "different"]
     sentence = verdict(rows)
     assert sentence["tone"] == ""
     assert "task: score 0.5000 → — (—, not a number)" in sentence["text"].replace(" ± 0.0141", "")

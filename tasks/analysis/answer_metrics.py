@@ -114,4 +114,4 @@ def _values(runs: Sequence[ComparedRun], name: str) -> np.ndarray | None:
 
 
 def _by_prompt(answers: Artifact) -> list[dict[str, float]]:
-    return [line["measures"] for line in read_answers(answers)]
+    return [line["metrics"] for line in read_answers(answers)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tasks.analysis.metric import Metric
+from tasks.stats.score_differences import VALIDATION_LOSS
 from tasks.training.history import LAST
 
 Reading = Literal["better", "worse", "different", "within_error", "one_seed", "unknown_error"]
@@ -28,7 +29,7 @@ GROUPS = {
 """The parts of the table, in their order."""
 LABELS = {
     "training_loss": "final training loss, nats per supervised token",
-    "validation_loss": "validation loss, nats per supervised token ({rows} rows)",
+    VALIDATION_LOSS: "validation loss, nats per supervised token ({rows} rows)",
     "perplexity": "perplexity of those rows (differences as ratios)",
     "generalization_gap": "generalisation gap: validation less training loss",
     "merging_cost": "loss added by merging and rounding",

@@ -12,6 +12,7 @@ from tasks.analysis.compared_runs import ComparedRun
 from tasks.analysis.metric import Better, Metric, Runs
 from tasks.engine.artifacts import Artifact
 from tasks.stats.json_files import read_json
+from tasks.stats.score_differences import lm_eval_key
 
 BETTER: dict[bool | None, Better | None] = {None: None, True: "higher", False: "lower"}
 """By what lm-eval says of `higher_is_better`."""
@@ -49,7 +50,7 @@ def _metric(
         if None in of_method
     }
     return Metric(
-        f"lm_eval:{task}:{name}",
+        lm_eval_key(task, name),
         "test",
         BETTER[base_score["higher_is_better"]],
         {method: np.array(values[method], dtype=float) for method in runs if method not in notes},

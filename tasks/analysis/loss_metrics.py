@@ -10,6 +10,7 @@ import numpy as np
 from tasks.analysis.metric import Metric, Runs
 from tasks.engine.artifacts import Artifact
 from tasks.stats.json_files import read_json
+from tasks.stats.score_differences import VALIDATION_LOSS
 from tasks.training.history import final_training_loss, kept_loss, steps_to_kept
 
 
@@ -50,7 +51,7 @@ def _validation_metrics(runs: Runs, base: dict[str, Any], training: Mapping[str,
     }
     by_row: dict[str, Any] = {"counts": counts, "base": np.array([base["nll"]])}
     return [
-        Metric("validation_loss", "loss", "lower", sums, **by_row),
+        Metric(VALIDATION_LOSS, "loss", "lower", sums, **by_row),
         Metric("perplexity", "loss", None, sums, **by_row, exponential=True),
         Metric("generalization_gap", "loss", None, {m: losses[m] - training[m] for m in runs}),
         Metric("merging_cost", "loss", None, {m: losses[m] - as_trained[m] for m in runs}),

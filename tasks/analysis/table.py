@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tasks.analysis.labels import READINGS, Reading, label
+from tasks.analysis.labels import Reading, label
 from tasks.analysis.metric import Metric, shared_confidence
 from tasks.stats.estimates import Estimate
 from tasks.stats.standard_errors import is_zero
@@ -84,7 +84,7 @@ def _of_base(metric: Metric) -> str | None:
 
 
 def _compared(metric: Metric, difference: Estimate) -> dict[str, Any]:
-    return metric.shown(difference).__dict__ | {"reading": READINGS[reading(difference, metric.better)]}
+    return metric.shown(difference).__dict__ | {"reading": reading(difference, metric.better)}
 
 
 def number(estimate: Estimate, digits: int) -> str:

@@ -29,7 +29,9 @@ class ChatTemplate:
     end_of_turn: str | None
     """The token after an answer; None: the tokenizer's own end-of-text token."""
     stops: tuple[str, ...]
-    """Texts at which Ollama ends an answer, beside the token after it."""
+    """Texts at which Ollama ends an answer, beside the token after it.
+
+    An answer that shows one is faulty, whatever the model's format."""
 
 
 FORMATS: dict[str, ChatTemplate] = {

@@ -32,7 +32,7 @@ def answer_prompts(
 
     Returns:
         The artifact `answers`: a line of JSON for each with `prompt`, `expected`, `answer`, `stopped` (it ended its
-        turn itself) and `measures`, see `tasks.evaluation.quality`.
+        turn itself) and `metrics`, see `tasks.evaluation.quality`.
     """
     from accelerate.utils.memory import clear_device_cache
 
@@ -46,7 +46,7 @@ def answer_prompts(
     with store.draft("answers") as draft, (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
         for row, (text, stopped) in zip(rows, answers, strict=True):
             line = {"prompt": row["prompt"], "expected": row["completion"], "answer": text, "stopped": stopped}
-            line["measures"] = measure_answer(text, row["completion"], stopped)
+            line["metrics"] = measure_answer(text, row["completion"], stopped)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         draft.facts = {"answers": len(rows)}
     return draft.done()

@@ -116,7 +116,6 @@ def _figures(by_method: Runs, base: BaseFigures, confidence: float, *, same_mach
     """Which method is better, and in what: verdict, table, the study beside it, and wins by answers."""
     from tasks.analysis.all_metrics import all_metrics
     from tasks.analysis.answer_metrics import wins
-    from tasks.analysis.labels import READINGS
     from tasks.analysis.study_comparison import published_rows
     from tasks.analysis.table import comparable, reading, table
     from tasks.analysis.verdict import verdict
@@ -131,7 +130,7 @@ def _figures(by_method: Runs, base: BaseFigures, confidence: float, *, same_mach
         "wins": [
             row
             | {name: row[name].__dict__ for name in ("win", "tie", "loss", "net")}
-            | {"reading": READINGS[reading(row["net"], "higher")]}
+            | {"reading": reading(row["net"], "higher")}
             for row in wins(by_method, confidence)
         ],
     }
@@ -184,7 +183,7 @@ def _only_shown(
     rows: Sequence[Mapping[str, Any]], comparison: CompareSettings, methods: Sequence[str]
 ) -> dict[str, Any]:
     """What the pages need beside the data."""
-    from tasks.analysis.labels import GROUPS
+    from tasks.analysis.labels import GROUPS, READINGS
     from tasks.analysis.metric import shared_confidence
     from tasks.analysis.published_study import SETUP
 
@@ -193,6 +192,7 @@ def _only_shown(
         "groups": [(key, words, [row for row in rows if row["group"] == key]) for key, words in GROUPS.items()],
         "compared": [(name, value) for name, value in flat_settings(comparison) if name in asked],
         "study_setup": SETUP,
+        "readings": READINGS,
         "shared": shared_confidence(comparison.confidence, len(methods) - 1),
         "takes_turns": comparison.cluster is None,
     }

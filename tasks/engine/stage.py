@@ -89,6 +89,7 @@ class StageOptions:
 
 
 stage = StageOptions
+"""The decorator, by the name that reads well over a function."""
 
 
 class Stage(Generic[P, R]):

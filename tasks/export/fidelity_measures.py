@@ -37,7 +37,7 @@ class ReadRow(NamedTuple):
     """These tokens."""
 
 
-class RowMeasures(NamedTuple):
+class RowFidelity(NamedTuple):
     """One row, summed over its supervised tokens."""
 
     tokens: int
@@ -111,7 +111,7 @@ def end_token_agrees(llama: Any, tokenizer: Any) -> bool:
     return int(llama.token_eos()) == tokenizer.eos_token_id
 
 
-def compare_row(*, merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_base: np.ndarray) -> RowMeasures:
+def compare_row(*, merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nll_base: np.ndarray) -> RowFidelity:
     """Compare two models' predictions of one row.
 
     Args:
@@ -124,7 +124,7 @@ def compare_row(*, merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nl
     at = np.arange(len(targets))
     nll_merged, nll_gguf = -p[at, targets], -q[at, targets]
     d_merged, d_gguf = nll_base - nll_merged, nll_base - nll_gguf
-    return RowMeasures(
+    return RowFidelity(
         tokens=len(targets),
         nll_base=float(nll_base.sum()),
         nll_merged=float(nll_merged.sum()),
@@ -138,7 +138,7 @@ def compare_row(*, merged: np.ndarray, gguf: np.ndarray, targets: np.ndarray, nl
 
 
 def fidelity_figures(
-    rows: Sequence[RowMeasures], wrong: Sequence[Mismatch], *, file_type: str, end_token: bool
+    rows: Sequence[RowFidelity], wrong: Sequence[Mismatch], *, file_type: str, end_token: bool
 ) -> FidelityFigures:
     """The measures over all rows, with standard errors over the sampling of rows.
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tasks.engine.errors import TrainingError
 from tasks.model.files import opened
+from tasks.stats.json_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +103,7 @@ def rewrite(
 def weight_files(directory: Path) -> list[Path]:
     """The files that hold a model's weights, sorted; the directory may hold others, such as another copy of them."""
     if (directory / INDEX).is_file():
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        index = read_json(directory / INDEX)
         return sorted({directory / name for name in index["weight_map"].values()})
     single = directory / "model.safetensors"
     return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))

@@ -90,7 +90,7 @@ def against_present(differences: list[ScoreDifference], present_name: str) -> It
         key = f"{row.key}:present"
         if row.key == VALIDATION_LOSS:
             lower = row.difference is not None and row.difference <= 0
-            name = f"Validation loss against {present_name}, nats per token ({row.number} rows)"
+            name = f"Validation loss against {present_name}, {row.unit}"
             yield Check(name, _values(row), "not above 0", _reading(lower), key=key)
         else:
             yield not_worse(row, present_name, key=key)

@@ -80,7 +80,7 @@ class Versions:
         former = history.in_use_before(digest)
         target = self._named(to, versions) if to else self._newest(former, versions)
         later = former[: former.index(target.digest)] if target.digest in former else []
-        withdrawn = tuple(gone for gone in (digest, *later) if gone and gone != target.digest)
+        withdrawn = tuple(used for used in (digest, *later) if used and used != target.digest)
         self.place.copy(target.name, self.name)
         record = TagRecord(
             at=datetime.now(UTC), event="rolled back", place=self.place.where, name=str(self.name),

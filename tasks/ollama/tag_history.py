@@ -107,14 +107,14 @@ class History:
         """
         order: list[str] = []
         for record in reversed(self.records):
-            for held in (record.before, record.in_use):
-                if held is None or order[-1:] == [held]:
+            for version in (record.before, record.in_use):
+                if version is None or order[-1:] == [version]:
                     continue
-                if held in order and record.event == "rolled back":
-                    del order[order.index(held) :]
-                elif held in order:
-                    order.remove(held)
-                order.append(held)
+                if version in order and record.event == "rolled back":
+                    del order[order.index(version) :]
+                elif version in order:
+                    order.remove(version)
+                order.append(version)
         return list(reversed(order[: order.index(digest)] if digest in order else order))
 
 

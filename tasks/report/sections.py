@@ -8,9 +8,9 @@ from typing import Any
 
 from grit.config import GRITConfig
 from tasks.engine.artifacts import Artifact
-from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.finetune import ADAMW, FinetuneSettings
 from tasks.stats.numbers import figure, plusminus, signed
-from tasks.stats.score_differences import ScoreDifference
+from tasks.stats.score_differences import Reading, ScoreDifference
 from tasks.training.history import kept_loss
 
 _OPENINGS = {
@@ -20,6 +20,15 @@ _OPENINGS = {
     (False, False): "No difference between tuned and base model exceeds its error.",
 }
 """By whether something is better, and whether something is worse."""
+READINGS: dict[Reading, str] = {
+    "better": "better",
+    "worse": "worse",
+    "different": "different",
+    "within_error": "within error",
+    "unknown_error": "error unknown",
+    "not_a_number": "not a number",
+}
+"""The words for what a difference says."""
 SMALL = 20
 """Of fewer held-out rows or documents a difference is no reason to praise or to blame."""
 LOST = 0.05
@@ -38,7 +47,7 @@ def verdict(differences: list[ScoreDifference]) -> dict[str, str]:
     if not differences:
         return {"tone": "", "text": "Nothing was measured on held-out data, so nothing can be said."}
     tone = "worse" if worse else "better" if better else ""
-    if not set(readings) & {"better", "worse", "within error"}:
+    if not set(readings) & {"better", "worse", "within_error"}:
         opening = "Too little was held out to say whether the tuned model is better."
     else:
         opening = _OPENINGS[better, worse]
@@ -46,7 +55,7 @@ def verdict(differences: list[ScoreDifference]) -> dict[str, str]:
         tone, opening = "", f"{opening} But {number} rows or documents are few, and others may differ: hold out more."
     parts = [
         f"{row.label} {figure(row.base)} → {figure(row.tuned)} "
-        f"({signed(row.difference)}{plusminus(row.stderr)}, {row.reading})"
+        f"({signed(row.difference)}{plusminus(row.stderr)}, {READINGS[row.reading]})"
         for row in differences
     ]
     return {"tone": tone, "text": f"{opening} {'; '.join(parts)}."}
@@ -55,7 +64,8 @@ def verdict(differences: list[ScoreDifference]) -> dict[str, str]:
 def method_name(settings: FinetuneSettings) -> str:
     """The method with what tells it from others, for the head of the report."""
     if settings.method == "baseline":
-        return "baseline (AdamW)"
+        optimizer = settings.training.optimizer
+        return f"baseline ({'AdamW' if optimizer in ADAMW else optimizer})"
     return f"GRIT (variant {settings.grit.variant}, basis {GRITConfig(**settings.grit.model_dump()).first_basis})"
 
 

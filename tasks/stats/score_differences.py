@@ -22,7 +22,8 @@ of it: what all of ten do, three in ten others may not (the rule of three, Hanle
 VALIDATION_LOSS = "validation_loss"
 """The key of the validation loss; those of lm-eval's metrics are `lm_eval:TASK:METRIC`, see `lm_eval_key`."""
 
-Reading = Literal["better", "worse", "different", "within error", "error unknown", "not a number"]
+Reading = Literal["better", "worse", "different", "within_error", "unknown_error", "not_a_number"]
+"""What a difference says."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,15 @@ class ScoreDifference:
     """Of the validation loss: the perplexities of `base` and `tuned`."""
 
     @property
+    def unit(self) -> str:
+        """What the validation loss is counted in, and over how much."""
+        return f"nats per token ({self.number} rows)"
+
+    @property
     def label(self) -> str:
         """What is scored, in words."""
         if self.key == VALIDATION_LOSS:
-            return f"Validation loss, nats per token ({self.number} rows)"
+            return f"Validation loss, {self.unit}"
         task, _, metric = self.key.partition(":")[2].rpartition(":")
         return f"{task}: {metric}"
 
@@ -145,11 +151,11 @@ def _compared(
 
 def _reading(difference: float | None, stderr: float | None, number: int, higher_is_better: bool | None) -> Reading:
     if difference is None:
-        return "not a number"
+        return "not_a_number"
     if stderr is None or number < 2 or (number < FEW and is_zero(stderr, difference) and difference):
-        return "error unknown"
+        return "unknown_error"
     if abs(difference) <= stats.t.ppf(0.5 + CONFIDENCE / 2, number - 1) * stderr:
-        return "within error"
+        return "within_error"
     if higher_is_better is None:
         return "different"
     return "better" if (difference > 0) == higher_is_better else "worse"

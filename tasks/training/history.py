@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.engine.artifacts import Artifact
+from tasks.stats.json_lines import read_json_lines
 
 LAST = 10
 """Optimizer steps that are the end of a training, at most."""
@@ -17,7 +17,8 @@ Step = Mapping[str, Any]
 
 def steps_of(history: Artifact) -> list[dict[str, Any]]:
     """The lines of a training's history."""
-    return [json.loads(line) for line in (history.path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps: list[dict[str, Any]] = read_json_lines(history.path / "history.jsonl")
+    return steps
 
 
 def steps_to_kept(history: Artifact) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from tasks.training.trainer import make_trainer, split_rows
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingParts:
     """What a training works with, once its model is loaded."""
 
     network: PeftModel
@@ -94,7 +94,7 @@ class Training:
         (self.job.history / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return facts
 
-    def _prepare(self, tokenizer: Any, peak: PeakMemory) -> Parts:
+    def _prepare(self, tokenizer: Any, peak: PeakMemory) -> TrainingParts:
         """Load the model, and put together what trains it and what looks on."""
         job, training = self.job, self.job.training
         network = load_network(
@@ -119,11 +119,11 @@ class Training:
             job, network, tokenizer, manager=manager, callbacks=[recorder, best], checkpoints=self.checkpoints
         )
         recorder.trainer = trainer
-        parts = Parts(network, manager, recorder, best, trainer, peak)
+        parts = TrainingParts(network, manager, recorder, best, trainer, peak)
         self.checkpoints.save_more = parts.save
         return parts
 
-    def _train(self, parts: Parts) -> None:
+    def _train(self, parts: TrainingParts) -> None:
         """Train from the newest checkpoint on, if there is one."""
         newest = self.checkpoints.newest()
         if newest is not None:
@@ -135,7 +135,7 @@ class Training:
         if parts.manager:
             parts.manager.close()
 
-    def _summary(self, parts: Parts) -> dict[str, Any]:
+    def _summary(self, parts: TrainingParts) -> dict[str, Any]:
         """Figures of the whole training."""
         job, recorder = self.job, parts.recorder
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

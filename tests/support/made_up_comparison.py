@@ -73,7 +73,7 @@ class MadeUp:
                 "prompt": f"Extract the person as JSON: Ada Lovelace, born in 1815, lived in London ({index}).",
                 "expected": EXPECTED,
                 "answer": EXPECTED if index % 2 else f'{{"name": "{who}", "born": {index}',
-                "measures": {"rouge_l": (crc32(who.encode()) + index) % 7 / 7, "exact_match": index % 2, "stopped": 1.0,
+                "metrics": {"rouge_l": (crc32(who.encode()) + index) % 7 / 7, "exact_match": index % 2, "stopped": 1.0,
                              "repetition": 0.0, "json_valid": index % 2},
             }
             for index in range(PROMPTS)

@@ -49,12 +49,12 @@ class Trained:
 
     def __init__(self, model: Artifact, dataset: Artifact, store: Store, steps: int, grit: GritSettings | None) -> None:
         training = QUICK.model_copy(update={"max_steps": steps, "warmup_steps": 0, "eval_steps": None})
-        result = train.function(model, dataset, BASE, LORA, training, grit, 7, store=store)
+        result = train.function(model, dataset, base=BASE, lora=LORA, training=training, grit=grit, seed=7, store=store)
         self.weights = load_file(result.adapter.path / "adapter_model.safetensors")
         lines = (result.history.path / "history.jsonl").read_text().splitlines()
         self.steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
         decays = [1 - step["learning_rate"] * training.weight_decay for step in self.steps]
-        start = load_network(model, BASE, LORA, training, 64, seed=7).state_dict()
+        start = load_network(model, base=BASE, lora=LORA, training=training, max_length=64, seed=7).state_dict()
         self.decayed = {
             name: math.prod(decays) * start[name.replace(".weight", ".default.weight")] for name in self.weights
         }
