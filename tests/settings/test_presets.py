@@ -49,7 +49,7 @@ DEPARTURES = {
     "grit.norm_match": True,
     "grit.kfac_damping": 0.03,
 }
-"""Where the reference set-up is not the study's; README.md says why."""
+"""Where the reference set-up is not the study's; docs/settings.md says why."""
 
 
 def value(settings: FinetuneSettings, dotted: str) -> Any:
