@@ -201,7 +201,6 @@ def opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
     """Open a safetensors file, as `safetensors.safe_open` does.
 
     Args:
-        path: the file.
         framework: whose tensors it gives.
 
     Raises:

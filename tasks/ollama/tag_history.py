@@ -145,10 +145,5 @@ def ggufs_in_use(store: Store) -> set[str]:
 
 
 def remember_tag(store: Store, record: TagRecord) -> None:
-    """Write a record.
-
-    Args:
-        store: where.
-        record: what.
-    """
+    """Write a record."""
     append(store, TAGS, record)
