@@ -192,7 +192,7 @@ def _count_parameters(directory: Path) -> int:
     total = 0
     for name in present:
         with opened(directory / name, "np") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118, as above
     return total
 
 
