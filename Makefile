@@ -97,11 +97,12 @@ test: lint ## lint, then run all tests
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 3
 
 .PHONY: lint
-lint: $(SETUP_TEST) ## check style, types and the import rule
+lint: $(SETUP_TEST) ## check style, types, the import rule, and how long the sentences of the pages are
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_prose.py docs/*.md CONTRIBUTING.md
 
 # ALPACA=FILE measures convergence on a second data set too, a JSON list of rows with `instruction`, `input` and `output`.
 # The trainings in the tracked results count as done where the machine computes in bfloat16, as they did; and on a second

@@ -13,12 +13,13 @@ from pathlib import Path
 
 MEAN = 18
 LONGEST = 40
-FENCED = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
-NO_PROSE = re.compile(r"^\s*(#|\||>|!\[|</?\w|\[[^\]]+\]:)")
+FENCED = re.compile(r"^[ \t]*(`{3,}(?=[^`\n]*$)|~{3,}).*?(^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+NO_PROSE = re.compile(r"^\s*(#{1,6}\s|\||>|\[?!\[|</?\w+[\s/>]|\[[^\]]+\]:)")
 ITEM = re.compile(r"^\s*([-*+]|\d+\.)\s+")
-CODE = re.compile(r"`+[^`]+`+")
+CODE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
-END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?][\"”’)*_]*(?=\s|$)")
+END = re.compile(r"(?<!\b[Ee]\.g)(?<!\b[Ii]\.e)(?<!\bvs)(?<!\b[Cc]f)[.!?][\"”’)*_]*(?=\s|$)")
 WORD = re.compile(r"\w[\w'’,.\-/=%×+]*")
 
 
@@ -29,7 +30,7 @@ def paragraphs(text: str) -> Iterator[str]:
         text: Markdown.
     """
     lines: list[str] = []
-    for line in [*FENCED.sub("", text).split("\n"), ""]:
+    for line in [*COMMENT.sub("", FENCED.sub("", text)).split("\n"), ""]:
         if not line.strip() or NO_PROSE.match(line) or ITEM.match(line):
             if lines:
                 yield " ".join(lines)

@@ -69,10 +69,10 @@ def anonymous_bytes() -> int:
 def child(who: str, directory: Path) -> None:
     """Merge once; print seconds and bytes as JSON."""
     import peft  # noqa: F401 - imported before the clock starts
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401 - likewise
 
     import tasks.export.adapter_weights
-    import tasks.merge  # noqa: F401
+    import tasks.merge  # noqa: F401 - likewise
 
     before = peak = anonymous_bytes()
     done = threading.Event()

@@ -84,9 +84,6 @@ def register(client: SyncPrefectClient) -> None:
     """Make work pool and slot where they are missing, and register the deployments of prefect.yaml.
 
     What the user has changed stays: the size of pool and slot, and which schedules are switched on.
-
-    Args:
-        client: of the server.
     """
     try:
         client.read_work_pool(POOL)

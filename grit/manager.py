@@ -37,7 +37,6 @@ class GRITManager:
 
     Args:
         model: a PEFT model with LoRA adapters on linear layers; the active adapters are handled.
-        config: the settings.
 
     Raises:
         ValueError: no LoRA module; DoRA and other variants of the layer, LoRA on embeddings or convolutions, sharded

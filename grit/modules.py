@@ -62,7 +62,7 @@ def lora_modules(model: nn.Module) -> list[LoraModule]:
             continue
         for adapter in layer.active_adapters:
             lora_a = layer.lora_A[adapter] if adapter in layer.lora_A else None  # noqa: SIM401, ModuleDict has no get
-            lora_b = layer.lora_B[adapter] if adapter in layer.lora_B else None  # noqa: SIM401
+            lora_b = layer.lora_B[adapter] if adapter in layer.lora_B else None  # noqa: SIM401, likewise
             if lora_a is None and lora_b is None and adapter not in layer.lora_embedding_A:
                 continue  # another adapter of the model targets this layer
             if isinstance(layer, ParamWrapper) or not (isinstance(lora_a, nn.Linear) and isinstance(lora_b, nn.Linear)):

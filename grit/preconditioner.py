@@ -47,7 +47,6 @@ class Preconditioner:
 
     Args:
         factors: of the same modules.
-        config: the settings.
     """
 
     def __init__(self, factors: FactorGroup, config: GRITConfig) -> None:

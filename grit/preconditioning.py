@@ -23,7 +23,6 @@ def inverse_power(factors: Tensor, power: float, damping: float, ranks: Tensor) 
 
     Args:
         factors: [M, r, r], float32, symmetric positive semi-definite; zero beyond the first `ranks` rows and columns.
-        power: exponent.
         damping: relative to the mean eigenvalue tr(S)/rank.
         ranks: [M], int64; r, or what a reprojection has left of it.
     """

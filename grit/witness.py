@@ -99,7 +99,6 @@ class TokenWitness:
 
     Args:
         groups: the factors.
-        config: the settings.
     """
 
     def __init__(self, groups: Sequence[FactorGroup], config: GRITConfig) -> None:

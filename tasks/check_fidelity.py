@@ -52,7 +52,6 @@ def check_fidelity(
 
     Args:
         gguf: the exported file.
-        merged: the merged model.
         model: the base model.
         dataset: held-out rows and tokenizer.
         settings: how much is read, and the limits.

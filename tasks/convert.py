@@ -53,7 +53,6 @@ def convert(
     """Convert, for K-quants by way of a file in bfloat16, then load the result in llama.cpp and let it answer.
 
     Args:
-        merged: the merged model.
         dataset: for a prompt that the model was not trained on.
         settings: type of the large tensors, and which converter.
         license_name: the base model's, if known.

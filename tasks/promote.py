@@ -63,7 +63,6 @@ def in_use_as_judged(promotion: Artifact, /, *, settings: FinetuneSettings, **_o
     Args:
         promotion: what that judgement returned.
         settings: where the model is registered.
-        _others: the stage's other arguments.
     """
     if (place := registry(settings.ollama, 10)) is None:
         return True

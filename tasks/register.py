@@ -28,7 +28,6 @@ def is_registered(registration: Artifact, /, *, settings: OllamaSettings, **_oth
     Args:
         registration: what the former registration returned.
         settings: where it is registered.
-        _others: the stage's other arguments.
     """
     if (place := registry(settings, 10)) is None:
         return True
@@ -57,7 +56,6 @@ def register(
     """Register the model under a tag of its own, and let it answer if a server is there.
 
     Args:
-        gguf: the model file.
         dataset: chat format and length of the training rows.
         settings: where to register.
         name: Ollama model name, with the tag that names the model in use.

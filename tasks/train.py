@@ -56,8 +56,6 @@ def train(
         model: the base model.
         dataset: tokenised rows, tokenizer.
         base: dtype and quantisation of the base while training.
-        lora: the adapter.
-        training: the optimisation.
         grit: what GRIT changes; none for the baseline.
         seed: rules the initial adapter and the data order.
         store: where the artifacts go.

@@ -96,7 +96,6 @@ def report_data(settings: FinetuneSettings, outputs: Outputs) -> dict[str, Any]:
     """All that `report.json` holds.
 
     Args:
-        settings: all settings.
         outputs: of the stages before.
     """
     history, tuned = outputs.history, outputs.tuned

@@ -217,7 +217,7 @@ def test_a_doubled_beginning_of_text_is_caught(export: Any, checks: Any, store: 
 
 def test_another_end_of_turn_is_caught(export: Any, checks: Any) -> None:
     def stops_elsewhere(directory: Path) -> None:
-        configured(directory, "tokenizer_config.json", eos_token="<|endoftext|>")  # noqa: S106
+        configured(directory, "tokenizer_config.json", eos_token="<|endoftext|>")  # noqa: S106, no password
         configured(directory, "config.json", eos_token_id=0)
         configured(directory, "generation_config.json", eos_token_id=0)
 

@@ -1,9 +1,12 @@
-"""The layout of the tests: they mirror the rooms, and what several of them share is no test."""
+"""The layout: tests mirror the rooms, what several of them share is no test, and hooks run what lint runs."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
+
+import yaml
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
@@ -36,3 +39,18 @@ def test_at_most_sixteen_files_lie_beside_the_rooms() -> None:
     assert len(files) <= 16
     stages = [path for path in [*files, *REPOSITORY.glob("tasks/comparison/*.py")] if path.name != "__init__.py"]
     assert all(f"def {path.stem}(" in path.read_text(encoding="utf-8") for path in stages)
+
+
+def test_the_commit_hooks_run_what_lint_runs() -> None:
+    """All but the pages that the last one reads: those are the hook's `files`."""
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = [hook["entry"] for hook in repository["hooks"]]
+    recipe = (REPOSITORY / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2].partition("\n\n")[0]
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()[1:]]
+    *others, prose = commands
+    assert hooks[:-1] == others
+    script, pages = prose.split()[:2], prose.split()[2:]
+    assert hooks[-1].split() == script
+    read = re.compile(repository["hooks"][-1]["files"])
+    files = {path for page in pages for path in REPOSITORY.glob(page)}
+    assert files and all(read.search(path.relative_to(REPOSITORY).as_posix()) for path in files)

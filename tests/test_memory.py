@@ -115,8 +115,8 @@ def main() -> None:
     result = call()
     done.set()
     watching.join()
-    print(json.dumps({"result": result.model_dump(mode="json"), "bytes": peak - before}))  # noqa: T201
-    print(f"{name}: {(peak - before) / 2**20:.0f} MiB, {time.perf_counter() - started:.1f} s", file=sys.stderr)  # noqa: T201
+    print(json.dumps({"result": result.model_dump(mode="json"), "bytes": peak - before}))  # noqa: T201, a child's output
+    print(f"{name}: {(peak - before) / 2**20:.0f} MiB, {time.perf_counter() - started:.1f} s", file=sys.stderr)  # noqa: T201, a child's output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

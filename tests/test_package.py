@@ -23,7 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = directory / "copy"
     for package in PACKAGES:
         shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory)]
     subprocess.run([*command, str(copy)], check=True, capture_output=True, timeout=300)
@@ -41,6 +41,13 @@ def test_the_wheel_holds_every_module_and_template(site: Path) -> None:
     assert "tasks/report/templates/report.html.j2" in files(site)
     assert "tasks/comparison/forgetting.txt" in files(site)
     assert not list(site.rglob("tests")), "tests are no part of it"
+
+
+def test_the_wheel_holds_the_license_and_names_it(site: Path) -> None:
+    (information,) = site.glob("*.dist-info")
+    assert (information / "licenses/LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
+    lines = (information / "METADATA").read_text(encoding="utf-8").splitlines()
+    assert "License-Expression: MIT" in lines and "License-File: LICENSE" in lines
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,7 @@ LABELS = {
 
 
 def label(metric: Metric) -> str:
-    """What a row of the table is called, with its unit and its number of rows.
-
-    Args:
-        metric: which.
-    """
+    """What a row of the table is called, with its unit and its number of rows."""
     words = LABELS.get(metric.key) or LABELS[metric.key.partition(":")[0]]
     rows = {} if metric.counts is None else {"rows": len(metric.counts)}
     return words.format(**rows, **metric.facts)

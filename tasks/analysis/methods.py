@@ -42,7 +42,6 @@ def settings_of(method: ComparedMethod, settings: FinetuneSettings) -> FinetuneS
     8-bit state where that is set, and all but `baseline-unsloth` train with Transformers.
 
     Args:
-        method: which.
         settings: shared by all methods.
 
     Raises:

@@ -110,11 +110,7 @@ def choice_notes(methods: Mapping[Any, FinetuneSettings]) -> list[str]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit that is checked out, and whether tracked files differ from it; none where git does not tell.
-
-    Args:
-        checkout: a directory.
-    """
+    """The commit that is checked out, and whether tracked files differ from it; none where git does not tell."""
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None

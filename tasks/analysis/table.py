@@ -16,7 +16,6 @@ def comparable(metrics: Sequence[Metric], *, same_machine: bool) -> list[Metric]
     """The metrics; where runs come from several machines, none of their costs counts as better than another.
 
     Args:
-        metrics: all of them.
         same_machine: whether all runs were trained on machines of one kind.
     """
     return [metric if same_machine or metric.group != "cost" else replace(metric, better=None) for metric in metrics]
@@ -26,7 +25,6 @@ def table(metrics: Sequence[Metric], methods: Sequence[str], confidence: float) 
     """A row for each metric, with a cell for each method.
 
     Args:
-        metrics: all of them.
         methods: in the order of the columns; the first is the reference.
         confidence: of the intervals.
 
@@ -91,7 +89,6 @@ def number(estimate: Estimate, digits: int) -> str:
     """A mean with its error.
 
     Args:
-        estimate: what.
         digits: after the point.
     """
     error = "" if not estimate.stderr else f" ± {estimate.stderr:,.{digits}f}"
@@ -102,7 +99,6 @@ def signed(estimate: Estimate, digits: int) -> str:
     """A difference with its sign and its error.
 
     Args:
-        estimate: what.
         digits: after the point.
     """
     error = "" if estimate.stderr is None else f" ± {estimate.stderr:,.{digits}f}"

@@ -36,7 +36,6 @@ def reproduce_fault(
         model: the base model.
         dataset: tokenised rows; its `max_length` is what they are padded to.
         base: dtype and quantisation of the base.
-        lora: the adapter.
         training: the optimisation; batches are packed by nothing, the optimizer is AdamW, the backend Transformers.
         grit: the study's, with a preconditioner that is never switched on.
         seed: rules the initial adapter and the data order.

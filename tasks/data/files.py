@@ -39,7 +39,6 @@ def read_rows(path: Path, name: object) -> list[Mapping[str, Any]]:
     """Read the rows of a JSON, JSON Lines, CSV or Parquet file.
 
     Args:
-        path: the file.
         name: what an error message calls it.
 
     Raises:

@@ -18,7 +18,6 @@ def download(source: str, settings: DataSettings, path: Path) -> None:
     Args:
         source: its id.
         settings: subset, split and revision.
-        path: the file.
 
     Raises:
         UserError: no such data set, no right to it, or a disk that is full.

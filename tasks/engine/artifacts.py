@@ -74,7 +74,6 @@ def reference(kind: str, directory: Path, names: Iterable[str], facts: dict[str,
     """Refer to files where they are, such as a user's model directory or the Hub's cache.
 
     Args:
-        kind: what it is.
         directory: where the files are.
         names: paths below the directory.
         facts: JSON values worth knowing.

@@ -19,9 +19,7 @@ def append(store: Store, directory: str, record: BaseModel) -> None:
     """Write a record, here and at the store's URI.
 
     Args:
-        store: where.
         directory: the kind of record.
-        record: what to write.
     """
     store.bring_files(directory)
     text = record.model_dump_json(indent=2) + "\n"
@@ -37,7 +35,6 @@ def entries(store: Store, directory: str, kind: type[R]) -> Iterator[tuple[Path,
     """The records with their files, newest first; one that cannot be read counts as none.
 
     Args:
-        store: where.
         directory: the kind of record.
         kind: what they are read as.
     """

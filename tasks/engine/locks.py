@@ -38,7 +38,6 @@ def locked(store: Store, name: str, why: str) -> Iterator[None]:
 
     Args:
         store: whose processes keep out of each other's way.
-        name: of the lock.
         why: logged where it has to be waited for, after "Waiting for another run, which ".
     """
     lock = FileLock(store.locks / f"{name}.lock")

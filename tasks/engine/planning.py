@@ -124,7 +124,6 @@ class Plan:
         """Look a stage up; what is not cached is pending, and so are the stages after it.
 
         Args:
-            visited: the stage.
             arguments: all that it is called with, by name.
         """
         key = None if is_pending(arguments) else visited.key(**arguments)

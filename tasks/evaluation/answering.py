@@ -79,7 +79,6 @@ def conversations(dataset: Artifact, number: int) -> list[dict[str, Any]]:
     """The first held-out conversations: test rows, or validation rows if there are none.
 
     Args:
-        dataset: the data set.
         number: of conversations, at most.
     """
     path = next((p for p in (dataset.path / "test.jsonl", dataset.path / "validation.jsonl") if p.is_file()), None)

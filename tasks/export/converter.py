@@ -59,7 +59,6 @@ def converter_version(settings: ExportSettings, **_others: object) -> str:
 
     Args:
         settings: as for `find_converter`.
-        _others: a stage's other arguments.
 
     Raises:
         UserError: there is no converter.
@@ -80,7 +79,6 @@ def run_converter(
     """Run the converter as a process of its own.
 
     Args:
-        converter: which one.
         model: directory of the merged model.
         file: the GGUF to write.
         gguf_type: one that the converter writes itself.

@@ -46,7 +46,6 @@ def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type:
 
     Args:
         figures: the GGUF's.
-        bounds: the limits.
         gguf_type: what type the file was to be.
     """
     file_type = GGUF_TYPES[gguf_type].file_type

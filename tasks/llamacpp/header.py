@@ -17,7 +17,6 @@ def gguf_config(gguf: Path, name_of_type: Callable[[str], str]) -> dict[str, Any
     """The config blob of a GGUF: format, family, size and quantisation.
 
     Args:
-        gguf: the model file.
         name_of_type: called with llama.cpp's number of the file's type, as text, which is empty where the header has
             none; returns Ollama's name of it.
 

@@ -192,7 +192,7 @@ def _count_parameters(directory: Path) -> int:
     total = 0
     for name in present:
         with opened(directory / name, "np") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118, as above
     return total
 
 
@@ -201,7 +201,6 @@ def opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
     """Open a safetensors file, as `safetensors.safe_open` does.
 
     Args:
-        path: the file.
         framework: whose tensors it gives.
 
     Raises:

@@ -96,11 +96,7 @@ def from_package(settings: ModelSettings, store: Store) -> Artifact:
 
 
 def packaged_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of SmolLM2's GGUF.
-
-    Args:
-        gguf: the file.
-    """
+    """The tokenizer of SmolLM2's GGUF."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 

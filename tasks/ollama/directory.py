@@ -70,7 +70,6 @@ class OllamaDirectory:
         Args:
             name: under which it is registered; a name that differs only in case from a known one takes its spelling.
             gguf: the model file. It is copied, not linked: a link would share later changes.
-            gguf_sha256: its digest.
             model: template, system prompt, parameters, license.
 
         Returns:

@@ -95,8 +95,6 @@ class OllamaServer:
 
         Args:
             name: under which it is registered.
-            gguf: the model file.
-            gguf_sha256: its digest.
             model: template, system prompt, parameters, license.
 
         Returns:
@@ -188,7 +186,6 @@ def upload(client: ollama.Client, file: Path, digest: str) -> None:
     blob is there nor show progress.
 
     Args:
-        client: of the server.
         file: what to send.
         digest: `sha256:` and 64 hexadecimal digits.
 

@@ -127,7 +127,7 @@ def same_place(place: str) -> str:
     if place.startswith("/"):
         return os.path.realpath(place)
     parts = urlsplit(place if "//" in place else f"http://{place}")
-    host = "127.0.0.1" if parts.hostname in (None, "localhost", "0.0.0.0", "::1") else parts.hostname  # noqa: S104
+    host = "127.0.0.1" if parts.hostname in (None, "localhost", "0.0.0.0", "::1") else parts.hostname  # noqa: S104, binds nothing
     default = {"http": 80, "https": 443}[parts.scheme] if "//" in place and parts.scheme in ("http", "https") else PORT
     return f"{host}:{parts.port or default}{parts.path.rstrip('/')}"
 
@@ -145,10 +145,5 @@ def ggufs_in_use(store: Store) -> set[str]:
 
 
 def remember_tag(store: Store, record: TagRecord) -> None:
-    """Write a record.
-
-    Args:
-        store: where.
-        record: what.
-    """
+    """Write a record."""
     append(store, TAGS, record)

@@ -53,7 +53,6 @@ def duration_line(settings: FinetuneSettings, parameters: int, plan: Plan) -> st
     """Say how long trainings and validations will take, and what comes on top.
 
     Args:
-        settings: the run's settings.
         parameters: the base model's.
         plan: the state of its stages.
     """

@@ -13,7 +13,6 @@ def estimate(settings: FinetuneSettings, plan: Plan) -> list[str]:
     """Say in a few lines what the stages that are not cached will take.
 
     Args:
-        settings: the run's settings.
         plan: the state of its stages.
     """
     waiting = waiting_stages(plan)

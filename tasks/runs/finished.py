@@ -57,10 +57,8 @@ def remember(store: Store, done: Plan, registration: Artifact, settings: dict[st
     """Record a finished run.
 
     Args:
-        store: where.
         done: its stages.
         registration: what was registered.
-        settings: the run's settings.
     """
     run = FinishedRun(
         at=datetime.now(UTC),
@@ -79,7 +77,6 @@ def remember_comparison(store: Store, done: Plan, report: Artifact, methods: tup
     """Record a finished comparison.
 
     Args:
-        store: where.
         done: its stages.
         report: what it ended with.
         methods: what was compared.

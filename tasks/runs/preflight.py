@@ -72,9 +72,6 @@ def check_data(settings: DataSettings) -> None:
 def check_registry(settings: OllamaSettings) -> str | None:
     """Check, before anything is trained, that the model could be registered afterwards.
 
-    Args:
-        settings: where.
-
     Returns:
         A warning where a server does not answer now; it may by the time that it is needed.
 

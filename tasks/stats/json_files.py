@@ -8,9 +8,5 @@ from typing import Any
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds.
-
-    Args:
-        path: of the file.
-    """
+    """The value that a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))

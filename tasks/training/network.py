@@ -19,9 +19,7 @@ def load_network(
     """Load the base model with a fresh adapter, by the chosen backend.
 
     Args:
-        model: the artifact `model`.
         base: dtype and quantisation.
-        lora: the adapter.
         training: backend and gradient checkpointing.
         max_length: longest row in tokens, which Unsloth wants to know.
         seed: rules the initial adapter.
@@ -35,7 +33,6 @@ def load_base(model: Artifact, settings: ModelSettings) -> PreTrainedModel:
     """Load the base model onto the GPU if there is one, in 4-bit NF4 if the settings say so.
 
     Args:
-        model: the artifact `model`.
         settings: dtype and quantisation.
     """
     quantization = nf4_config(settings.dtype, settings.double_quantization)

@@ -70,7 +70,6 @@ def make_trainer(
     """Build the trainer of either method; with a manager it is GRIT's.
 
     Args:
-        job: what to train.
         network: whose adapter is trained.
         tokenizer: the data set's.
         manager: GRIT's; none for the baseline.
@@ -101,7 +100,6 @@ def trainer_settings(job: Job, directory: Path) -> OneDevice:
     """The job's settings as TRL's trainer names them.
 
     Args:
-        job: what to train.
         directory: where the trainer writes its checkpoints.
     """
     base, training = job.base, job.training

@@ -68,7 +68,7 @@ def test_what_the_annotated_type_has_can_be_read(pair: Any) -> None:
     for artifact in artifacts:
         assert is_pending(artifact.digest) and is_pending(artifact.files) and is_pending(artifact.is_whole())
         with pytest.raises(AttributeError, match="Artifact has no gufg; it has kind, path, files, size, facts, digest"):
-            artifact.gufg  # noqa: B018
+            artifact.gufg  # noqa: B018, reading it is the error
     assert is_pending(pair.sizes["left"])
 
 
@@ -80,9 +80,9 @@ def test_what_it_lacks_is_refused(pair: Any, name: str) -> None:
 
 def test_the_refusal_names_the_stage_the_type_and_what_that_has(pair: Any) -> None:
     with pytest.raises(AttributeError, match=r"the result of make_pair: Pair has no lft; it has left, right, newest"):
-        pair.lft  # noqa: B018
+        pair.lft  # noqa: B018, reading it is the error
     with pytest.raises(AttributeError, match=r"the result of make_pair: str has no uper; it has "):
-        pair.left.kind.uper  # noqa: B018
+        pair.left.kind.uper  # noqa: B018, reading it is the error
     with pytest.raises(TypeError, match=r"the result of make_pair: Pair holds no 'left'"):
         pair["left"]
     with pytest.raises(TypeError, match=r"the result of make_pair: Pair cannot be called"):
@@ -101,7 +101,7 @@ def test_a_pending_result_cannot_be_gone_through_which_would_never_end(pair: Any
     with pytest.raises(TypeError, match="not iterable"):
         list(pair.left.facts["rows"])
     with pytest.raises(TypeError, match="not iterable"):
-        "rows" in pair.left.facts  # noqa: B015
+        "rows" in pair.left.facts  # noqa: B015, reading it is the error
 
 
 def test_a_pending_result_can_be_copied(pair: Any) -> None:

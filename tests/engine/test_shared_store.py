@@ -98,7 +98,7 @@ def test_what_no_attempt_mends_is_not_tried_again(
 @pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3a+x://bucket"])
 def test_an_address_that_nobody_knows(uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="store_uri"):
-        Store(tmp_path, uri).remote  # noqa: B018
+        Store(tmp_path, uri).remote  # noqa: B018, reading it is the error
 
 
 @pytest.mark.usefixtures("prefect_server")

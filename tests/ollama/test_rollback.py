@@ -74,7 +74,7 @@ def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_p
         ("http://127.0.0.1:11434", "http://127.0.0.1:11435", False),
         ("https://gpu.example", "https://gpu.example:443/", True),
         ("https://gpu.example", "http://gpu.example", False),
-        ("/tmp/../tmp/x", "/tmp/x", True),  # noqa: S108
+        ("/tmp/../tmp/x", "/tmp/x", True),  # noqa: S108, never opened
     ],
 )
 def test_names_of_one_place(place: str, other: str, same: bool) -> None:
@@ -200,7 +200,7 @@ for number in range(first, first + 1000):
 
 
 def test_killed_while_it_judges_and_prunes_the_next_run_goes_on(on_disk: Pipeline, tmp_path: Path) -> None:
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)  # noqa: S311, no secret
     for attempt in range(5):
         command = [sys.executable, "-c", PROMOTER, str(on_disk.store.root), str(on_disk.ollama.models)]
         command.append(str(1 + 1000 * attempt))
@@ -245,7 +245,7 @@ def test_killed_at_any_moment_the_model_in_use_is_whole(tmp_path: Path) -> None:
     for number in (1, 2):
         ggufs.append(tmp_path / f"{number}.gguf")
         write_gguf(ggufs[-1], number)
-    place, chance = OllamaDirectory(tmp_path / "models"), random.Random(0)  # noqa: S311
+    place, chance = OllamaDirectory(tmp_path / "models"), random.Random(0)  # noqa: S311, no secret
     command = [sys.executable, "-c", WRITER, str(place.directory), *map(str, ggufs)]
     absent, done = [], threading.Event()
 
