@@ -102,7 +102,7 @@ lint: $(SETUP_TEST) ## check style, types, the import rule, and how long the sen
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python .ci/check_prose.py docs/*.md CONTRIBUTING.md
+	$(BIN)/python .ci/check_prose.py README.md docs/*.md CONTRIBUTING.md
 
 # ALPACA=FILE measures convergence on a second data set too, a JSON list of rows with `instruction`, `input` and `output`.
 # The trainings in the tracked results count as done where the machine computes in bfloat16, as they did; and on a second
