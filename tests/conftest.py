@@ -24,6 +24,7 @@ import torch
 import yaml
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tasks.chat.formats import FORMATS
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.export.converter import find_converter, run_converter
 from tasks.model.packaged import packaged_tokenizer
@@ -72,11 +73,12 @@ def smollm2_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def llama3_tokenizer(smollm2_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """SmolLM2's with the special tokens of Llama 3, and a beginning-of-text token that it adds itself."""
+    """SmolLM2's with the special tokens of Llama 3, and the end of a turn of each chat format."""
     tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]}
-    )
+    tokens = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]
+    ends = [template.end_of_turn for template in FORMATS.values() if template.end_of_turn]
+    new = [token for token in dict.fromkeys([*tokens, *ends]) if token not in tokenizer.get_vocab()]
+    tokenizer.add_special_tokens({"additional_special_tokens": new})
     return tokenizer
 
 

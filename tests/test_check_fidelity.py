@@ -274,17 +274,17 @@ def test_a_type_of_which_only_the_table_knows_is_made_checked_and_named(
 ) -> None:
     bounds = FidelityLimits(7.5, 8.5, 0.75, 0.125)
     row = GgufTypeFacts(16, "Q5_K_S", bytes_per_weight=0.7, by_converter=False, limits=bounds)
-    monkeypatch.setitem(GGUF_TYPES, "q5_k_s", row)
-    gguf = export(gguf_type="q5_k_s")
-    assert gguf.facts["type"] == "q5_k_s" and gguf.facts["answer"]["text"]
+    monkeypatch.setitem(GGUF_TYPES, "made_up", row)
+    gguf = export(gguf_type="made_up")
+    assert gguf.facts["type"] == "made_up" and gguf.facts["answer"]["text"]
     assert gguf_config(gguf.path / "model.gguf", ollama_file_type)["file_type"] == "Q5_K_S"
-    by_key = checks(gguf, "q5_k_s", FidelitySettings(rows=8))
+    by_key = checks(gguf, "made_up", FidelitySettings(rows=8))
     assert not failed(by_key), by_key
-    assert by_key["quantization"] == Check("quantization", "file type 16", "16 (q5_k_s)", "passed", key="quantization")
+    assert by_key["quantization"] == Check("quantization", "file type 16", "16 (made_up)", "passed", key="quantization")
     assert by_key["kl"].limit == "≤ 0.75" and "8.5" in by_key["perplexity_ratio"].limit
     assert failed(checks(gguf, "q6_k", FidelitySettings(rows=8))) >= {"quantization"}
     asked = load_settings("demo", {"method": "baseline", "ollama.target": "none"})
-    asked = asked.model_copy(update={"export": asked.export.model_copy(update={"gguf_type": "q5_k_s"})})
+    asked = asked.model_copy(update={"export": asked.export.model_copy(update={"gguf_type": "made_up"})})
     model = reference("model", tmp_path, [], {"parameters": 1_000_000_000})
     plan = Plan([("fetch_model", "cached"), ("convert", "to run")], [("fetch_model", model)])
     room = {need.what: need.bytes for need in disk_needs(asked, plan) or ()}

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.chat.formats import format_names
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.llamacpp.header import human_parameters
@@ -277,7 +278,7 @@ def test_modelfile(store: Store) -> None:
 @pytest.mark.parametrize(
     ("facts", "parameters", "message"),
     [
-        ({"ollama_template": None}, {}, "chat template is like none of chatml, llama3 and alpaca"),
+        ({"ollama_template": None}, {}, f"chat template is like none of {format_names('and')}"),
         ({}, {"temprature": 1}, "Ollama knows no temprature"),
         ({}, {"temperature": "warm"}, "temperature is 'warm'. Ollama wants a number here"),
         ({"system": 'three """ quotes'}, {}, 'a Modelfile cannot express """'),

@@ -27,9 +27,9 @@ class ChatTemplate:
     jinja: str
     """The tokenizer's template, without the beginning-of-text token."""
     end_of_turn: str | None
-    """The token after an answer; None: the tokenizer's own end-of-text token."""
+    """The token after an answer, which the vocabulary must have; None: whatever token ends a text for the tokenizer."""
     stops: tuple[str, ...]
-    """Texts at which Ollama ends an answer, beside the token after it.
+    """Texts at which Ollama ends an answer. `end_of_turn` is added to them, so that it may be left out.
 
     An answer that shows one is faulty, whatever the model's format."""
 

@@ -27,14 +27,15 @@ class GgufTypeFacts:
     ollama_name: str
     """How Ollama calls it in a model's config."""
     bytes_per_weight: float
-    """Of K-quants, the most of a large model, whose embedding takes more."""
+    """Size of the file over the number of weights, for the free disk that a run asks for. K-quants mix types: theirs is
+    the most that a large model takes."""
     by_converter: bool
     """Whether llama.cpp's converter writes it itself; the others are quantised from `INTERMEDIATE`."""
     limits: FidelityLimits
-    """Unless the user sets others."""
+    """Unless the user sets others. To choose them, run the demo with the type, and read its report's fidelity."""
 
 
-NEARLY_EXACT = FidelityLimits(1.002, 1.01, 0.01, 0.97)
+NEARLY_EXACT = FidelityLimits(warn_perplexity_ratio=1.002, max_perplexity_ratio=1.01, max_kl=0.01, min_top1=0.97)
 """Published for Q8_0 of Llama 3 8B is a perplexity ratio of 1.0004. Small models lose more by fewer bits."""
 
 GGUF_TYPES: dict[GgufType, GgufTypeFacts] = {

@@ -24,11 +24,13 @@ class OptimizerKind:
 
     maker: str | Maker
     """What Transformers' trainer calls it, where the trainer makes it; else a function that does. It is given the
-    network with its adapter in float32, the adapter's settings and the training's."""
+    network with its adapter in float32, the adapter's settings and the training's. It takes learning rate and weight
+    decay from them, and only parameters that require a gradient."""
     takes_grit: bool
-    """Whether GRIT can go before it."""
+    """Whether GRIT can go before it: whether it takes gradients as they are, and does not precondition them itself."""
     moments_obstacle: str | None = None
-    """Why GRIT cannot act on Adam's moments, in words that follow "which"; none where they are plain tensors."""
+    """Why GRIT cannot act on Adam's moments, in words that follow "Adam's moments, which"; none where it can: they are
+    the plain tensors `exp_avg` and `exp_avg_sq`."""
 
 
 def _lora_plus(network: PeftModel, lora: LoraSettings, training: TrainingSettings) -> optim.Optimizer:

@@ -29,32 +29,30 @@ def test_each_format_has_a_name_in_the_settings_and_a_template_for_ollama() -> N
     assert sorted(FORMATS) == sorted(set(get_args(ChatFormat)) - {"tokenizer"}) == sorted(templates)
 
 
-@pytest.mark.parametrize(
-    ("chat_format", "text"),
-    [
-        (
-            "llama3",
-            "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ),
-        (
-            "chatml",
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
-            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
-        ),
-        (
-            "alpaca",
-            "Be brief.\n\n### Instruction:\nHello\n\n### Response:\nHi<|im_end|>\n\n"
-            "### Instruction:\nBye\n\n### Response:\n",
-        ),
-    ],
-)
-def test_formats(llama3_tokenizer: PreTrainedTokenizerFast, chat_format: str, text: str) -> None:
+RENDERED = {
+    "llama3": (
+        "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "alpaca": (
+        "Be brief.\n\n### Instruction:\nHello\n\n### Response:\nHi<|im_end|>\n\n"
+        "### Instruction:\nBye\n\n### Response:\n"
+    ),
+}
+"""CHAT as each format of our own is meant to render it."""
+
+
+@pytest.mark.parametrize("chat_format", FORMATS)
+def test_formats(llama3_tokenizer: PreTrainedTokenizerFast, chat_format: str) -> None:
     tokenizer = apply_chat_format(llama3_tokenizer, chat_format)
-    assert render(tokenizer, CHAT, prompt=True) == text
+    assert render(tokenizer, CHAT, prompt=True) == RENDERED[chat_format], "write down what it is to be"
     assert known_format(tokenizer) == chat_format
     assert default_system(tokenizer) is None
     assert end_of_turn(tokenizer) == tokenizer.eos_token

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tasks.chat.formats import FORMATS, ChatTemplate, render
+from tasks.chat.formats import FORMATS, ChatTemplate, format_names, render
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.engine.paths import checkout_directory
@@ -82,5 +82,5 @@ def test_a_model_is_registered_with_its_stops(dataset: Artifact, store: Store, t
 
 def test_it_is_among_those_that_are_proposed(dataset: Artifact) -> None:
     unknown = dataset.model_copy(update={"facts": dataset.facts | {"ollama_template": None}})
-    with pytest.raises(UserError, match="like none of chatml, llama3, alpaca and at_signs"):
+    with pytest.raises(UserError, match=f"like none of {format_names('and')}"):
         ollama_model(unknown, OllamaSettings(), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data.conversations import join_rows, to_conversations
@@ -129,6 +129,7 @@ def test_many_columns_become_one_prompt() -> None:
     ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from("abc"), st.none() | st.text(alphabet=string.printable)))
 def test_values_are_never_read_as_template(row: dict[str, str | None]) -> None:
     texts = {name: row.get(name) or "" for name in "abc"}
@@ -136,6 +137,7 @@ def test_values_are_never_read_as_template(row: dict[str, str | None]) -> None:
     assert merge_columns("<{a}>[[ ({b}, {c})]]", row) == f"<{texts['a']}>{optional}"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 30), st.integers(2, 5), st.integers(0, 5))
 def test_joining_keeps_every_turn_once(rows: int, count: int, seed: int) -> None:
     roles_of_all = ("system", "S"), ("user", "Q"), ("assistant", "A")

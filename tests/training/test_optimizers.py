@@ -91,7 +91,7 @@ class TestAnOptimizerMore:
     RATE = 0.5
     ONE_STEP = QUICK.model_copy(
         update={
-            "optimizer": "sgd", "max_steps": 1, "warmup_steps": 0, "learning_rate": RATE, "eval_steps": None,
+            "optimizer": "made_up", "max_steps": 1, "warmup_steps": 0, "learning_rate": RATE, "eval_steps": None,
             "per_device_batch_size": 16, "max_grad_norm": 1e9,
         }
     )  # fmt: skip
@@ -103,7 +103,7 @@ class TestAnOptimizerMore:
             return torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=training.learning_rate)
 
         kind = OptimizerKind(sgd, takes_grit=True, moments_obstacle="gradient descent does not have")
-        monkeypatch.setitem(OPTIMIZERS, "sgd", kind)
+        monkeypatch.setitem(OPTIMIZERS, "made_up", kind)
 
     @pytest.mark.usefixtures("row")
     def test_it_trains(self, tiny_model: Artifact, dataset: Artifact, tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ class TestAnOptimizerMore:
 
     @pytest.mark.usefixtures("row")
     def test_it_is_a_method_and_others_do_not_take_it(self) -> None:
-        method: ComparedMethod = "sgd"
+        method: ComparedMethod = "made_up"
         demo = load_settings("demo")
-        assert settings_of(method, demo).training.optimizer == "sgd"
-        shared = demo.model_copy(update={"training": demo.training.model_copy(update={"optimizer": "sgd"})})
+        assert settings_of(method, demo).training.optimizer == "made_up"
+        shared = demo.model_copy(update={"training": demo.training.model_copy(update={"optimizer": "made_up"})})
         assert settings_of("grit", shared).training.optimizer == "adamw_torch"
