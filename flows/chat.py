@@ -8,8 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_settings import CliSuppress, SettingsConfigDict
+
 from flows.finetune import stages
-from flows.support.command_line import parse
+from flows.support.command_line import CommandLine, parse
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
     from llama_cpp import Llama
 
 MOST_TOKENS = 512
+
+
+class ChatLine(CommandLine):
+    """Talk to the model that a run has made. The options are those of that run."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m flows.chat")
+
+    plan: CliSuppress[bool] = False
 
 
 def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
@@ -91,7 +101,7 @@ def ask() -> str:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Chat until the input ends; return the exit status: 0, or 2 for something the user can put right."""
     try:
-        preset, _plan, overrides = parse(sys.argv[1:] if arguments is None else arguments)
+        preset, _plan, overrides = parse(sys.argv[1:] if arguments is None else arguments, ChatLine)
         settings = load_settings(preset, overrides)
         file, model, example = finished(settings)
     except UserError as error:

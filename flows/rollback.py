@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_settings import SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,8 @@ from tasks.settings.presets import load_settings
 
 class RollbackLine(CommandLine):
     """Put a former version of a model back into use. Other options name the model, as in the run that made it."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m flows.rollback")
 
     to: str | None = None
     """The version's tag; none for the one that was in use before."""

@@ -34,7 +34,7 @@ from tasks.training.job import Job
 from tests.support import go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 1333
+FEWEST_TESTS = 1338
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 
