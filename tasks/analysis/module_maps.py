@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from tasks.analysis.metric import Runs
 from tasks.engine.artifacts import Artifact
 from tasks.report.figures import svg
-from tasks.stats.json_lines import read_json_lines
+from tasks.stats.json_files import read_json_lines
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tqdm import trange
 
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ScoringSettings
-from tasks.stats.json_lines import read_json_lines
+from tasks.stats.json_files import read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import TemporaryError, UserError
-from tasks.stats.json_lines import read_json_lines
+from tasks.stats.json_files import read_json_lines
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.engine.artifacts import Artifact
-from tasks.stats.json_lines import read_json_lines
+from tasks.stats.json_files import read_json_lines
 
 LAST = 10
 """Optimizer steps that are the end of a training, at most."""
