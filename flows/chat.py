@@ -1,4 +1,4 @@
-"""Talk to a model that a finished run has left, where no Ollama is at hand: `python -m flows.chat --preset demo`."""
+"""Talk to a model that a finished run has left, where no Ollama is at hand: `llama3-grit chat --preset demo`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic_settings import CliSuppress, SettingsConfigDict
 
 from flows.finetune import stages
 from flows.support.command_line import CommandLine, parse
+from flows.support.pasting import typed
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
@@ -30,13 +31,17 @@ MOST_TOKENS = 512
 class ChatLine(CommandLine):
     """Talk to the model that a run has made. The options are those of that run."""
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m flows.chat")
+    model_config = SettingsConfigDict(cli_prog_name="llama3-grit chat")
 
     plan: CliSuppress[bool] = False
 
 
-def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
+def finished(settings: FinetuneSettings, words: Sequence[str]) -> tuple[Path, OllamaModel, str]:
     """Find what a run with these settings has made.
+
+    Args:
+        settings: the run's.
+        words: the options that gave them.
 
     Returns:
         The GGUF, what Ollama is told about it, and a prompt from the held-out rows.
@@ -48,7 +53,7 @@ def finished(settings: FinetuneSettings) -> tuple[Path, OllamaModel, str]:
         stages(settings)
     results: dict[str, Any] = dict(plan.results)
     if "convert" not in results:
-        fix = "Start it with `python -m flows.finetune` and the same options; the demo's with `make demo`."
+        fix = f"Start it: {typed('finetune', words)}"
         raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
     model = ollama_model(results["prepare_dataset"], settings.ollama, None)
     gguf = Store(settings.store, settings.store_uri).bring(results["convert"])
@@ -101,9 +106,10 @@ def ask() -> str:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Chat until the input ends; return the exit status: 0, or 2 for something the user can put right."""
     try:
-        preset, _plan, overrides = parse(sys.argv[1:] if arguments is None else arguments, ChatLine)
+        words = sys.argv[1:] if arguments is None else arguments
+        preset, _plan, overrides = parse(words, ChatLine)
         settings = load_settings(preset, overrides)
-        file, model, example = finished(settings)
+        file, model, example = finished(settings, words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

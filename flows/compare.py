@@ -1,7 +1,7 @@
 """The flow `compare`: several methods, several seeds, one set of held-out rows, one report. Nothing is registered.
 
 The stages are those of `finetune`, with the same arguments: what either has computed is cached for both, and a further
-seed or method runs only what is new. Run `python -m flows.compare --help` for the command line.
+seed or method runs only what is new. Run `llama3-grit compare --help` for the command line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -23,6 +22,7 @@ from rich.table import Table
 from flows.comparison_stages import stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
 from flows.support.comparable import runnable
+from flows.support.pasting import as_typed, beside_python
 from flows.support.publishing import show_report, show_user_errors_as_one_line
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
@@ -88,7 +88,7 @@ class CompareLine(BaseSettings, CompareSettings, FinetuneSettings):
     """Compare methods of fine-tuning. Options that a preset holds replace its values, for all methods."""
 
     model_config = SettingsConfigDict(
-        cli_prog_name="python -m flows.compare",
+        cli_prog_name="llama3-grit compare",
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
@@ -157,8 +157,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)
         print(f"\n{report.facts['verdict']}\n\nReport: {report.path / 'report.html'}")
-        tensorboard = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(report.path / "tensorboard")]
-        print(f"TensorBoard: {shlex.join(tensorboard)}")
+        tensorboard = [as_typed(beside_python("tensorboard")), "--logdir", str(report.path / "tensorboard")]
+        print(f"TensorBoard:\n  {shlex.join(tensorboard)}")
 
     return exit_status(act)
 

@@ -5,7 +5,7 @@
                                       │                   └─> convert ─> check_fidelity ─┤              └─> write_report
                                       └─> score (base) ──────────────────────────────────┘
 
-Run `python -m flows.finetune --help` for the command line.
+Run `llama3-grit finetune --help` for the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Remove from the store what is no longer needed: `python -m flows.prune`; it shows what would go, and asks."""
+"""Remove from the store what is no longer needed: `llama3-grit prune`; it shows what would go, and asks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prune(BaseSettings):
     """Remove what the newest finished runs do not need, after showing it and asking."""
 
     model_config = SettingsConfigDict(
-        cli_prog_name="python -m flows.prune",
+        cli_prog_name="llama3-grit prune",
         cli_implicit_flags=True,
         cli_kebab_case=False,
         use_attribute_docstrings=True,

@@ -1,4 +1,4 @@
-"""Put the model that was in use before back into use: `python -m flows.rollback`, with the options of the run."""
+"""Put the model that was in use before back into use: `llama3-grit rollback`, with the options of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.settings.presets import load_settings
 class RollbackLine(CommandLine):
     """Put a former version of a model back into use. Other options name the model, as in the run that made it."""
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m flows.rollback")
+    model_config = SettingsConfigDict(cli_prog_name="llama3-grit rollback")
 
     to: str | None = None
     """The version's tag; none for the one that was in use before."""

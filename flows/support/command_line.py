@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from flows.support.pasting import next_lines, typed
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.ollama.next_commands import next_commands, without_commands
@@ -36,7 +36,7 @@ class CommandLine(BaseSettings, FinetuneSettings):
     """Fine-tune a model and register it with Ollama. Options replace single values of the preset."""
 
     model_config = SettingsConfigDict(
-        cli_prog_name="python -m flows.finetune",
+        cli_prog_name="llama3-grit finetune",
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
@@ -154,9 +154,9 @@ def run(
             finished = flow(preset, method, overrides)
         print(f"\nReport: {finished.report.path / 'report.html'}")
         print(f"Model:  {outcome(finished.registration, finished.promotion)}")
-        print(f"Chat:   {shlex.join([sys.executable, '-m', 'flows.chat', *words])}")
+        print(f"Chat:\n  {typed('chat', words)}")
         commands = next_commands(finished.registration, finished.promotion)
-        print(f"Next:   {', and in another terminal: '.join(commands) or without_commands(finished.gguf)}")
+        print(next_lines(commands) if commands else f"Next:   {without_commands(finished.gguf)}")
 
     return exit_status(act)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from flows import chat, compare, finetune, rollback
+from flows import chat, compare, rollback
 from flows.support.command_line import CommandLine, parse
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (CommandLine, finetune.__name__),
-        (chat.ChatLine, chat.__name__),
-        (rollback.RollbackLine, rollback.__name__),
-        (compare.CompareLine, compare.__name__),
+        (CommandLine, "finetune"),
+        (chat.ChatLine, "chat"),
+        (rollback.RollbackLine, "rollback"),
+        (compare.CompareLine, "compare"),
     ],
 )
 def test_help_names_the_command_that_was_asked(options: type, name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,7 +22,7 @@ def test_help_names_the_command_that_was_asked(options: type, name: str, capsys:
         parse(["--help"], options)
     assert ending.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: python -m {name} ")
+    assert text.startswith(f"usage: llama3-grit {name} ")
     assert " ".join(options.__doc__.split())[:40] in " ".join(text.split())
 
 

@@ -1,0 +1,57 @@
+"""Commands that a user can paste into the shell from which this program was started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROGRAM = "llama3-grit"
+PROJECT = "LLAMA3_GRIT_PROJECT"
+"""The environment variable that holds what `--project` was given."""
+
+
+def typed(subcommand: str, words: Sequence[str] = ()) -> str:
+    """A command of this project as text for the shell, with the `--project` of this one.
+
+    Args:
+        subcommand: such as `chat`.
+        words: its options.
+    """
+    script = beside_python(PROGRAM)
+    program = [as_typed(script)] if script.is_file() else [as_typed(Path(sys.executable)), "-m", "flows.command"]
+    project = ["--project", os.environ[PROJECT]] if os.environ.get(PROJECT) else []
+    return shlex.join([*program, *project, subcommand, *words])
+
+
+def beside_python(name: str) -> Path:
+    """A program of the environment that this process runs in, whether it is there or not."""
+    return Path(sys.executable).with_name(name)
+
+
+def as_typed(program: Path) -> str:
+    """The shortest text by which the shell finds a program: its name if `PATH` leads to it, or else its path.
+
+    Args:
+        program: with its directory. Below the current directory its path is relative.
+    """
+    on_path = shutil.which(program.name)
+    if on_path and program.exists() and program.samefile(on_path):
+        return program.name
+    if program.is_relative_to(Path.cwd()):
+        relative = str(program.relative_to(Path.cwd()))
+        return relative if os.sep in relative else os.path.join(os.curdir, relative)  # noqa: PTH118, keeps the dot
+    return str(program)
+
+
+def next_lines(commands: Sequence[str]) -> str:
+    """What to type next, each command on a line of its own.
+
+    Args:
+        commands: one, or two of which the first keeps its terminal.
+    """
+    headings = ["Next:"] if len(commands) == 1 else ["Next, in one terminal:", "and in another:"]
+    return "\n".join(f"{heading}\n  {command}" for heading, command in zip(headings, commands, strict=True))
