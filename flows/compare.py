@@ -24,6 +24,7 @@ from flows.support.command_line import exit_status, leave, parse, stopping_at_on
 from flows.support.comparable import runnable
 from flows.support.pasting import as_typed, beside_python
 from flows.support.publishing import show_report, show_user_errors_as_one_line
+from flows.support.terminal import terminal_for
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
@@ -82,6 +83,9 @@ def plan_of(settings: FinetuneSettings, comparison: CompareSettings) -> Plan:
     with planning() as plan:
         stages(settings, comparison)
     return plan
+
+
+LONG_LABEL = "measure_forgetting (tuned) baseline, seed 3407"
 
 
 class CompareLine(BaseSettings, CompareSettings, FinetuneSettings):
@@ -153,12 +157,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
             show_plan(settings, comparison)
             return
         runnable(settings, comparison)  # before a server is started for the flow, which takes many seconds
-        with stopping_at_once():
+        print(
+            f"Preset {preset}: {len(comparison.methods)} methods on {settings.model.name}. Ctrl-C is safe at any time."
+        )
+        with terminal_for("compare", Store(settings.store), widest=LONG_LABEL) as log, stopping_at_once():
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)
-        print(f"\n{report.facts['verdict']}\n\nReport: {report.path / 'report.html'}")
         tensorboard = [as_typed(beside_python("tensorboard")), "--logdir", str(report.path / "tensorboard")]
-        print(f"TensorBoard:\n  {shlex.join(tensorboard)}")
+        print(f"\nTensorBoard:\n  {shlex.join(tensorboard)}")
+        print(f"\n{report.facts['verdict']}\n")
+        print(f"Log:    {log}")
+        print(f"Report: {report.path / 'report.html'}")
 
     return exit_status(act)
 

@@ -22,6 +22,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from flows.support.pasting import next_lines, typed
+from flows.support.terminal import terminal_for
+from tasks.engine.artifacts import Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.ollama.next_commands import next_commands, without_commands
@@ -150,13 +152,14 @@ def run(
         check_settings(settings)  # before a server is started for the flow, which takes many seconds
         print(f"Preset {preset}: {settings.method} on {settings.model.name}. Ctrl-C is safe at any time.", flush=True)
         method = overrides.pop("method", settings.method)
-        with stopping_at_once():
+        with terminal_for("finetune", Store(settings.store)) as log, stopping_at_once():
             finished = flow(preset, method, overrides)
-        print(f"\nReport: {finished.report.path / 'report.html'}")
-        print(f"Model:  {outcome(finished.registration, finished.promotion)}")
-        print(f"Chat:\n  {typed('chat', words)}")
         commands = next_commands(finished.registration, finished.promotion)
-        print(next_lines(commands) if commands else f"Next:   {without_commands(finished.gguf)}")
+        print(f"\n{next_lines(commands)}" if commands else f"\nNext:   {without_commands(finished.gguf)}")
+        print(f"Chat, without Ollama:\n  {typed('chat', words)}")
+        print(f"Report: {finished.report.path / 'report.html'}")
+        print(f"Log:    {log}")
+        print(f"Model:  {outcome(finished.registration, finished.promotion)}")
 
     return exit_status(act)
 

@@ -14,6 +14,7 @@ from prefect.states import Completed
 from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact
+from tasks.engine.display import announce
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.logs import run_logger
 from tasks.runs.finished import FinishedRun
@@ -64,7 +65,7 @@ def skipped(name: str, former: FinishedRun) -> State[Any]:
     """Log why there is nothing to do, and return the state in which such a run ends."""
     reason = f"Nothing has changed since {former.at:%Y-%m-%d %H:%M} UTC, when {name} was registered: data, base model, "
     reason += "settings, code and libraries are the same."
-    run_logger().info(reason)
+    announce(reason)
     return Completed(name="Skipped", message=reason)
 
 
