@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from tasks.engine.paths import REPOSITORY
 MINUTE = 60.0
 """Seconds after which a file, where nothing can be drawn anew, gets a further line of how far the stage is."""
 LOOK_SECONDS = 0.5
-BAR_WIDTH = 24
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 RETRY = re.compile(r"failed with \w+: (?P<error>.*) - (?P<attempt>Retry .*)")
 """Prefect's announcement of a further attempt."""
@@ -109,7 +109,7 @@ class Terminal(Display):
             self._has_heading = True
             self._line("stage", "time", "result", style="bold")
         if result is None:
-            self._line(stage, duration(seconds), "failed")
+            self._line(stage, duration(seconds), "failed" if isinstance(sys.exception(), Exception) else "stopped")
         else:
             self._line(stage, "cached" if is_cached else duration(seconds), _about(result, is_cached))
 
@@ -144,13 +144,12 @@ class Terminal(Display):
         present = self._present
         if not present.stage:
             return Text()
-        row = Table.grid(padding=(0, 1))
-        for _ in range(3):
-            row.add_column(no_wrap=True)
-        row.add_column(no_wrap=True, overflow="ellipsis")
-        bar = Text() if present.share is None else ProgressBar(total=1.0, completed=present.share, width=BAR_WIDTH)
+        row = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, None, 1, None):  # the bar has what the words leave
+            row.add_column(no_wrap=True, ratio=ratio)
         since = duration(time.monotonic() - present.began)
-        row.add_row(Text(f"{present.stage}"), Text(since), bar, Text(present.detail))
+        bar = Text() if present.share is None else ProgressBar(total=1.0, completed=present.share)
+        row.add_row(present.stage, since, bar, Text(present.detail))
         return row
 
 

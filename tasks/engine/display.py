@@ -27,7 +27,7 @@ class TrainingProgress:
 
     def __str__(self) -> str:
         left = f"{self.seconds_left / 60:.1f} min left"
-        return f"step {self.step} of {self.steps}, loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s, {left}"
+        return f"step {self.step}/{self.steps}, loss {self.loss:.4f}, {self.tokens_per_second:.0f} tokens/s, {left}"
 
 
 class Display:
@@ -46,7 +46,7 @@ class Display:
         Args:
             stage: as it began.
             seconds: from its beginning, waiting included.
-            result: none if it failed.
+            result: none if it failed or was stopped, by the exception that is handled now.
             is_cached: whether the result is a former run's.
         """
 
