@@ -90,10 +90,10 @@ def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], Any]) -> None:
     """Print the resolved settings, the state of each stage, and the estimates."""
-    console = Console()
-    console.print(Syntax(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "yaml"))
     with planning() as plan:
         stages(settings)
+    console = Console()
+    console.print(Syntax(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "yaml"))
     table = Table("stage", "state", title=f"{settings.method} on {settings.model.name}")
     for name, state in plan.stages:
         table.add_row(name, state)
