@@ -79,8 +79,8 @@ def project_and_words(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--project", default=os.environ.get(PROJECT) or None)
-    known, words = parser.parse_known_args(arguments)
-    return known.project, words
+    options, words = parser.parse_known_args(arguments)
+    return options.project, words
 
 
 def _enter(project: str | None, words: list[str]) -> int:

@@ -14,7 +14,7 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 def home() -> Path:
     """Database, logs and process ids of the server: `PREFECT_HOME`, or `.prefect` in the checkout."""
-    return Path(os.environ.get("PREFECT_HOME") or REPOSITORY / ".prefect").expanduser()
+    return Path(os.environ.get("PREFECT_HOME") or REPOSITORY / ".prefect").expanduser().absolute()
 
 
 def address_file() -> Path:
