@@ -16,9 +16,6 @@ TEST_EXTRAS := $(EXTRAS),cluster,dev,judge
 TORCH = $(shell grep '^torch==' $(CONSTRAINTS))
 PYTORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-export TOKENIZERS_PARALLELISM := false
-export DO_NOT_TRACK := 1
-
 .PHONY: help
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -62,33 +59,29 @@ setup-unsloth: ## on a CUDA machine: make .venv-unsloth, where the baseline trai
 
 .PHONY: demo
 demo: $(SETUP) ## fine-tune SmolLM2-135M with GRIT, write the report, put the model where Ollama finds it
-	$(BIN)/python -m flows.finetune --preset demo --method grit
+	$(BIN)/llama3-grit finetune --preset demo --method grit
 
 # Six trainings and all that is measured of them in half an hour, on CPUs without bfloat16 too: a fifth of the steps of the
 # demo, and the exact match of the answers in the report in place of lm-eval's.
 .PHONY: compare-demo
 compare-demo: $(SETUP) ## train the demo by AdamW and by GRIT with three seeds each, and write a report
-	$(BIN)/python -m flows.compare --preset demo --methods baseline,grit --seeds 3 \
+	$(BIN)/llama3-grit compare --preset demo --methods baseline,grit --seeds 3 \
 	  --training.max_steps 16 --training.eval_tokens 2000 --scoring.tasks '[]' --scoring.samples 0
 
 .PHONY: chat
 chat: $(SETUP) ## talk to the demo's model, no Ollama needed
-	$(BIN)/python -m flows.chat --preset demo --method grit
+	$(BIN)/llama3-grit chat --preset demo --method grit
 
-# A server of this checkout's own. Leases kept in memory would end with the server, and leave their slots taken.
-PORT := 4200
-serve down: export PREFECT_HOME ?= $(CURDIR)/.prefect
-serve down: export PREFECT_API_URL = http://127.0.0.1:$(PORT)/api
-serve down: export PREFECT_SERVER_API_PORT = $(PORT)
-serve down: export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE = prefect.server.concurrency.lease_storage.filesystem
+# By default the port that this checkout's server has, or else had, or else 4200.
+PORT :=
 
 .PHONY: serve
 serve: $(SETUP) ## start a Prefect server and a worker in the background, with the deployments; repeat lost runs
-	@$(BIN)/python -m flows.control up
+	@$(BIN)/llama3-grit serve $(if $(PORT),--port $(PORT))
 
 .PHONY: down
 down: ## stop them; runs keep their checkpoints, and the next `make serve` goes on with them
-	@$(BIN)/python -m flows.control down
+	@$(BIN)/llama3-grit down
 
 # Much of the time goes by waiting, for servers and for processes that begin, so that three share two cores. In the order
 # of their names: by default files of few tests, which are the longest here, would come last.
@@ -110,6 +103,9 @@ lint: $(SETUP_TEST) ## check style, types, the import rule, and how long the sen
 ALPACA :=
 BENCH := .artifacts/benchmarks
 ON_ALPACA := --data '$(ALPACA)' --methods AdamW 'LoRA+ (PEFT)' 'AdamW, gradient basis' 'AdamW, whitened basis' 'kfac^1/2' 'kfac^1/2, gradient basis' 'kfac^1/2, gradient basis of one batch'
+
+bench: export DO_NOT_TRACK := 1
+bench: export TOKENIZERS_PARALLELISM := false
 
 .PHONY: bench
 bench: $(SETUP) $(BENCH)/extraction.jsonl $(if $(ALPACA),$(BENCH)/alpaca.jsonl) ## measure what Prefect, caching, kills, merging and GRIT cost, and who converges fastest (several hours; ALPACA=FILE for a second data set)
@@ -135,7 +131,7 @@ $(BENCH)/%.jsonl: | benchmarks/results/%.jsonl
 
 .PHONY: clean-artifacts
 clean-artifacts: $(SETUP) ## remove outputs that the newest models do not need, after asking
-	@$(BIN)/python -m flows.prune
+	@$(BIN)/llama3-grit prune
 
 .PHONY: clean
 clean: ## remove .venv (artifacts stay)

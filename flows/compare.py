@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -172,5 +172,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return exit_status(act)
 
 
+def command(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Compare from the command line, and leave Python with the exit status."""
+    leave(run(arguments))
+
+
 if __name__ == "__main__":
-    leave(run())
+    command()

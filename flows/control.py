@@ -1,13 +1,14 @@
-"""`make serve` and `make down`: a Prefect server and a worker in the background of this machine.
+"""A Prefect server and a worker in the background of this machine, as `serve` and `down` ask for them.
 
-The Makefile says where: `PREFECT_HOME` (`.prefect` in the checkout) takes database, logs and process ids. What is to go
-on after a reboot is set up with docs/operations.md.
+The environment says where: `PREFECT_HOME` takes database, logs and process ids, and `PREFECT_API_URL` has the port.
+What is to go on after a reboot is set up with docs/operations.md, which uses `python -m flows.control register`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,12 +27,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from flows.support.own_server import address, address_file
+from flows.support.pasting import as_typed, beside_python, typed
 from tasks.engine.locks import SLOT
 from tasks.engine.paths import REPOSITORY
 
 HOME = get_current_settings().home
 API = str(get_current_settings().api.url)
-PREFECT = str(Path(sys.executable).with_name("prefect"))
+PREFECT = beside_python("prefect")
 POOL = "local"
 SERVER = ["server", "start", "--host", "127.0.0.1"]
 WORKER = ["worker", "start", "--pool", POOL]
@@ -54,9 +57,11 @@ def up() -> None:
     print(f"""
 Pages:  {API.removesuffix("/api")}
 Logs:   {HOME}/server.log and worker.log
-Run:    export PREFECT_API_URL={API}
-        {os.path.relpath(PREFECT)} deployment run finetune/grit --watch
-Stop:   make down""")
+Run:
+  export PREFECT_API_URL={API}
+  {shlex.join([as_typed(PREFECT), "deployment", "run", "finetune/grit", "--watch"])}
+Stop:
+  {typed("down")}""")
 
 
 def down() -> None:
@@ -78,6 +83,7 @@ def down() -> None:
         _stop(worker, WORKER)
     if server:
         _stop(server, SERVER)
+    address_file().unlink(missing_ok=True)
 
 
 def register(client: SyncPrefectClient) -> None:
@@ -113,8 +119,12 @@ def _stop(process: psutil.Process, command: list[str]) -> None:
 def _serve(client: SyncPrefectClient) -> None:
     if _running(SERVER) is None:
         if _is_taken(urlsplit(API).port):
-            sys.exit(f"error: another program serves {API}. Use another port: make serve PORT=4300")
+            other_port = typed("serve", ["--port", "4300"])
+            sys.exit(f"error: another program serves {API}. Use another port: {other_port}")
         _start(SERVER)
+        address_file().write_text(API, encoding="utf-8")
+    elif (own := address()) not in (None, API):
+        sys.exit(f"error: the server runs already, at {own}. Use it, or stop it first: {typed('down')}")
     until = time.monotonic() + SECONDS_TO_START
     while client.api_healthcheck() is not None:
         time.sleep(0.5)  # first: a process that is just starting has no command line yet, and would count as gone
@@ -129,7 +139,7 @@ def _is_taken(port: int | None) -> bool:
 
 def _prefect(*arguments: str) -> None:
     done = subprocess.run(
-        [PREFECT, *arguments], check=False, capture_output=True, text=True, cwd=REPOSITORY, env=_environment()
+        [str(PREFECT), *arguments], check=False, capture_output=True, text=True, cwd=REPOSITORY, env=_environment()
     )
     if done.returncode:
         sys.exit(f"error: prefect {' '.join(arguments)}\n{done.stdout}{done.stderr}")
@@ -138,7 +148,7 @@ def _prefect(*arguments: str) -> None:
 def _start(command: list[str]) -> None:
     with (HOME / f"{command[0]}.log").open("ab") as log:
         process = subprocess.Popen(
-            [PREFECT, *command],
+            [str(PREFECT), *command],
             cwd=REPOSITORY,
             env=_environment(),
             stdin=subprocess.DEVNULL,

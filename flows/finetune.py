@@ -10,7 +10,8 @@ Run `llama3-grit finetune --help` for the command line.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from prefect import flow
 from pydantic import BaseModel
@@ -243,5 +244,10 @@ def description(settings: FinetuneSettings) -> Description:
     return Description(base_model=settings.model.name, data=settings.data.source, training=training)
 
 
+def command(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Fine-tune from the command line, and leave Python with the exit status."""
+    main(finetune, stages, arguments)
+
+
 if __name__ == "__main__":
-    main(finetune, stages)
+    command()

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import TemporaryError, UserError
+from tasks.engine.paths import project_path
 from tasks.runs.pruning import find_waste, kept_comparisons, kept_runs, remove
 from tasks.settings.presets import settings_error
 
@@ -31,7 +32,7 @@ class Prune(BaseSettings):
     )
 
     store: Path = Path(".artifacts")
-    """The directory of all outputs."""
+    """The directory of all outputs; by default the project's."""
     store_uri: str | None = None
     """The address where they are kept for other machines too, if any."""
     keep: Annotated[int, Field(ge=1)] = 3
@@ -43,7 +44,9 @@ class Prune(BaseSettings):
 
     def cli_cmd(self) -> None:
         """Show, ask, remove."""
-        store, console = Store(self.store.expanduser().absolute(), self.store_uri), Console()
+        own = "store" not in self.model_fields_set
+        root = project_path(self.store) if own else self.store.expanduser().absolute()
+        store, console = Store(root, self.store_uri), Console()
         runs = kept_runs(store, self.keep)
         waste = find_waste(store, self.keep, self.hours)
         for run in runs:

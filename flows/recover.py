@@ -4,7 +4,7 @@ Prefect's open-source server marks a run Crashed only where somebody is left to 
 it stays Running for ever; what tells it from a living one is that its heartbeats stop. A worker then repeats the same
 flow run with the same parameters: finished stages are cached, and the training goes on from its newest checkpoint.
 
-Run `python -m flows.recover` to look once, with `PREFECT_API_URL` set.
+`llama3-grit recover` looks once.
 """
 
 from __future__ import annotations

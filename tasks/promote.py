@@ -171,7 +171,7 @@ def _moved(place: Registry, record: TagRecord, *, is_recorded: bool, store: Stor
 def _about_rollback(history: History, digest: str) -> Iterator[Check]:
     """A version that a rollback has taken out of use is not promoted again."""
     if digest in history.withdrawn():
-        what, fix = "a rollback has taken this version out of use", "put back by `flows.rollback --to`"
+        what, fix = "a rollback has taken this version out of use", "put back by `llama3-grit rollback --to`"
         yield Check("rollback", what, fix, "failed", key="rollback")
 
 

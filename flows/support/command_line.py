@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -35,7 +36,10 @@ from tasks.settings.presets import load_settings
 
 
 class CommandLine(BaseSettings, FinetuneSettings):
-    """Fine-tune a model and register it with Ollama. Options replace single values of the preset."""
+    """Fine-tune a model and register it with Ollama. Options replace single values of the preset.
+
+    Without any option, the demo is fine-tuned by GRIT.
+    """
 
     model_config = SettingsConfigDict(
         cli_prog_name="llama3-grit finetune",
@@ -69,7 +73,15 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
         raise UserError(what, where="command line", fix=_meant(what, options)) from None
-    return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", given
+    return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", _from_here(given)
+
+
+def _from_here(given: dict[str, Any]) -> dict[str, Any]:
+    """Directories for outputs as absolute paths: typed ones count from the current directory, a preset's do not."""
+    for section, name in ((given, "store"), (given.get("ollama"), "models")):
+        if isinstance(section, dict) and name in section:
+            section[name] = str(Path(section[name]).expanduser().absolute())
+    return given
 
 
 def _meant(what: str, options: type[BaseModel]) -> str:
@@ -187,9 +199,11 @@ def exit_status(act: Callable[[], None]) -> int:
     return 0
 
 
-def main(flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any]) -> NoReturn:
+def main(
+    flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any], arguments: Sequence[str] | None = None
+) -> NoReturn:
     """Run a flow from the command line and leave Python."""
-    leave(run(flow, stages))
+    leave(run(flow, stages, arguments))
 
 
 def leave(status: int) -> NoReturn:

@@ -22,7 +22,7 @@ def typed(subcommand: str, words: Sequence[str] = ()) -> str:
         words: its options.
     """
     script = beside_python(PROGRAM)
-    program = [as_typed(script)] if script.is_file() else [as_typed(Path(sys.executable)), "-m", "flows.command"]
+    program = [as_typed(script)] if script.is_file() else [as_typed(Path(sys.executable)), "-P", "-m", "flows.command"]
     project = ["--project", os.environ[PROJECT]] if os.environ.get(PROJECT) else []
     return shlex.join([*program, *project, subcommand, *words])
 

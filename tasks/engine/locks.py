@@ -103,7 +103,7 @@ def _take(held: ExitStack) -> None:
     except ConcurrencySlotAcquisitionError as error:
         if error.__cause__ and is_temporary(error.__cause__):
             raise TemporaryError(f"concurrency limit {SLOT}: the Prefect server does not answer") from error
-        fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`make serve` does)."
+        fix = f"Create it: prefect gcl create {SLOT} --limit 1 (`llama3-grit serve` does)."
         raise UserError(f"no slot can be taken: {error}", where=f"concurrency limit {SLOT}", fix=fix) from None
 
 

@@ -62,7 +62,7 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
     """
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
 
 

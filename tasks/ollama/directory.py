@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tasks.engine.artifacts import file_sha256
 from tasks.engine.errors import UserError
+from tasks.engine.paths import project_path
 from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
@@ -34,11 +35,11 @@ class OllamaDirectory:
     """An Ollama model directory as a place to register models.
 
     Args:
-        models: the directory, what Ollama calls OLLAMA_MODELS.
+        models: the directory, what Ollama calls OLLAMA_MODELS. A relative one counts from the project's.
     """
 
     def __init__(self, models: Path) -> None:
-        self.directory = Path(os.path.abspath(models.expanduser()))  # noqa: PTH100, keeps links as they are
+        self.directory = Path(os.path.abspath(project_path(models)))  # noqa: PTH100, keeps links as they are
         self.where = str(self.directory)
 
     def models(self) -> dict[ModelName, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError, unwritable_store
+from tasks.engine.paths import project_path
 from tasks.engine.planning import Plan
 from tasks.export.gguf_types import GGUF_TYPES, INTERMEDIATE
 from tasks.export.merge_candidates import nf4_merge
@@ -142,7 +143,7 @@ def _ollamas_copy(settings: FinetuneSettings, parameters: int, models: Path) -> 
 def _ollama_models(settings: FinetuneSettings) -> Path | None:
     """Ollama's directory on this machine: of a server here, the one that it has unless it was told another."""
     if settings.ollama.target == "store":
-        return settings.ollama.models.expanduser()
+        return project_path(settings.ollama.models)
     local = settings.ollama.target == "server" and same_place(settings.ollama.host).startswith("127.0.0.1:")
     return Path(os.environ.get("OLLAMA_MODELS", "~/.ollama/models")).expanduser() if local else None
 

@@ -62,7 +62,8 @@ class OllamaSettings(Section):
     host: str = "http://127.0.0.1:11434"
     """The server, for the target `server`."""
     models: Path = Path("~/.ollama/models")
-    """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS)."""
+    """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS). In a preset it counts from
+    the project's directory."""
     parameters: dict[str, float | int | bool | str] = Field({})
     """Further Modelfile parameters, e.g. {temperature: 0.2}."""
 
@@ -79,6 +80,6 @@ class PromotionSettings(Section):
     rule: Literal["better", "faithful", "never"] = "better"
     """`better`: the validation loss is lower than the base model's and not higher than the present model's, no lm-eval
     metric is worse than either's by more than the difference's standard error, and the GGUF is faithful.
-    `faithful`: the GGUF is. `never`: only `python -m flows.rollback --to TAG` changes what is in use."""
+    `faithful`: the GGUF is. `never`: only `llama3-grit rollback --to TAG` changes what is in use."""
     keep: PositiveInt = 3
     """Tags of former models that stay; the one in use and the one before it always do."""

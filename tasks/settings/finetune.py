@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grit.config import Basis, GRITConfig, Variant
 from tasks.engine.cache_key import NO_MATTER
+from tasks.engine.paths import project_path
 from tasks.settings.base import Count, Fraction, PositiveInt, Section
 from tasks.settings.export import ExportSettings, FidelitySettings, OllamaSettings, PromotionSettings, without_secret
 from tasks.settings.precision import Dtype, native_dtype
@@ -248,7 +249,7 @@ class FinetuneSettings(Section):
     seed: Count = 3407
     """Rules the split, the data order and the initial adapter."""
     store: Path = Field(Path(".artifacts"), json_schema_extra=NO_MATTER)
-    """Directory of all outputs and of the cache."""
+    """Directory of all outputs and of the cache. In a preset it counts from the project's directory."""
     store_uri: str | None = Field(None, json_schema_extra=NO_MATTER)
     """Where outputs and cache are kept for other machines too: an address that fsspec knows, e.g. s3://bucket/path."""
     model: ModelSettings = ModelSettings()
@@ -268,4 +269,4 @@ class FinetuneSettings(Section):
     @field_validator("store", mode="after")
     @classmethod
     def _absolute(cls, store: Path) -> Path:
-        return store.expanduser().absolute()
+        return project_path(store)

@@ -48,7 +48,7 @@ def train_in_child(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -
     incoming, outgoing = os.pipe()
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.training.process", str(outgoing)],
+        [sys.executable, "-P", "-m", "tasks.training.process", str(outgoing)],
         stdin=subprocess.PIPE,
         pass_fds=(outgoing,),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

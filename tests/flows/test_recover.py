@@ -109,4 +109,5 @@ def test_a_port_that_another_program_has_is_one_clear_line(tmp_path: Path) -> No
             command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200
         )
     assert done.returncode == 1
-    assert f"another program serves http://127.0.0.1:{port}/api. Use another port: make serve PORT=" in done.stderr
+    assert f"another program serves http://127.0.0.1:{port}/api. Use another port: " in done.stderr
+    assert done.stderr.endswith(" serve --port 4300\n")
