@@ -35,27 +35,7 @@ if TYPE_CHECKING:
 
     from tasks.training.job import Job
 
-FEWEST_TESTS = 1338
-"""A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests where one process runs them all."""
-    if not hasattr(session.config, "workerinput"):
-        count_tests(session.config, len(session.items))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Count the tests where several processes share them."""
-    count_tests(node.config, len(ids))
-
-
-def count_tests(config: pytest.Config, count: int) -> None:
-    """End a whole run that found too few tests."""
-    options, whole = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and not options.keyword and not options.markexpr and 0 < count < FEWEST_TESTS:
-        pytest.exit(f"{count} tests found, {FEWEST_TESTS} expected: see tests/conftest.py", returncode=4)
+pytest_plugins = ("pytester", "tests.support.fast_run", "tests.support.vanished_tests")
 
 
 @pytest.fixture
