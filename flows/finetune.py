@@ -10,7 +10,7 @@ Run `python -m flows.finetune --help` for the command line.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from prefect import flow
 from pydantic import BaseModel
@@ -36,7 +36,7 @@ from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, load_settings
+from tasks.settings.presets import Overrides, given, in_one_line, load_settings
 from tasks.train import Training, train
 from tasks.write_report import write_report
 
@@ -64,7 +64,7 @@ class Tuned(NamedTuple):
 def finetune(
     preset: str = "demo",
     method: Method = "grit",
-    overrides: Overrides | None = None,
+    overrides: Annotated[Overrides | None, in_one_line("overrides")] = None,
     skip_unchanged: bool = False,
 ) -> Any:
     """Fine-tune a model, score it, and register it with Ollama.
