@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -36,7 +36,7 @@ from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, load_settings, settings_error
+from tasks.settings.presets import Overrides, given, in_one_line, load_settings, settings_error
 
 
 def _name() -> str:
@@ -48,7 +48,9 @@ def _name() -> str:
 
 @flow(name="compare", flow_run_name=_name)
 def compare(
-    preset: str = "demo", comparison: CompareSettings | None = None, overrides: Overrides | None = None
+    preset: str = "demo",
+    comparison: Annotated[CompareSettings | None, in_one_line("comparison")] = None,
+    overrides: Annotated[Overrides | None, in_one_line("overrides")] = None,
 ) -> Artifact:
     """Train several methods with several seeds, measure all on the same held-out rows, and write one report.
 

@@ -11,7 +11,7 @@ Run `llama3-grit finetune --help` for the command line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 from prefect import flow
 from pydantic import BaseModel
@@ -37,7 +37,7 @@ from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, load_settings
+from tasks.settings.presets import Overrides, given, in_one_line, load_settings
 from tasks.train import Training, train
 from tasks.write_report import write_report
 
@@ -65,7 +65,7 @@ class Tuned(NamedTuple):
 def finetune(
     preset: str = "demo",
     method: Method = "grit",
-    overrides: Overrides | None = None,
+    overrides: Annotated[Overrides | None, in_one_line("overrides")] = None,
     skip_unchanged: bool = False,
 ) -> Any:
     """Fine-tune a model, score it, and register it with Ollama.

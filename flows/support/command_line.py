@@ -33,6 +33,7 @@ from tasks.runs.estimate import estimate
 from tasks.runs.preflight import check_registry, check_settings
 from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import load_settings
+from tasks.settings.renamed import renamings
 
 
 class CommandLine(BaseSettings, FinetuneSettings):
@@ -72,6 +73,8 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
         given = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
+        names = (word[2:].removeprefix("no-").partition("=")[0] for word in arguments if word.startswith("--"))
+        what = "; ".join(text for name in names for text in renamings(name)) or what
         raise UserError(what, where="command line", fix=_meant(what, options)) from None
     return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", _from_here(given)
 

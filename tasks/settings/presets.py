@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, WrapValidator, create_model
 
 from tasks.engine.errors import UserError
 from tasks.engine.paths import REPOSITORY, checkout_directory
 from tasks.settings.base import Section
 from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.renamed import renamings
 
 PRESETS = REPOSITORY / "presets"
 
@@ -38,12 +39,32 @@ def optional(section: type[BaseModel], leave_out: frozenset[str] = frozenset()) 
 
 
 if TYPE_CHECKING:
+    from pydantic import ValidatorFunctionWrapHandler
     from pydantic_core import ErrorDetails
 
     Overrides = Section
 else:
     Overrides = optional(FinetuneSettings, frozenset({"method"}))
 """What may be put over a preset: a typed form in Prefect's pages, and validated before a run begins."""
+
+
+def in_one_line(parameter: str) -> WrapValidator:
+    """For the annotation of a flow's parameter: faults are told as those of a preset are.
+
+    Args:
+        parameter: its name.
+
+    Returns:
+        A validator that raises `UserError` in place of pydantic's report.
+    """
+
+    def validated(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise settings_error(error, parameter) from None
+
+    return WrapValidator(validated)
 
 
 def given(overrides: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -99,13 +120,17 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
 
 def settings_error(error: ValidationError, where: object) -> UserError:
     """Turn pydantic's report into one line that names each faulty setting."""
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
-        + ("unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
-        + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
-        for fault in error.errors()
-    )
+    faults = "; ".join(text for fault in error.errors() for text in _in_words(fault))
     return UserError(faults, where=where, fix="`--help` lists every setting.")
+
+
+def _in_words(fault: ErrorDetails) -> list[str]:
+    """A faulty setting; of one that an earlier version had, what it is called now."""
+    if renamed := list(renamings(".".join(key for key in fault["loc"] if isinstance(key, str)), fault["input"])):
+        return renamed
+    name = ".".join(map(str, fault["loc"])) or "settings"
+    what = "unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+    return [f"{name}: {what}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")]
 
 
 def _may_be_shown(fault: ErrorDetails) -> bool:
