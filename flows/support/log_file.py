@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tasks.engine.artifacts import Store
+from tasks.engine.errors import unwritable_store
 
 SHORT_SECONDS = 5
 """A bar that has not lasted longer is not worth showing."""
@@ -27,10 +28,17 @@ def new_log_file(store: Store, command: str) -> Path:
     Args:
         store: whose directory holds the logs.
         command: its name.
+
+    Raises:
+        UserError: the store cannot be written to.
     """
-    directory = store.root / "logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / f"{datetime.now():%Y-%m-%d-%H%M%S}-{command}-{os.getpid()}.log"
+    log = store.root / "logs" / f"{datetime.now():%Y-%m-%d-%H%M%S}-{command}-{os.getpid()}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        raise unwritable_store(store.root, os.strerror(error.errno) if error.errno else str(error)) from error
+    return log
 
 
 @contextmanager
@@ -79,7 +87,7 @@ class BarReader:
     """
 
     def __init__(self, log: Path) -> None:
-        self._log, self._read, self._rest = log, log.stat().st_size if log.exists() else 0, ""
+        self._log, self._read, self._rest = log, log.stat().st_size, ""
 
     def newest(self) -> Bar | None:
         """The newest bar among what was printed since the last call, if it is at work for more than some seconds."""

@@ -85,7 +85,14 @@ class Terminal(Display):
         self._has_heading = False
         self._ends = threading.Event()
         self._watch = threading.Thread(target=self._watch_bars, daemon=True)
-        self._live = Live(get_renderable=self._drawn, console=console, transient=True, refresh_per_second=4)
+        self._live = Live(
+            get_renderable=self._drawn,
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,  # what is printed goes into the log
+            redirect_stderr=False,
+        )
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

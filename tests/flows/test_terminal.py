@@ -21,6 +21,7 @@ from flows.support.log_file import BarReader, printing_into
 from flows.support.terminal import Terminal, duration, terminal_for
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.display import TrainingProgress, announce, display
+from tasks.engine.errors import UserError
 from tasks.engine.logs import run_logger
 
 WIDTH = 100
@@ -51,6 +52,7 @@ def screen(log: Path) -> Iterator[io.StringIO]:
     stream = io.StringIO()
     with Terminal(Console(file=stream, force_terminal=True, width=WIDTH), BarReader(log), 20) as terminal:
         terminal.begins("train baseline, seed 3407")
+        sys.stdout.write("by a library\n")
         terminal.trains(PROGRESS)
         time.sleep(0.5)
         yield stream
@@ -186,6 +188,15 @@ def test_the_path_of_the_log_is_printed_when_a_run_ends_in_an_error(
         raise ValueError("broken")
     (log,) = (store.root / "logs").iterdir()
     assert capfd.readouterr().out == f"\nLog:    {log}\n"
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match="cannot be written to: Not a directory"),
+        terminal_for("finetune", Store(tmp_path / "file")),
+    ):
+        pass
 
 
 def test_nothing_is_shown_where_no_command_asked_for_it(capfd: pytest.CaptureFixture[str], result: Artifact) -> None:
