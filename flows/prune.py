@@ -26,6 +26,7 @@ class Prune(BaseSettings):
 
     model_config = SettingsConfigDict(
         cli_prog_name="llama3-grit prune",
+        env_prefix="LLAMA3_GRIT_PRUNE_",  # without one, any YES in the environment would remove without asking
         cli_implicit_flags=True,
         cli_kebab_case=False,
         use_attribute_docstrings=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -107,6 +108,37 @@ def test_each_subcommand_has_help_under_its_name(name: str, capsys: pytest.Captu
     assert capsys.readouterr().out.startswith(f"usage: llama3-grit {name} [-h]")
 
 
+def test_finetune_says_what_it_does_without_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start(["finetune", "--help"])
+    assert "Without any option, the demo is fine-tuned by GRIT." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (["demo"], "finetune --preset demo --method grit"),
+        (["compare-demo"], "compare --preset demo --methods baseline,grit --seeds 3"),
+        (["chat"], "chat --preset demo --method grit"),
+        (["serve"], "serve"),
+        (["serve", "PORT=4300"], "serve --port 4300"),
+        (["down", "PORT=4300"], "down"),
+        (["clean-artifacts"], "prune"),
+    ],
+)
+def test_make_calls_the_command(target: list[str], words: str) -> None:
+    make = ["make", "--dry-run", "--no-print-directory", "--directory", str(REPOSITORY), *target]
+    last = subprocess.run(make, check=True, capture_output=True, text=True).stdout.replace("\\\n", " ").splitlines()[-1]
+    assert f"{last.rstrip()} ".startswith(f".venv/bin/llama3-grit {words} ")
+
+
+def test_the_pages_name_no_other_subcommand() -> None:
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *REPOSITORY.glob("docs/*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = re.findall(r"(?:bin/|`|^)llama3-grit ([a-z]+)(?![\w-])", text, re.MULTILINE)
+    assert len(named) > 20 and set(named) <= set(SUBCOMMANDS)
+
+
 def test_a_subcommand_gets_the_words_after_its_name_and_gives_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Sequence[str]] = []
 
@@ -175,6 +207,7 @@ def test_prune_tidies_the_projects_store_unless_another_is_typed(
         directory.mkdir(parents=True)
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path / "project")
     monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("STORE", "/nowhere")  # another program's
     assert start(["prune", "--hours", "0", "--yes", *words]) == 0
     assert [name for name, directory in waste.items() if not directory.exists()] == [store]
 
