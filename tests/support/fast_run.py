@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 HEAVY = frozenset({
-    "accelerate", "bitsandbytes", "dask", "datasets", "distributed", "llama_cpp", "lm_eval", "peft", "ray", "torch",
+    "accelerate", "bitsandbytes", "dask", "datasets", "distributed", "lm_eval", "peft", "ray", "torch",
     "transformers", "trl", "unsloth", "xllamacpp",
 })  # fmt: skip
 """Libraries that are torch, need it or run models, and the clusters."""
@@ -68,7 +68,7 @@ def refuse_own_programs(command: Any) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Refuse heavy libraries, and child processes of this environment."""
+    """Refuse heavy libraries, and child processes of this environment; what torch would choose is float32."""
     start, finder = subprocess.Popen.__init__, HeavyLibraries()
 
     def guarded(process: Any, args: Any, *others: Any, **named: Any) -> None:
@@ -77,6 +77,7 @@ def refusals() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", guarded)
+        patch.setattr("tasks.settings.finetune.native_dtype", lambda: "float32")
         sys.meta_path.insert(0, finder)
         try:
             yield
