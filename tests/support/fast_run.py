@@ -1,7 +1,8 @@
 """A plugin of pytest, the option `--fast`: only the tests that need no torch, no server and no model.
 
 No list says which these are. Heavy libraries cannot be imported, and no child process of this environment can start.
-The files and tests that try to are left out of the run and counted in its last lines.
+The files and tests that try to are left out of the run and counted in its last lines. So are tests with the mark
+`slow`, which compute for seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 HEAVY = frozenset({
-    "accelerate", "bitsandbytes", "dask", "datasets", "distributed", "llama_cpp", "lm_eval", "peft", "ray", "torch",
+    "accelerate", "bitsandbytes", "dask", "datasets", "distributed", "lm_eval", "peft", "ray", "torch",
     "transformers", "trl", "unsloth", "xllamacpp",
 })  # fmt: skip
 """Libraries that are torch, need it or run models, and the clusters."""
@@ -67,7 +68,7 @@ def refuse_own_programs(command: Any) -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Refuse heavy libraries, and child processes of this environment."""
+    """Refuse heavy libraries, and child processes of this environment; what torch would choose is float32."""
     start, finder = subprocess.Popen.__init__, HeavyLibraries()
 
     def guarded(process: Any, args: Any, *others: Any, **named: Any) -> None:
@@ -76,6 +77,7 @@ def refusals() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", guarded)
+        patch.setattr("tasks.settings.finetune.native_dtype", lambda: "float32")
         sys.meta_path.insert(0, finder)
         try:
             yield
@@ -108,6 +110,11 @@ class FastRun:
         with refusals():
             return (yield)
 
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Leave out what is marked as slow."""
+        if item.get_closest_marker("slow"):
+            raise NotFastError("a fast run does not compute for seconds")
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
         """Leave out a test that fails because of what is refused."""
@@ -137,7 +144,7 @@ class FastRun:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how much is left out, and what runs it."""
         count = f"{len(self.files)} files and {len(self.tests)} tests"
-        terminalreporter.write_line(f"{count} need torch, a server or a model: `make test` runs them")
+        terminalreporter.write_line(f"{count} need torch, a server, a model or long: `make test` runs them")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -147,5 +154,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Guard a fast run."""
+    config.addinivalue_line("markers", "slow: computes for seconds; a fast run leaves it out")
     if config.option.fast:
         config.pluginmanager.register(FastRun(), "fast run")
