@@ -23,7 +23,8 @@ from rich.table import Table
 from flows.comparison_stages import stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
 from flows.support.comparable import runnable
-from flows.support.publishing import show_report, show_user_errors_as_one_line
+from flows.support.database import check_database_of_temporary_server
+from flows.support.publishing import in_one_line, show_report, show_user_errors_as_one_line
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
@@ -35,7 +36,7 @@ from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, in_one_line, load_settings, settings_error
+from tasks.settings.presets import Overrides, given, load_settings, settings_error
 
 
 def _name() -> str:
@@ -155,6 +156,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             show_plan(settings, comparison)
             return
         runnable(settings, comparison)  # before a server is started for the flow, which takes many seconds
+        check_database_of_temporary_server()
         with stopping_at_once():
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)

@@ -26,6 +26,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from flows.support.database import check_database
+from tasks.engine.errors import UserError
 from tasks.engine.locks import SLOT
 from tasks.engine.paths import REPOSITORY
 
@@ -114,6 +116,10 @@ def _serve(client: SyncPrefectClient) -> None:
     if _running(SERVER) is None:
         if _is_taken(urlsplit(API).port):
             sys.exit(f"error: another program serves {API}. Use another port: make serve PORT=4300")
+        try:
+            check_database()
+        except UserError as error:
+            sys.exit(f"error: {error}")
         _start(SERVER)
     until = time.monotonic() + SECONDS_TO_START
     while client.api_healthcheck() is not None:

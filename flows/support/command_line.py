@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from flows.support.database import check_database_of_temporary_server
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.ollama.next_commands import next_commands, without_commands
@@ -151,6 +152,7 @@ def run(
             show_plan(settings, stages)
             return
         check_settings(settings)  # before a server is started for the flow, which takes many seconds
+        check_database_of_temporary_server()
         print(f"Preset {preset}: {settings.method} on {settings.model.name}. Ctrl-C is safe at any time.", flush=True)
         method = overrides.pop("method", settings.method)
         with stopping_at_once():
