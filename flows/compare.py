@@ -22,8 +22,9 @@ from rich.table import Table
 from flows.comparison_stages import stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
 from flows.support.comparable import runnable
+from flows.support.database import check_database_of_temporary_server
 from flows.support.pasting import as_typed, beside_python
-from flows.support.publishing import show_report, show_user_errors_as_one_line
+from flows.support.publishing import in_one_line, show_report, show_user_errors_as_one_line
 from flows.support.terminal import terminal_for
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
@@ -36,7 +37,7 @@ from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
 from tasks.settings.comparison import CompareSettings
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, in_one_line, load_settings, settings_error
+from tasks.settings.presets import Overrides, given, load_settings, settings_error
 
 
 def _name() -> str:
@@ -159,6 +160,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             show_plan(settings, comparison)
             return
         runnable(settings, comparison)  # before a server is started for the flow, which takes many seconds
+        check_database_of_temporary_server()
         print(
             f"Preset {preset}: {len(comparison.methods)} methods on {settings.model.name}. Ctrl-C is safe at any time."
         )

@@ -27,8 +27,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from flows.support.database import check_database
 from flows.support.own_server import address, address_file
 from flows.support.pasting import as_typed, beside_python, typed
+from tasks.engine.errors import UserError
 from tasks.engine.locks import SLOT
 from tasks.engine.paths import REPOSITORY
 
@@ -121,6 +123,10 @@ def _serve(client: SyncPrefectClient) -> None:
         if _is_taken(urlsplit(API).port):
             other_port = typed("serve", ["--port", "4300"])
             sys.exit(f"error: another program serves {API}. Use another port: {other_port}")
+        try:
+            check_database()
+        except UserError as error:
+            sys.exit(f"error: {error}")
         _start(SERVER)
         address_file().write_text(API, encoding="utf-8")
     elif (own := address()) not in (None, API):

@@ -17,7 +17,7 @@ from prefect import flow
 from pydantic import BaseModel
 
 from flows.support.command_line import main
-from flows.support.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
+from flows.support.publishing import in_one_line, method_and_model, published, show_user_errors_as_one_line, skipped
 from tasks.check_fidelity import check_fidelity
 from tasks.check_vocabulary import check_vocabulary
 from tasks.convert import Description, convert
@@ -37,7 +37,7 @@ from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_prepared, check_registry, check_settings
 from tasks.score import score
 from tasks.settings.finetune import FinetuneSettings, Method
-from tasks.settings.presets import Overrides, given, in_one_line, load_settings
+from tasks.settings.presets import Overrides, given, load_settings
 from tasks.train import Training, train
 from tasks.write_report import write_report
 

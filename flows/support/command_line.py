@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from flows.support.database import check_database_of_temporary_server
 from flows.support.pasting import next_lines, typed
 from flows.support.terminal import terminal_for
 from tasks.engine.artifacts import Store
@@ -165,6 +166,7 @@ def run(
             show_plan(settings, stages)
             return
         check_settings(settings)  # before a server is started for the flow, which takes many seconds
+        check_database_of_temporary_server()
         print(f"Preset {preset}: {settings.method} on {settings.model.name}. Ctrl-C is safe at any time.", flush=True)
         method = overrides.pop("method", settings.method)
         with terminal_for("finetune", Store(settings.store)) as log, stopping_at_once():

@@ -62,9 +62,7 @@ def insist_on_all(store: Store, directory: str, kind: type[BaseModel]) -> None:
     for path in sorted(_files(store, directory)):
         if _read(path, kind) is None:
             what = "this version cannot read the record, and could remove what it names"
-            fix = (
-                "Use the version that wrote it; or remove the file, here and at `store_uri`, to give up what it names."
-            )
+            fix = "Use the version that wrote it, or delete the file, here and at `store_uri`: what it names goes."
             raise UserError(what, where=path, fix=fix)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, WrapValidator, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from tasks.engine.errors import UserError
 from tasks.engine.paths import REPOSITORY, checkout_directory
@@ -39,32 +39,12 @@ def optional(section: type[BaseModel], leave_out: frozenset[str] = frozenset()) 
 
 
 if TYPE_CHECKING:
-    from pydantic import ValidatorFunctionWrapHandler
     from pydantic_core import ErrorDetails
 
     Overrides = Section
 else:
     Overrides = optional(FinetuneSettings, frozenset({"method"}))
 """What may be put over a preset: a typed form in Prefect's pages, and validated before a run begins."""
-
-
-def in_one_line(parameter: str) -> WrapValidator:
-    """For the annotation of a flow's parameter: faults are told as those of a preset are.
-
-    Args:
-        parameter: its name.
-
-    Returns:
-        A validator that raises `UserError` in place of pydantic's report.
-    """
-
-    def validated(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return validate(value)
-        except ValidationError as error:
-            raise settings_error(error, parameter) from None
-
-    return WrapValidator(validated)
 
 
 def given(overrides: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -132,5 +132,5 @@ def test_judgements_without_keys_are_read(store: Store) -> None:
 def test_pruning_a_store_says_which_record_at_the_address_too(store: Store, tmp_path: Path) -> None:
     shared = Store(store.root, f"file://{tmp_path}/shared")
     write(Store(tmp_path / "shared"), f"{RUNS}/000001-2031-01-01T00-00-00-1a2b3c4d.json", {"written_by": 9})
-    with pytest.raises(UserError, match="000001-2031.* remove the file, here and at `store_uri`"):
+    with pytest.raises(UserError, match="000001-2031.* delete the file, here and at `store_uri`:"):
         find_waste(shared, keep=1, hours=1)
