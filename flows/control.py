@@ -14,10 +14,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import psutil
@@ -101,13 +102,24 @@ def register(client: SyncPrefectClient) -> None:
         client.read_global_concurrency_limit_by_name(SLOT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
-    schedules_before = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
+    before = [schedule for deployment in client.read_deployments() for schedule in deployment.schedules]
     _prefect("--no-prompt", "deploy", "--all")
-    for deployment, schedules in schedules_before.items():
-        for schedule in schedules:
-            if schedule.active:
-                with suppress(ObjectNotFound):
-                    client.update_deployment_schedule(deployment, schedule.id, active=True)
+    switch_on(client, {schedule.id for schedule in before if schedule.active})
+
+
+def switch_on(client: SyncPrefectClient, schedules: Container[UUID]) -> None:
+    """Switch schedules on, and leave all else of them as it is.
+
+    Args:
+        client: of the server that has them.
+        schedules: their ids; what the server does not have is passed over.
+    """
+    for deployment in client.read_deployments():
+        for schedule in deployment.schedules:
+            if schedule.id in schedules:  # the server forgets parameters that do not come along
+                client.update_deployment_schedule(
+                    deployment.id, schedule.id, active=True, parameters=schedule.parameters
+                )
 
 
 def _stop(process: psutil.Process, command: list[str]) -> None:

@@ -17,12 +17,15 @@ from uuid import UUID, uuid4
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from flows import recover as module
+from flows.control import switch_on
 from flows.recover import MOST_RECOVERIES, recover
 from flows.support.database import check_database
 from tasks.engine.paths import REPOSITORY
@@ -92,6 +95,20 @@ def test_a_run_that_ends_while_it_is_looked_at_stays_ended(
     monkeypatch.setattr(module, "last_sign_of_life", ends_meanwhile)
     recover()
     assert name_of(client, run) == "Completed"
+
+
+def test_a_schedule_that_is_switched_on_keeps_its_parameters(client: SyncPrefectClient) -> None:
+    """The server would forget them: it would train every night, whether or not anything has changed."""
+    nightly = DeploymentScheduleCreate(
+        schedule=CronSchedule(cron="0 2 * * *"), active=False, parameters={"skip_unchanged": True}, slug="nightly"
+    )
+    flow = client.create_flow_from_name("finetune")
+    deployments = [client.create_deployment(flow, name=f"d-{uuid4()}", schedules=[nightly]) for _ in range(2)]
+    on, off = (client.read_deployment(deployment).schedules[0].id for deployment in deployments)
+    switch_on(client, {on, uuid4()})
+    after = [client.read_deployment(deployment).schedules[0] for deployment in deployments]
+    assert [(schedule.id, schedule.active) for schedule in after] == [(on, True), (off, False)]
+    assert [schedule.parameters for schedule in after] == [{"skip_unchanged": True}] * 2
 
 
 def test_the_notifications_are_ones_that_prefect_takes(client: SyncPrefectClient) -> None:

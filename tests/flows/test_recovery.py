@@ -46,6 +46,7 @@ def test_a_run_outlives_its_worker_its_process_and_its_server(
         assert served.process("worker") != worker
         (nightly,) = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()["schedules"]
         assert nightly["active"], "what the user has switched on stays on"
+        assert nightly["parameters"] == {"skip_unchanged": True}
         assert served.run(run)["state"]["name"] == "Running", "its last heartbeat is too fresh to call it lost"
 
         served.prefect("deployment", "run", "recover/recover", "-p", "silent_minutes=0.01", "--watch")
