@@ -12,6 +12,8 @@ import pytest
 from tasks.engine.paths import REPOSITORY
 from tests.support.fast_run import HEAVY
 
+pytestmark = pytest.mark.slow  # a fast run would refuse what is tried here
+
 LIGHT = """
 import importlib.util, subprocess, sys
 

@@ -38,7 +38,13 @@ def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
     return pytester
 
 
-@pytest.mark.parametrize("processes", [[], ["-p", "xdist.plugin", "--numprocesses", "2"]], ids=["alone", "shared"])
+@pytest.mark.parametrize(
+    "processes",
+    [
+        pytest.param([], id="alone"),
+        pytest.param(["-p", "xdist.plugin", "--numprocesses", "2"], id="shared", marks=pytest.mark.slow),
+    ],
+)
 def test_a_whole_run_ends_with_the_names_of_files_without_a_test(
     checkout: pytest.Pytester, processes: list[str]
 ) -> None:

@@ -24,7 +24,7 @@ HEAVY = frozenset({
     "accelerate", "bitsandbytes", "dask", "datasets", "distributed", "lm_eval", "peft", "ray", "torch",
     "transformers", "trl", "unsloth", "xllamacpp",
 })  # fmt: skip
-"""Libraries that are torch, need it or run models, and the clusters."""
+"""Torch, what needs it or begins with it, and the clusters. llama_cpp is none: it is imported at once."""
 PROGRAMS = Path(sys.executable).parent
 """Of this environment: Python itself, Prefect, Ray, Go. They start servers, import torch or take long."""
 
