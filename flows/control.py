@@ -31,6 +31,7 @@ from flows.recover import recover
 from flows.support.database import check_database
 from flows.support.own_server import address, address_file
 from flows.support.pasting import as_typed, beside_python, typed
+from flows.support.terminal import terminal_with
 from tasks.engine.errors import UserError
 from tasks.engine.locks import SLOT
 from tasks.engine.paths import REPOSITORY
@@ -52,14 +53,16 @@ def up() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker that inherits its being ignored never stops
     with get_client(sync_client=True) as client:
         _serve(client)
+        print("Registering the deployments of prefect.yaml …", flush=True)
         register(client)
         if _running(WORKER) is None:
-            recover()
+            with terminal_with(HOME / "recover.log"):
+                recover()
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
             _start(WORKER)
     print(f"""
 Pages:  {API.removesuffix("/api")}
-Logs:   {HOME}/server.log and worker.log
+Logs:   {HOME}/server.log, worker.log and recover.log
 Run:
   export PREFECT_API_URL={API}
   {shlex.join([as_typed(PREFECT), "deployment", "run", "finetune/grit", "--watch"])}
@@ -139,6 +142,7 @@ def _serve(client: SyncPrefectClient) -> None:
             check_database()
         except UserError as error:
             sys.exit(f"error: {error}")
+        print(f"Starting a Prefect server at {API.removesuffix('/api')} …", flush=True)
         _start(SERVER)
         address_file().write_text(API, encoding="utf-8")
     elif (own := address()) not in (None, API):

@@ -36,9 +36,7 @@ RETRY = re.compile(r"failed with \w+: (?P<error>.*) - (?P<attempt>Retry .*)")
 
 @contextmanager
 def terminal_for(command: str, store: Store, widest: str = "check_vocabulary") -> Iterator[Path]:
-    """Within this block the terminal shows the stages alone; all else that is printed goes into a log file.
-
-    Where the block ends in an error, or is stopped, the file's path is printed.
+    """Do what `terminal_with` does, with a new log file in the store.
 
     Args:
         command: its name, for that of the file.
@@ -47,13 +45,31 @@ def terminal_for(command: str, store: Store, widest: str = "check_vocabulary") -
 
     Yields:
         The file.
+
+    Raises:
+        UserError: the store cannot be written to.
     """
     log = new_log_file(store, command)
+    with terminal_with(log, widest):
+        yield log
+
+
+@contextmanager
+def terminal_with(log: Path, widest: str = "") -> Iterator[None]:
+    """Within this block the terminal shows the stages alone; all else that is printed goes into a log file.
+
+    Where the block ends in an error, or is stopped, the file's path is printed.
+
+    Args:
+        log: the file.
+        widest: about the longest name of a stage.
+    """
+    log.touch()
     try:
         with printing_into(log) as stream:
             console = Console(file=stream, highlight=False, soft_wrap=True)
             with Terminal(console, BarReader(log), len(widest) + 4) as terminal, _shown_by(terminal):
-                yield log
+                yield
     except BaseException:
         print(f"\nLog:    {log}", flush=True)
         raise
