@@ -12,7 +12,7 @@ from flows.support.pasting import PROGRAM, typed
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Start what does not run, and return the exit status."""
+    """Start what does not run, and leave Python with the exit status."""
     parser = _parser(
         "serve",
         "Start a Prefect server of this checkout and a worker in the background, register the deployments of "
@@ -22,9 +22,10 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, help=f"the server's, on 127.0.0.1 (default: that it had, or {PORT})")
     os.environ.update(environment(parser.parse_args(arguments).port))
     from flows.control import up
+    from flows.support.command_line import leave
 
     up()
-    return 0
+    leave(0)
 
 
 def down(arguments: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def down(arguments: Sequence[str]) -> int:
 
 
 def recover(arguments: Sequence[str]) -> int:
-    """Look for lost runs once; return the exit status: 0, or 2 where there is no server to look at."""
+    """Look for lost runs once; the exit status is 0, or 2 where there is no server to look at."""
     parser = _parser(
         "recover",
         "Look once for runs of deployments that crashed, or whose machine died, and schedule them again. The server is "
@@ -55,7 +56,7 @@ def recover(arguments: Sequence[str]) -> int:
     from prefect.settings import get_current_settings
 
     from flows.recover import recover as look
-    from flows.support.command_line import exit_status
+    from flows.support.command_line import exit_status, leave
     from flows.support.terminal import terminal_with
 
     if get_current_settings().api.url is None:
@@ -69,7 +70,7 @@ def recover(arguments: Sequence[str]) -> int:
             lost = look()
         print(f"Lost runs: {lost}. Log: {log}")
 
-    return exit_status(act)
+    leave(exit_status(act))
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
