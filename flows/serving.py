@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from flows.support.own_server import PORT, address, environment, home
 from flows.support.pasting import PROGRAM, typed
 
 
-def serve(arguments: Sequence[str]) -> int:
+def serve(arguments: Sequence[str]) -> NoReturn:
     """Start what does not run, and leave Python with the exit status."""
     parser = _parser(
         "serve",
@@ -43,7 +44,7 @@ def down(arguments: Sequence[str]) -> int:
     return 0
 
 
-def recover(arguments: Sequence[str]) -> int:
+def recover(arguments: Sequence[str]) -> NoReturn:
     """Look for lost runs once; the exit status is 0, or 2 where there is no server to look at."""
     parser = _parser(
         "recover",
@@ -61,7 +62,7 @@ def recover(arguments: Sequence[str]) -> int:
 
     if get_current_settings().api.url is None:
         print(f"error: no Prefect server is set. Start one, or set PREFECT_API_URL: {typed('serve')}", file=sys.stderr)
-        return 2
+        leave(2)
 
     def act() -> None:
         log = home() / "recover.log"

@@ -27,8 +27,9 @@ from tasks.chat.formats import FORMATS
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.export.converter import find_converter, run_converter
 from tasks.settings.export import ExportSettings, OllamaSettings
-from tests.support import go_template
+from tests.support import forked, go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
+from tests.support.prefect_servers import temporary_server
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -118,9 +119,16 @@ def tokenized_rows(
 
 
 @pytest.fixture(scope="session")
-def go_render(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that renders Ollama's templates."""
-    return go_template.build(tmp_path_factory.mktemp("go"))
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of a run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def go_render(run_directory: Path) -> Path:
+    """A program that renders Ollama's templates; the first process that needs it builds it."""
+    return go_template.build(run_directory / "go")
 
 
 @pytest.fixture(scope="session")
@@ -177,17 +185,27 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One temporary Prefect server with its own database for all flow tests."""
-    from prefect.testing.utilities import prefect_test_harness
+def empty_database(run_directory: Path) -> Path:
+    """Where the processes of a run share a database of Prefect's without entries, once it is made."""
+    return run_directory / "empty.db"
 
-    with prefect_test_harness(server_startup_timeout=120):
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[None]:
+    """One temporary Prefect server with its own database for all flow tests."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    home = tmp_path_factory.mktemp("prefect")
+    with temporary_server(home, empty_database) as api, temporary_settings({PREFECT_API_URL: api}):
         yield
 
 
 @pytest.fixture(scope="module")
 def in_this_process() -> Iterator[None]:
-    """Training without its child process, which takes seconds to begin; tests/training/test_process.py is about it."""
+    """Training without its child process, which takes seconds to begin; tests/training/test_process.py is about it.
+
+    Other programs that the stages start begin quickly, see `tests.support.forked`.
+    """
 
     def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
         from tasks.training.run import Training
@@ -199,6 +217,7 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("train", "comparison.reproduce_fault"):
             patch.setattr(f"tasks.{module}.train_in_child", train)
+        forked.patch_starters(patch)
         yield
 
 
