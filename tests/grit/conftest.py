@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.support.adapters import MakeModel
+from tests.support.adapters import MakeModel, eight_rows
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +56,4 @@ def batch() -> dict[str, Tensor]:
 
 @pytest.fixture
 def rows() -> Dataset:
-    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
+    return eight_rows()

@@ -23,7 +23,7 @@ from trl import SFTTrainer
 
 from grit import GritCallback, GRITConfig, GRITManager
 from grit.callback import STATE_FILE
-from tests.support.adapters import OFTEN, arguments, network, resumable, trained, weights
+from tests.support.adapters import OFTEN, arguments, eight_rows, network, resumable, trained, weights
 
 
 @pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
@@ -107,31 +107,40 @@ class Kill(TrainerCallback):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-tokenizer, rows = AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2])
-resumable(tokenizer, rows, Path(sys.argv[3]), sys.argv[4], sys.argv[5], [Kill()])[0].train()
+directory = Path(sys.argv[1])
+tokenizer, rows = AutoTokenizer.from_pretrained(directory / "tokenizer"), Dataset.load_from_disk(directory / "rows")
+for kind, variant in zip(sys.argv[2::2], sys.argv[3::2]):
+    if os.fork() == 0:  # a process for each, and imports for one
+        resumable(tokenizer, rows, directory / f"{kind}-{variant}", kind, variant, [Kill()])[0].train()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
+TRAININGS = [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "variant"),
-    [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")],
-)
-def test_killed_and_resumed_it_ends_with_the_same_bits(
-    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, kind: str, variant: str
-) -> None:
-    word_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    rows.save_to_disk(tmp_path / "rows")
-    command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed"]
-    command += [kind, variant]
+@pytest.fixture(scope="module")
+def killed(word_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for each training, which was killed after its fifth step."""
+    directory = tmp_path_factory.mktemp("killed")
+    word_tokenizer.save_pretrained(directory / "tokenizer")
+    eight_rows().save_to_disk(directory / "rows")
+    command = [sys.executable, "-c", KILLED, str(directory), *(word for training in TRAININGS for word in training)]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
+    done = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, text=True, timeout=400)
+    assert [int(line) for line in done.stdout.split()[-4:]] == [-signal.SIGKILL] * 4, done.stderr
+    return directory
 
+
+@pytest.mark.parametrize(("kind", "variant"), TRAININGS)
+def test_killed_and_resumed_it_ends_with_the_same_bits(
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, killed: Path, kind: str, variant: str
+) -> None:
+    checkpoint = killed / f"{kind}-{variant}" / "checkpoint-3"
+    assert (checkpoint / STATE_FILE).is_file()
     whole, uninterrupted = resumable(word_tokenizer, rows, tmp_path / "whole", kind, variant)
     whole.train()
-    resumed, continued = resumable(word_tokenizer, rows, tmp_path / "killed", kind, variant)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
+    resumed, continued = resumable(word_tokenizer, rows, checkpoint.parent, kind, variant)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     expected = weights(whole.model)
     for name, weight in weights(resumed.model).items():
         assert torch.equal(weight, expected[name])
