@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,6 @@ import tasks.train
 from tasks.check_fidelity import check_fidelity
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store
-from tasks.engine.paths import REPOSITORY
 from tasks.export.converter import find_converter
 from tasks.fetch_data import fetch_data
 from tasks.fetch_model import fetch_model
@@ -126,7 +124,7 @@ def test_no_stage_holds_two_copies_of_the_base_model(
     store: Store, rows_file: Path, request: pytest.FixtureRequest
 ) -> None:
     artifacts: dict[str, dict[str, Any]] = {}
-    server = ForkServer("tests.test_memory", environment=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    server = ForkServer("tests.test_memory")
     request.addfinalizer(server.close)
 
     def measure(name: str) -> tuple[dict[str, Any], int]:

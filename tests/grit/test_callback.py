@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +12,14 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.integrations import TensorBoardCallback
 from trl import SFTTrainer
 
 from grit import GritCallback, GRITConfig, GRITManager
 from grit.callback import STATE_FILE
 from tests.support.adapters import OFTEN, arguments, eight_rows, network, resumable, trained, weights
+from tests.support.forks import ForkServer
 
 
 @pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
@@ -95,26 +91,6 @@ def test_the_measuring_variant_changes_no_bit_of_the_training(
             assert torch.equal(measured[name], weight)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback
-from tests.support.adapters import resumable
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-directory = Path(sys.argv[1])
-tokenizer, rows = AutoTokenizer.from_pretrained(directory / "tokenizer"), Dataset.load_from_disk(directory / "rows")
-for kind, variant in zip(sys.argv[2::2], sys.argv[3::2]):
-    if os.fork() == 0:  # a process for each, and imports for one
-        resumable(tokenizer, rows, directory / f"{kind}-{variant}", kind, variant, [Kill()])[0].train()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
 TRAININGS = [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")]
 
 
@@ -124,10 +100,11 @@ def killed(word_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     directory = tmp_path_factory.mktemp("killed")
     word_tokenizer.save_pretrained(directory / "tokenizer")
     eight_rows().save_to_disk(directory / "rows")
-    command = [sys.executable, "-c", KILLED, str(directory), *(word for training in TRAININGS for word in training)]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, text=True, timeout=400)
-    assert [int(line) for line in done.stdout.split()[-4:]] == [-signal.SIGKILL] * 4, done.stderr
+    server = ForkServer("tests.support.killed", OMP_NUM_THREADS=str(torch.get_num_threads()))
+    for kind, variant in TRAININGS:
+        done = server.run(directory=str(directory), kind=kind, variant=variant)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    server.close()
     return directory
 
 

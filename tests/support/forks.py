@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.engine.paths import REPOSITORY
+
 
 class ForkServer:
     """The process, as another one uses it.
@@ -19,11 +22,13 @@ class ForkServer:
     Args:
         module: a program that ends by calling `serve`.
         arguments: its command line.
-        environment: its environment.
+        environment: variables that differ from this process's; the checkout is added to PYTHONPATH.
     """
 
-    def __init__(self, module: str, *arguments: str, environment: dict[str, str]) -> None:
+    def __init__(self, module: str, *arguments: str, **environment: str) -> None:
         command, pipe = [sys.executable, "-m", module, *arguments], subprocess.PIPE
+        environment = os.environ | environment
+        environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), str(REPOSITORY)])
         self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
         self.lock = threading.Lock()
 
@@ -48,6 +53,8 @@ def serve(work: Callable[..., None]) -> None:
         work: done in the fork, which ends with it.
     """
     answers = os.fdopen(os.dup(1), "w")
+    gc.collect()
+    gc.freeze()  # a fork that goes through what was imported would also copy its pages
     for line in sys.stdin:
         asked = json.loads(line)
         sys.stdout.flush()

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from tasks.engine.paths import REPOSITORY
 from tests.support.forks import ForkServer, serve
 
 
@@ -30,8 +29,7 @@ def warm_converter() -> Iterator[None]:
         paths = env["PYTHONPATH"]
         key = command[1], paths
         if not servers:
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join([paths, str(REPOSITORY)])}
-            servers[key] = ForkServer("tests.support.warm_converter", command[1], environment=environment)
+            servers[key] = ForkServer("tests.support.warm_converter", command[1], PYTHONPATH=paths)
         if key not in servers:
             return subprocess.run(command, env=env, **options)
         return servers[key].run(arguments=command[1:], environment=env)
