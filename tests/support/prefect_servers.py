@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from filelock import FileLock
 
 IDLE = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR", "TRIGGERS")
 """Services that look for work every few seconds, and have none where nothing is deployed."""
@@ -28,33 +27,27 @@ def free_port() -> int:
         return port
 
 
-def place_database(file: Path, template: Path) -> None:
-    """Put an empty database with Prefect's tables where a server will look for it.
+def make_database(directory: Path) -> None:
+    """Make a database with Prefect's tables and no entry, which every further server may copy.
 
     Args:
-        file: where; the directory is made.
-        template: the database that all are copied from, which the first call makes.
+        directory: where `prefect.db` is written.
     """
-    with FileLock(template.with_suffix(".lock")):
-        if not template.is_file():
-            making = template.with_suffix(".making")
-            command = [str(Path(sys.executable).with_name("prefect")), "server", "database", "upgrade", "-y"]
-            subprocess.run(command, env=os.environ | _database(making), check=True, capture_output=True)
-            making.rename(template)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(template, file)
+    command = [str(Path(sys.executable).with_name("prefect")), "server", "database", "upgrade", "-y"]
+    environment = os.environ | _database(directory / "prefect.db")
+    subprocess.run(command, env=environment, check=True, capture_output=True)
 
 
 @contextmanager
-def temporary_server(home: Path, template: Path) -> Iterator[str]:
+def temporary_server(home: Path, empty_database: Path) -> Iterator[str]:
     """Run a server and give the URL of its API.
 
     Args:
         home: its directory.
-        template: as `place_database` takes it.
+        empty_database: what `make_database` has written.
     """
     database, port = home / "prefect.db", free_port()
-    place_database(database, template)
+    shutil.copyfile(empty_database, database)
     settings = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE}
     settings |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_ENABLED": "false", **_database(database)}
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]

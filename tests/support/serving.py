@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import httpx
 import psutil
 
 from tasks.engine.paths import REPOSITORY
-from tests.support.prefect_servers import free_port, place_database
+from tests.support.prefect_servers import free_port
 
 
 class Serving:
@@ -22,11 +23,11 @@ class Serving:
 
     Args:
         home: the directory of database, logs and process ids.
-        database: an empty one, as `place_database` takes it.
+        empty_database: what the server's is copied from.
     """
 
-    def __init__(self, home: Path, database: Path) -> None:
-        place_database(home / "prefect.db", database)
+    def __init__(self, home: Path, empty_database: Path) -> None:
+        shutil.copyfile(empty_database, home / "prefect.db")
         self.port, self.home = free_port(), home
         self.api = f"http://127.0.0.1:{self.port}/api"
         # `httpx.get` would read the system's certificates each time. The server may be another one at the next call.
