@@ -6,14 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from flows.support.own_server import PORT, address, environment, home
 from flows.support.pasting import PROGRAM, typed
 
 
-def serve(arguments: Sequence[str]) -> NoReturn:
-    """Start what does not run, and leave Python with the exit status."""
+def serve(arguments: Sequence[str]) -> int:
+    """Start what does not run, and return the exit status."""
     parser = _parser(
         "serve",
         "Start a Prefect server of this checkout and a worker in the background, register the deployments of "
@@ -23,10 +22,9 @@ def serve(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--port", type=int, help=f"the server's, on 127.0.0.1 (default: that it had, or {PORT})")
     os.environ.update(environment(parser.parse_args(arguments).port))
     from flows.control import up
-    from flows.support.command_line import leave
 
     up()
-    leave(0)
+    return 0
 
 
 def down(arguments: Sequence[str]) -> int:
@@ -44,8 +42,8 @@ def down(arguments: Sequence[str]) -> int:
     return 0
 
 
-def recover(arguments: Sequence[str]) -> NoReturn:
-    """Look for lost runs once; the exit status is 0, or 2 where there is no server to look at."""
+def recover(arguments: Sequence[str]) -> int:
+    """Look for lost runs once; return the exit status: 0, or 2 where there is no server to look at."""
     parser = _parser(
         "recover",
         "Look once for runs of deployments that crashed, or whose machine died, and schedule them again. The server is "
@@ -57,12 +55,12 @@ def recover(arguments: Sequence[str]) -> NoReturn:
     from prefect.settings import get_current_settings
 
     from flows.recover import recover as look
-    from flows.support.command_line import exit_status, leave
+    from flows.support.command_line import exit_status
     from flows.support.terminal import terminal_with
 
     if get_current_settings().api.url is None:
         print(f"error: no Prefect server is set. Start one, or set PREFECT_API_URL: {typed('serve')}", file=sys.stderr)
-        leave(2)
+        return 2
 
     def act() -> None:
         log = home() / "recover.log"
@@ -71,7 +69,7 @@ def recover(arguments: Sequence[str]) -> NoReturn:
             lost = look()
         print(f"Lost runs: {lost}. Log: {log}")
 
-    leave(exit_status(act))
+    return exit_status(act)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
