@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-IDLE = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR", "TRIGGERS")
+IDLE = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "TRIGGERS")
 """Services that look for work every few seconds, and have none where nothing is deployed."""
 SECONDS_TO_START = 120
 
