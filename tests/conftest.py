@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,10 +211,16 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[None]:
     """One temporary Prefect server with its own database for all flow tests."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    import prefect.context
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     home = tmp_path_factory.mktemp("prefect")
-    with temporary_server(home, empty_database) as api, temporary_settings({PREFECT_API_URL: api}):
+    with ExitStack() as stack:
+        api = stack.enter_context(temporary_server(home, empty_database))
+        stack.enter_context(temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: home}))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        # What other threads go by, which would start a server of their own.
+        patch.setattr("prefect.context.GLOBAL_SETTINGS_CONTEXT", prefect.context.get_settings_context())
         yield
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.engine.paths import REPOSITORY
+
 TEST = "def test_it(): assert True\n"
 FILES = {
     "tests/test_whole": TEST,
@@ -30,6 +32,7 @@ def pytest_collection_modifyitems(items):
 def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A directory where every file of tests but one yields none in a whole run."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the processes that share a run
     pytester.makeini("[pytest]\ntestpaths = tests\naddopts = -p tests.support.vanished_tests")
     for name, text in {**FILES, "tests/conftest": CONFTEST, ".hidden/test_hidden": "", "build/test_copied": ""}.items():
         path = pytester.path / f"{name}.py"

@@ -17,7 +17,7 @@ from prefect.task_runners import TaskRunner
 from prefect.transactions import CommitMode, transaction
 
 from tasks.engine.artifacts import Artifact, Store
-from tasks.engine.display import announce
+from tasks.engine.display import announce, display
 from tasks.engine.errors import TrainingError, UserError
 from tasks.engine.logs import run_logger
 from tasks.engine.planning import looking, planning
@@ -74,12 +74,14 @@ def run_on_cluster(
             for key, branch in due.items()
         }
         for key, future in futures.items():
+            display().begins(f"{due[key].name}, on the cluster")
             try:
                 error = future.result()
             except Exception as trouble:
                 run_logger().warning("%s failed on the cluster and runs here: %r", due[key].name, trouble)
             else:
                 failures |= {key: error} if error else {}
+                announce(f"{due[key].name} {'failed' if error else 'is done'} on the cluster")
     return failures
 
 

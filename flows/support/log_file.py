@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -55,20 +55,22 @@ def printing_into(log: Path) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     former = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    with (
-        log.open("ab") as file,
-        os.fdopen(os.dup(1), "w", encoding=encoding, errors="replace", buffering=1) as terminal,
-    ):
-        try:
-            for descriptor in former:
-                os.dup2(file.fileno(), descriptor)
-            yield terminal
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in former.items():
-                os.dup2(copy, descriptor)
-                os.close(copy)
+    terminal = os.fdopen(os.dup(1), "w", encoding=encoding, errors="replace", buffering=1)
+    with log.open("ab") as file:
+        for descriptor in former:
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield terminal
+    finally:
+        # On a full disk, or where the terminal's reader is gone, what is left to write is lost.
+        for stream in (sys.stdout, sys.stderr, terminal):
+            with suppress(OSError):
+                stream.flush()
+        for descriptor, copy in former.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        with suppress(OSError):
+            terminal.close()
 
 
 class Bar(NamedTuple):

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -30,7 +30,8 @@ MINUTE = 60.0
 """Seconds after which a file, where nothing can be drawn anew, gets a further line of how far the stage is."""
 LOOK_SECONDS = 0.5
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-RETRY = re.compile(r"failed with \w+: (?P<error>.*) - (?P<attempt>Retry .*)")
+OWN_CODE = [REPOSITORY / name for name in ("flows", "tasks", "grit")]
+RETRY = re.compile(r"failed with \w+: (?P<error>.*) - Retry (?P<number>\d+)/\d+ will start")
 """Prefect's announcement of a further attempt."""
 
 
@@ -64,11 +65,11 @@ def terminal_with(log: Path, widest: str = "") -> Iterator[None]:
         log: the file.
         widest: about the longest name of a stage.
     """
-    log.touch()
     try:
         with printing_into(log) as stream:
             console = Console(file=stream, highlight=False, soft_wrap=True)
-            with Terminal(console, BarReader(log), len(widest) + 4) as terminal, _shown_by(terminal):
+            draws = stream.isatty() and not console.is_dumb_terminal
+            with Terminal(console, BarReader(log), len(widest) + 4, draws=draws) as terminal, _shown_by(terminal):
                 yield
     except BaseException:
         print(f"\nLog:    {log}", flush=True)
@@ -93,13 +94,14 @@ class Terminal(Display):
         console: where.
         bars: finds how far libraries say that they are.
         width: of the column with the stages' names, in characters.
+        draws: whether a line can be drawn anew.
     """
 
-    def __init__(self, console: Console, bars: BarReader, width: int) -> None:
-        self._console, self._bars, self._width = console, bars, width
+    def __init__(self, console: Console, bars: BarReader, width: int, *, draws: bool) -> None:
+        self._console, self._bars, self._width, self._draws = console, bars, width, draws
         self._present = _Present("Prefect starts", time.monotonic())
         self._has_heading = False
-        self._ends = threading.Event()
+        self._lock, self._ends = threading.Lock(), threading.Event()
         self._watch = threading.Thread(target=self._watch_bars, daemon=True)
         self._live = Live(
             get_renderable=self._drawn,
@@ -111,7 +113,7 @@ class Terminal(Display):
         )
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._draws:
             self._live.start()
         self._watch.start()
         return self
@@ -123,11 +125,14 @@ class Terminal(Display):
 
     def begins(self, stage: str) -> None:
         """Draw from now on how long the stage has been running."""
-        self._present = _Present(stage, time.monotonic())
+        with self._lock:
+            self._bars.newest()  # those of the stage before
+            self._present = _Present(stage, time.monotonic())
 
     def ends(self, stage: str, seconds: float, result: BaseModel | None, *, is_cached: bool) -> None:
         """Print the stage's line."""
-        self._present = _Present("", time.monotonic())
+        with self._lock:
+            self._present = _Present("", time.monotonic())
         if not self._has_heading:
             self._has_heading = True
             self._line("stage", "time", "result", style="bold")
@@ -139,29 +144,35 @@ class Terminal(Display):
     def trains(self, progress: TrainingProgress) -> None:
         """Draw how far the training is."""
         share = progress.step / progress.steps
-        self._present = self._present._replace(detail=str(progress), share=share, is_training=True)
+        with self._lock:
+            self._present = self._present._replace(detail=str(progress), share=share, is_training=True)
 
     def notice(self, message: str) -> None:
         """Print it."""
-        self._console.print(f"{message.rstrip('.')}.", markup=False)
+        self._print(f"{message.rstrip('.')}.")
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self._console.print(Text.assemble(("warning: ", "yellow"), message))
+        self._print(Text.assemble(("warning: ", "yellow"), message))
 
     def _line(self, stage: str, period: str, result: str, style: str = "") -> None:
-        self._console.print(f"{stage:<{self._width}}{period:>12}   {result}".rstrip(), style=style, markup=False)
+        self._print(Text(f"{stage:<{self._width}}{period:>12}   {result}".rstrip(), style=style))
+
+    def _print(self, text: str | Text) -> None:
+        with suppress(OSError):  # a reader that is gone, or a full disk, costs the line and not the run
+            self._console.print(text, markup=False)
 
     def _watch_bars(self) -> None:
         written = time.monotonic()
         while not self._ends.wait(LOOK_SECONDS):
-            present, bar = self._present, self._bars.newest()
-            if bar and not present.is_training:
-                self._present = present = present._replace(detail=bar.text, share=bar.share)
+            with self._lock:
+                present, bar = self._present, self._bars.newest()
+                if bar and not present.is_training:
+                    self._present = present = present._replace(detail=bar.text, share=bar.share)
             now = time.monotonic()
-            if not self._console.is_terminal and present.detail and now - max(written, present.began) >= MINUTE:
+            if not self._draws and present.detail and now - max(written, present.began) >= MINUTE:
                 written = now
-                self._console.print(f"{present.stage}: {present.detail}", markup=False)
+                self._print(f"{present.stage}: {present.detail}")
 
     def _drawn(self) -> RenderableType:
         present = self._present
@@ -198,8 +209,8 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if retry := RETRY.search(record.getMessage()):
-            self._terminal.warn(f"{retry['error']} {retry['attempt']}")
-        elif record.levelno >= logging.WARNING and Path(record.pathname).is_relative_to(REPOSITORY):
+            self._terminal.warn(f"{retry['error']}; attempt {1 + int(retry['number'])} follows")
+        elif record.levelno >= logging.WARNING and any(map(Path(record.pathname).is_relative_to, OWN_CODE)):
             self._terminal.warn(record.getMessage())
 
 
@@ -219,5 +230,5 @@ def _about(result: BaseModel, is_cached: bool) -> str:
     text = f"{' and '.join(artifact.kind for artifact in artifacts)}, {size}"
     if not is_cached:
         return text
-    made = datetime.fromtimestamp(min(artifact.path.stat().st_mtime for artifact in artifacts))
-    return f"{text}, of {made:%Y-%m-%d %H:%M}"
+    dates = [datetime.fromtimestamp(artifact.path.stat().st_mtime) for artifact in artifacts if artifact.path.exists()]
+    return f"{text}, of {min(dates):%Y-%m-%d %H:%M}" if dates else text

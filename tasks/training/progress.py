@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -24,6 +25,7 @@ class ProgressArtifact:
         self._id: Any = None
         self._published = self._logged = -math.inf
         self._seconds: list[float] = []
+        self._is_away = False
 
     def show(self, step: int, steps: int, line: dict[str, Any]) -> None:
         """Show a step. Prefect's page learns of it every few seconds, the log every minute.
@@ -56,7 +58,9 @@ class ProgressArtifact:
             try:
                 self._publish(100.0 * step / steps, description)
             except Exception as error:
-                run_logger().warning("The progress cannot be shown: %s", error)
+                # Once: a server may be away for hours.
+                run_logger().log(logging.DEBUG if self._is_away else logging.WARNING, "No progress is shown: %s", error)
+                self._is_away = True
 
     def _publish(self, percent: float, description: str) -> None:
         if self._id is None:

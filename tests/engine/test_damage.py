@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-import runpy
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import requests
 
 from flows.finetune import Finetuned, finetune, stages
+from flows.support.command_line import run
 from tasks.engine.artifacts import artifacts_in
 from tasks.engine.errors import UserError, is_temporary, unwritable
 from tasks.engine.planning import Plan, planning
@@ -102,23 +101,20 @@ def test_where_the_disk_is_full_half_way_nothing_is_lost(
     finetuned: Finetuned,
     make_preset: Preset,
     workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The tiny model's weights have 6 MB and no file may have more than 4: the merge is the first that fails."""
     store = workplace / "full"
     preset = make_preset(store=str(store))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["flows.finetune", "--preset", preset, "--method", "grit"])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
-        try:
-            runpy.run_module("flows.finetune", run_name="__main__")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
+    try:
+        status = run(finetune, stages, ["--preset", preset, "--method", "grit"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     printed = capfd.readouterr().err
     last = printed.strip().splitlines()[-1]
-    assert ended.value.code == 2, printed
+    assert status == 2, printed
     assert last.startswith(f"error: {store}: this cannot be written to: File too large. Free some space"), last
     assert "Traceback" not in printed
     assert not list((store / "drafts").iterdir())

@@ -16,9 +16,8 @@ from prefect.client.orchestration import get_client
 
 from flows import chat
 from flows.finetune import Finetuned, finetune, stages
-from flows.support.command_line import parse, run
+from flows.support.command_line import run
 from tasks.engine.artifacts import Artifact
-from tasks.engine.errors import UserError
 from tasks.engine.paths import REPOSITORY
 from tasks.engine.planning import planning
 from tasks.ollama.directory import OllamaDirectory
@@ -232,26 +231,6 @@ def test_plan_prints_and_runs_nothing(make_preset: Preset, workplace: Path, caps
     assert not (workplace / "unused").exists()
 
 
-def test_options_reach_every_setting() -> None:
-    arguments = ["--preset", "x.yaml", "--plan", "--training.max_steps", "60", "--lora.target_modules", "q_proj"]
-    preset, plan, given = parse([*arguments, "--model.trust_remote_code", "--data.columns", "output=answer"])
-    assert (preset, plan) == ("x.yaml", True)
-    assert load_settings("demo", given).training.max_steps == 60
-    assert load_settings("demo", given).lora.target_modules == ("q_proj",)
-    assert load_settings("demo", given).data.columns == {"output": "answer"}
-    nothing = parse(["--chat.system", "null", "--training.eval_tokens", "null"])[2]
-    assert load_settings("demo", nothing).chat.system is None
-    assert load_settings("demo", nothing).training.eval_tokens is None
-    with pytest.raises(UserError, match=r"unrecognized arguments: --training.max_step 6"):
-        parse(["--training.max_step", "6"])
-    for switch in (["--training.keep_best", "true"], ["--training.keep_best=false"]):
-        with pytest.raises(UserError, match="A switch takes no value"):
-            parse(switch)
-    with pytest.raises(UserError, match=r"Did you mean --data.source\?"):
-        parse(["--data.sorce", "true.jsonl"])
-    assert parse(["--no-training.keep_best"])[2] == {"training": {"keep_best": False}}
-
-
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_no_matter_where_all_is_cached(finetuned: Finetuned, make_preset: Preset) -> None:
     assert finetune(make_preset(), "grit").gguf == finetuned.gguf
@@ -298,8 +277,9 @@ def test_no_secret_gets_anywhere_but_where_it_belongs(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)
     ollama = {"name": "secret", "target": "server", "host": server.url}
-    result = finetune(make_preset(store=str(workplace / "secret"), ollama=ollama), "baseline")
-    assert isinstance(result, Finetuned)
+    preset = make_preset(store=str(workplace / "secret"), ollama=ollama)
+    assert run(finetune, stages, ["--preset", preset, "--method", "baseline"]) == 0
+    assert list(workplace.glob("secret/logs/*.log")), "what is printed is there"
     assert server.authorizations == {f"Bearer {secrets['OLLAMA_API_KEY']}"}, "it reaches the server, each time"
     texts = "".join(capfd.readouterr())
     files = [path for root in (workplace / "secret", server.models) for path in root.rglob("*") if path.is_file()]

@@ -96,9 +96,9 @@ def assert_one_line(printed: str, message: str) -> None:
 def assert_nothing_half_written(store: Path) -> None:
     """What was whole before the mistake was found may stay; nothing follows from it."""
     kinds = {path.name for path in store.iterdir()} if store.exists() else set()
-    assert kinds <= {"drafts", "locks", "results", "model", "source", "dataset", "vocabulary"}
+    assert kinds <= {"drafts", "locks", "logs", "results", "model", "source", "dataset", "vocabulary"}
     assert not list((store / "drafts").glob("*"))
-    for kind in kinds - {"drafts", "locks", "results"}:
+    for kind in kinds - {"drafts", "locks", "logs", "results"}:
         assert all(len(path.name) == 16 for path in (store / kind).iterdir()), "artifacts are named by digest"
     shutil.rmtree(store, ignore_errors=True)
 
@@ -216,7 +216,7 @@ def test_too_little_disk_is_found_before_anything_is_written(
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"error: {workplace / 'small'}: 0.0 GB are free and the run needs 0.6 GB (logs and small")
     assert "merged model 0.0" in last and "point `store` or `ollama.models` at a larger disk" in last
-    assert not (workplace / "small").exists()
+    assert [path.name for path in (workplace / "small").iterdir()] == ["logs"]
 
 
 @pytest.mark.usefixtures("prefect_server", "full_disk")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import prefect
 import pytest
 from rich.console import Console
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def screen(log: Path) -> Iterator[io.StringIO]:
     """What is drawn on a terminal while the stage `train` of a comparison's branch runs."""
     stream = io.StringIO()
-    with Terminal(Console(file=stream, force_terminal=True, width=WIDTH), BarReader(log), 20) as terminal:
+    with Terminal(Console(file=stream, force_terminal=True, width=WIDTH), BarReader(log), 20, draws=True) as terminal:
         terminal.begins("train baseline, seed 3407")
         sys.stdout.write("by a library\n")
         terminal.trains(PROGRESS)
@@ -113,7 +114,7 @@ def test_a_bar_that_is_cut_in_two_is_read_when_it_is_whole(log: Path) -> None:
 
 def test_each_stage_is_a_line_and_cached_ones_say_since_when(log: Path, result: Artifact) -> None:
     stream = io.StringIO()
-    with Terminal(Console(file=stream, width=WIDTH), BarReader(log), 20) as terminal:
+    with Terminal(Console(file=stream, width=WIDTH), BarReader(log), 20, draws=False) as terminal:
         for stage, seconds, is_cached in (("fetch_model", 0.2, True), ("train", 252.0, False)):
             terminal.begins(stage)
             terminal.ends(stage, seconds, result, is_cached=is_cached)
@@ -145,7 +146,7 @@ def test_a_training_draws_one_bar_with_loss_rate_and_time_left(screen: io.String
 @pytest.mark.usefixtures("quick")
 def test_a_file_gets_a_line_of_a_long_training_and_of_a_long_bar_each_minute(log: Path, result: Artifact) -> None:
     stream = io.StringIO()
-    with Terminal(Console(file=stream, width=WIDTH), BarReader(log), 20) as terminal:
+    with Terminal(Console(file=stream, width=WIDTH), BarReader(log), 20, draws=False) as terminal:
         terminal.begins("score")
         with log.open("a") as file:
             file.write(meter(9, 42))
@@ -168,17 +169,46 @@ def test_warnings_of_this_project_are_shown_and_those_of_libraries_logged(
     with terminal_for("finetune", store) as log:
         logger.warning("of this project")
         logger.info("Task run failed with exception: OSError('gone') - Retry 1/3 will start 2 second(s) from now")
-        exec(compile("logger.warning('of Prefect')", "/lib/prefect/engine.py", "exec"))  # noqa: S102, has another file
+        exec(compile("logger.warning('of Prefect')", prefect.__file__, "exec"))  # noqa: S102, has another file
         os.write(1, b"{'loss': '0.1'}\n")
         announce("Waiting for another run")
     out, err = capfd.readouterr()
-    assert out == (
-        "warning: of this project\nwarning: OSError('gone') Retry 1/3 will start 2 second(s) from now\n"
-        "Waiting for another run.\n"
-    )
+    assert out == ("warning: of this project\nwarning: OSError('gone'); attempt 2 follows\nWaiting for another run.\n")
     assert not err
     assert "{'loss': '0.1'}" in log.read_text()
     assert log.parent == store.root / "logs"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_further_attempt_of_prefects_is_shown(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    attempts: list[int] = []
+
+    @prefect.task(retries=1)
+    def passing() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("the network is gone")
+
+    with terminal_for("finetune", store):
+        prefect.flow(name="trying")(lambda: passing())()
+    assert "warning: OSError('the network is gone'); attempt 2 follows\n" in capfd.readouterr().out
+
+
+def test_a_reader_that_is_gone_costs_lines_and_not_the_run(log: Path, result: Artifact) -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    with Terminal(Console(file=Gone(), width=WIDTH), BarReader(log), 20, draws=False) as terminal:
+        terminal.ends("train", 1.0, result, is_cached=False)
+        terminal.notice("Waiting")
+
+
+def test_a_full_disk_under_the_log_leaves_the_terminal_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    with printing_into(Path("/dev/full")):
+        sys.stdout.write("lost")
+    os.write(1, b"here\n")
+    assert "here" in capfd.readouterr().out
 
 
 def test_the_path_of_the_log_is_printed_when_a_run_ends_in_an_error(

@@ -144,7 +144,7 @@ class FastRun:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how much is left out, and what runs it."""
         count = f"{len(self.files)} files and {len(self.tests)} tests"
-        terminalreporter.write_line(f"{count} need torch, a server, a model or long: `make test` runs them")
+        terminalreporter.write_line(f"{count} need torch, a server, a model or much time: `make test` runs them")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 
 IDLE = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "TRIGGERS")
-"""Services that look for work every few seconds, and have none where nothing is deployed."""
+"""Services that look for work every few seconds, and have none where nothing is deployed. What gives lost slots back
+stays."""
 SECONDS_TO_START = 120
 
 

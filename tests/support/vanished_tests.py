@@ -17,6 +17,9 @@ def test_files(root: Path) -> Iterator[str]:
     """Each `test_*.py` below a directory, hidden directories and built copies left out."""
     for directory, names, files in os.walk(root):
         names[:] = [name for name in names if not name.startswith(".") and name != "build"]
+        if "pyvenv.cfg" in files:
+            names.clear()
+            continue
         for name in files:
             if name.startswith("test_") and name.endswith(".py"):
                 yield (Path(directory) / name).relative_to(root).as_posix()
