@@ -67,13 +67,21 @@ def terminal_with(log: Path, widest: str = "") -> Iterator[None]:
     """
     try:
         with printing_into(log) as stream:
-            console = Console(file=stream, highlight=False, soft_wrap=True)
+            console = PatientConsole(file=stream, highlight=False, soft_wrap=True)
             draws = stream.isatty() and not console.is_dumb_terminal
             with Terminal(console, BarReader(log), len(widest) + 4, draws=draws) as terminal, _shown_by(terminal):
                 yield
     except BaseException:
         print(f"\nLog:    {log}", flush=True)
         raise
+
+
+class PatientConsole(Console):
+    """Falls silent where nobody reads any more; Rich's own would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more."""
+        self.quiet = True
 
 
 class _Present(NamedTuple):

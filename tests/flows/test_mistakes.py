@@ -227,7 +227,7 @@ def test_too_little_disk_is_found_also_where_only_the_fetched_model_tells_its_si
     store = workplace / "unknown"
     assert run(finetune, stages, ["--preset", make_preset(store=str(store))]) == 2
     assert_one_line(capfd.readouterr().err, "0.0 GB are free and the run needs 0.6 GB")
-    assert {path.name for path in store.iterdir()} == {"locks", "results"}
+    assert {path.name for path in store.iterdir()} == {"locks", "logs", "results"}
 
 
 @pytest.mark.usefixtures("prefect_server")
