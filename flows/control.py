@@ -83,7 +83,7 @@ def down() -> None:
         _stop(worker, WORKER)
     if server:
         _stop(server, SERVER)
-    address_file().unlink(missing_ok=True)
+    address_file(HOME).unlink(missing_ok=True)
 
 
 def register(client: SyncPrefectClient) -> None:
@@ -122,8 +122,8 @@ def _serve(client: SyncPrefectClient) -> None:
             other_port = typed("serve", ["--port", "4300"])
             sys.exit(f"error: another program serves {API}. Use another port: {other_port}")
         _start(SERVER)
-        address_file().write_text(API, encoding="utf-8")
-    elif (own := address()) not in (None, API):
+        address_file(HOME).write_text(API, encoding="utf-8")
+    elif (own := address(HOME)) not in (None, API):
         sys.exit(f"error: the server runs already, at {own}. Use it, or stop it first: {typed('down')}")
     until = time.monotonic() + SECONDS_TO_START
     while client.api_healthcheck() is not None:

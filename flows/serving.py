@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flows.support.own_server import PORT, address, environment
+from flows.support.own_server import PORT, address, environment, home
 from flows.support.pasting import PROGRAM, typed
 
 
@@ -50,7 +50,7 @@ def recover(arguments: Sequence[str]) -> int:
         "that of PREFECT_API_URL, or else the one that `serve` has started.",
     )
     parser.parse_args(arguments)
-    if (own := address()) is not None:
+    if (own := address(home())) is not None:
         os.environ.setdefault("PREFECT_API_URL", own)
     from prefect.settings import get_current_settings
 

@@ -58,7 +58,7 @@ def test_down_stops_the_server_and_forgets_its_port(
     assert serving.down([]) == 0
     child.kill()
     assert capsys.readouterr().out == "Stopped the server.\n"
-    assert running.poll() is not None and address() is None and not list(home.iterdir())
+    assert running.poll() is not None and address(home) is None and not list(home.iterdir())
     assert serving.down([]) == 0
     assert capsys.readouterr().out == f"Neither server nor worker runs that was started from {home}.\n"
 
