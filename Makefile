@@ -83,6 +83,10 @@ serve: $(SETUP) ## start a Prefect server and a worker in the background, with t
 down: ## stop them; runs keep their checkpoints, and the next `make serve` goes on with them
 	@$(BIN)/llama3-grit down
 
+.PHONY: test-fast
+test-fast: $(SETUP_TEST) ## run the tests that need no torch, no server and no model
+	$(BIN)/pytest --fast --numprocesses 2 --dist loadfile
+
 # Much of the time goes by waiting, for servers and for processes that begin, so that three share two cores. In the order
 # of their names: by default files of few tests, which are the longest here, would come last.
 .PHONY: test

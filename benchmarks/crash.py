@@ -47,7 +47,8 @@ SHARE = {"train": 5}
 """Kills in a stage for two in each of the others."""
 MOST_RUNS = 4
 """A run that ends before it is hit in all stages is followed by another."""
-ENDED = re.compile(r"Task run '(\w+) .*Finished in state (\w+)")
+ENDED = re.compile(r"^(\w+)(?: \(tuned\))? +(cached|\d\S* .+?)   ", re.MULTILINE)
+"""The line of a stage that has ended: its name, and its time."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Run:
         seen: Counter[str] = Counter()
         for name, state in ENDED.findall(self.output.read_text(errors="replace")):
             seen[name] += 1
-            if state != "Cached" and before[name] >= seen[name]:
+            if state != "cached" and before[name] >= seen[name]:
                 self.repeated.append(name)
 
     def _step(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +45,9 @@ SUBCOMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Start a subcommand, and leave Python with its exit status: 2 where there is no such command or project."""
-    sys.exit(start(sys.argv[1:] if arguments is None else arguments))
+    status = start(sys.argv[1:] if arguments is None else arguments)
+    logging.disable()  # Prefect's threads have last words
+    sys.exit(status)
 
 
 def start(arguments: Sequence[str]) -> int:

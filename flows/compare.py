@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -22,8 +22,10 @@ from rich.table import Table
 from flows.comparison_stages import stages
 from flows.support.command_line import exit_status, leave, parse, stopping_at_once
 from flows.support.comparable import runnable
+from flows.support.database import check_database_of_temporary_server
 from flows.support.pasting import as_typed, beside_python
-from flows.support.publishing import show_report, show_user_errors_as_one_line
+from flows.support.publishing import in_one_line, show_report, show_user_errors_as_one_line
+from flows.support.terminal import terminal_for
 from tasks.analysis.methods import settings_of, training_seeds, validated_by_tokens
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
@@ -47,7 +49,9 @@ def _name() -> str:
 
 @flow(name="compare", flow_run_name=_name)
 def compare(
-    preset: str = "demo", comparison: CompareSettings | None = None, overrides: Overrides | None = None
+    preset: str = "demo",
+    comparison: Annotated[CompareSettings | None, in_one_line("comparison")] = None,
+    overrides: Annotated[Overrides | None, in_one_line("overrides")] = None,
 ) -> Artifact:
     """Train several methods with several seeds, measure all on the same held-out rows, and write one report.
 
@@ -82,6 +86,9 @@ def plan_of(settings: FinetuneSettings, comparison: CompareSettings) -> Plan:
     with planning() as plan:
         stages(settings, comparison)
     return plan
+
+
+LONG_LABEL = "measure_forgetting (tuned) baseline, seed 3407"
 
 
 class CompareLine(BaseSettings, CompareSettings, FinetuneSettings):
@@ -153,12 +160,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
             show_plan(settings, comparison)
             return
         runnable(settings, comparison)  # before a server is started for the flow, which takes many seconds
-        with stopping_at_once():
+        check_database_of_temporary_server()
+        print(
+            f"Preset {preset}: {len(comparison.methods)} methods on {settings.model.name}. Ctrl-C is safe at any time."
+        )
+        with terminal_for("compare", Store(settings.store), widest=LONG_LABEL) as log, stopping_at_once():
             started: Callable[..., Artifact] = compare  # Prefect makes typed overrides of the nested values
             report = started(preset, comparison, values)
-        print(f"\n{report.facts['verdict']}\n\nReport: {report.path / 'report.html'}")
         tensorboard = [as_typed(beside_python("tensorboard")), "--logdir", str(report.path / "tensorboard")]
-        print(f"TensorBoard:\n  {shlex.join(tensorboard)}")
+        print(f"\nTensorBoard:\n  {shlex.join(tensorboard)}")
+        print(f"\n{report.facts['verdict']}\n")
+        print(f"Log:    {log}")
+        print(f"Report: {report.path / 'report.html'}")
 
     return exit_status(act)
 

@@ -14,10 +14,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import psutil
@@ -27,8 +28,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from flows.support.database import check_database
 from flows.support.own_server import address, address_file
 from flows.support.pasting import as_typed, beside_python, typed
+from flows.support.terminal import terminal_with
+from tasks.engine.errors import UserError
 from tasks.engine.locks import SLOT
 from tasks.engine.paths import REPOSITORY
 
@@ -49,14 +53,16 @@ def up() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker that inherits its being ignored never stops
     with get_client(sync_client=True) as client:
         _serve(client)
+        print("Registering the deployments of prefect.yaml …", flush=True)
         register(client)
         if _running(WORKER) is None:
-            recover()
+            with terminal_with(HOME / "recover.log"):
+                recover()
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
             _start(WORKER)
     print(f"""
 Pages:  {API.removesuffix("/api")}
-Logs:   {HOME}/server.log and worker.log
+Logs:   {HOME}/server.log, worker.log and recover.log
 Run:
   export PREFECT_API_URL={API}
   {shlex.join([as_typed(PREFECT), "deployment", "run", "finetune/grit", "--watch"])}
@@ -99,13 +105,24 @@ def register(client: SyncPrefectClient) -> None:
         client.read_global_concurrency_limit_by_name(SLOT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SLOT, limit=1))
-    schedules_before = {deployment.id: deployment.schedules for deployment in client.read_deployments()}
+    before = [schedule for deployment in client.read_deployments() for schedule in deployment.schedules]
     _prefect("--no-prompt", "deploy", "--all")
-    for deployment, schedules in schedules_before.items():
-        for schedule in schedules:
-            if schedule.active:
-                with suppress(ObjectNotFound):
-                    client.update_deployment_schedule(deployment, schedule.id, active=True)
+    switch_on(client, {schedule.id for schedule in before if schedule.active})
+
+
+def switch_on(client: SyncPrefectClient, schedules: Container[UUID]) -> None:
+    """Switch schedules on, and leave all else of them as it is.
+
+    Args:
+        client: of the server that has them.
+        schedules: their ids; what the server does not have is passed over.
+    """
+    for deployment in client.read_deployments():
+        for schedule in deployment.schedules:
+            if schedule.id in schedules:  # the server forgets parameters that do not come along
+                client.update_deployment_schedule(
+                    deployment.id, schedule.id, active=True, parameters=schedule.parameters
+                )
 
 
 def _stop(process: psutil.Process, command: list[str]) -> None:
@@ -121,6 +138,11 @@ def _serve(client: SyncPrefectClient) -> None:
         if _is_taken(urlsplit(API).port):
             other_port = typed("serve", ["--port", "4300"])
             sys.exit(f"error: another program serves {API}. Use another port: {other_port}")
+        try:
+            check_database()
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        print(f"Starting a Prefect server at {API.removesuffix('/api')} …", flush=True)
         _start(SERVER)
         address_file(HOME).write_text(API, encoding="utf-8")
     elif (own := address(HOME)) not in (None, API):

@@ -11,13 +11,13 @@ Run `llama3-grit finetune --help` for the command line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 from prefect import flow
 from pydantic import BaseModel
 
 from flows.support.command_line import main
-from flows.support.publishing import method_and_model, published, show_user_errors_as_one_line, skipped
+from flows.support.publishing import in_one_line, method_and_model, published, show_user_errors_as_one_line, skipped
 from tasks.check_fidelity import check_fidelity
 from tasks.check_vocabulary import check_vocabulary
 from tasks.convert import Description, convert
@@ -65,7 +65,7 @@ class Tuned(NamedTuple):
 def finetune(
     preset: str = "demo",
     method: Method = "grit",
-    overrides: Overrides | None = None,
+    overrides: Annotated[Overrides | None, in_one_line("overrides")] = None,
     skip_unchanged: bool = False,
 ) -> Any:
     """Fine-tune a model, score it, and register it with Ollama.

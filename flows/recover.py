@@ -34,7 +34,7 @@ ALIVE_OR_CRASHED = [StateType.PENDING, StateType.RUNNING, StateType.CRASHED]
 
 
 @flow(name="recover")
-def recover(silent_minutes: PositiveFloat = 10, forget_hours: PositiveFloat = 48) -> None:
+def recover(silent_minutes: PositiveFloat = 10, forget_hours: PositiveFloat = 48) -> int:
     """Schedule lost runs of deployments again, each at most three times; then it ends as Failed.
 
     Cancelled and failed runs stay as they are, and so do runs without a deployment, which no worker can repeat. Should
@@ -43,6 +43,9 @@ def recover(silent_minutes: PositiveFloat = 10, forget_hours: PositiveFloat = 48
     Args:
         silent_minutes: a run without heartbeat for so long is lost. Prefect sends one every three minutes.
         forget_hours: what has been lost for so long is not repeated.
+
+    Returns:
+        How many runs were lost.
     """
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
@@ -53,16 +56,17 @@ def recover(silent_minutes: PositiveFloat = 10, forget_hours: PositiveFloat = 48
             ),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
-        for run in runs:
-            _look_after(client, run, timedelta(minutes=silent_minutes), timedelta(hours=forget_hours))
+        silent, forget = timedelta(minutes=silent_minutes), timedelta(hours=forget_hours)
+        return sum(_look_after(client, run, silent, forget) for run in runs)
 
 
-def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forget: timedelta) -> None:
+def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forget: timedelta) -> bool:
+    """Schedule a run again if it is lost, or let it end as Failed; return whether it is."""
     logger = get_run_logger()
     crashed = run.state_type == StateType.CRASHED
     silence = datetime.now(UTC) - last_sign_of_life(client, run)
     if silence > forget if crashed else silence < silent:
-        return
+        return False
     reason = "crashed" if crashed else f"{run.state_name}, without a sign of life for {silence.total_seconds():.0f} s"
     recoveries = sum(state.name == RECOVERED for state in client.read_flow_run_states(run.id))
     if silence > forget or recoveries >= MOST_RECOVERIES:
@@ -76,6 +80,7 @@ def _look_after(client: SyncPrefectClient, run: FlowRun, silent: timedelta, forg
     # Without force Prefect lets no run leave Running for Scheduled.
     if _unchanged(client, run):
         client.set_flow_run_state(run.id, state, force=True)
+    return True
 
 
 def _unchanged(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -56,11 +56,20 @@ def recover(arguments: Sequence[str]) -> int:
 
     from flows.recover import recover as look
     from flows.support.command_line import exit_status
+    from flows.support.terminal import terminal_with
 
     if get_current_settings().api.url is None:
         print(f"error: no Prefect server is set. Start one, or set PREFECT_API_URL: {typed('serve')}", file=sys.stderr)
         return 2
-    return exit_status(look)
+
+    def act() -> None:
+        log = home() / "recover.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with terminal_with(log):
+            lost = look()
+        print(f"Lost runs: {lost}. Log: {log}")
+
+    return exit_status(act)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

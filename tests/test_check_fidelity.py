@@ -48,8 +48,8 @@ def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, module_store: Store) -> 
     generator = torch.Generator().manual_seed(1)
     with module_store.draft("dataset") as draft:
         apply_chat_format(smollm2_tokenizer, "chatml").save_pretrained(draft.path / "tokenizer")
-        ids = [torch.randint(20, 40000, (120,), generator=generator).tolist() for _ in range(10)]
-        labels = [[-100] * 20 + row[20:] for row in ids]
+        ids = [torch.randint(20, 40000, (48,), generator=generator).tolist() for _ in range(10)]
+        labels = [[-100] * 8 + row[8:] for row in ids]
         pq.write_table(pa.table({"input_ids": ids, "labels": labels}), draft.path / "validation.parquet")
         messages = [{"role": "user", "content": "Hello  there\n\n1234"}, {"role": "assistant", "content": "Hi"}]
         (draft.path / "test.jsonl").write_text(json.dumps({"messages": messages}) + "\n")

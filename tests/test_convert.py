@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,10 @@ def test_no_part_of_an_adapter_is_lost(
         merge.function(tiny_model, dataset, changed_adapter(adapter, store, change), False, None, store=store)
 
 
-def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store: Store) -> None:
+def test_gguf_by_llama_cpps_converter(
+    merged: Artifact, dataset: Artifact, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.export.converter.subprocess", subprocess)  # no fork, as users have it
     gguf = convert.function(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store)
     reader = GGUFReader(gguf.path / "model.gguf")
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
@@ -138,6 +142,7 @@ def test_gguf_by_llama_cpps_converter(merged: Artifact, dataset: Artifact, store
     assert eos is not None and eos.contents() == 2
     assert gguf.facts["answer"]["prompt"] == "Hello there"
     assert gguf.facts["answer"]["tokens_per_second"] > 0
+    monkeypatch.undo()
     assert convert.function(merged, dataset, ExportSettings(), None, DESCRIPTION, store=store).digest == gguf.digest
 
 

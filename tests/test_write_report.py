@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def test_the_verdict_says_what_the_table_says(
     assert data["verdict"]["text"].startswith(opening)
     assert f'<section class="verdict {tone}">{opening}' in html
     assert f"perplexity {math.exp(1.5):.4f} → " in html
+
+
+def test_the_report_says_which_version_of_the_project_has_written_it(store: Store) -> None:
+    data, html = report(store, scores(store, None), scores(store, None))
+    assert dict(data["provenance"])["llama3-grit"] == version("llama3-grit")
+    assert "llama3-grit" in html
 
 
 def test_each_row_has_a_key_beside_its_words(store: Store) -> None:

@@ -17,6 +17,7 @@ from prefect.task_runners import TaskRunner
 from prefect.transactions import CommitMode, transaction
 
 from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.display import announce
 from tasks.engine.errors import TrainingError, UserError
 from tasks.engine.logs import run_logger
 from tasks.engine.planning import looking, planning
@@ -67,7 +68,7 @@ def run_on_cluster(
     failures: dict[K, TrainingError] = {}
     given = {"inputs": tuple(inputs), "store": Store(store.root, store.uri)}
     with _task_runner(address) as runner:
-        run_logger().info("%d branches go to the cluster at %s", len(due), address)
+        announce(f"{len(due)} branches go to the cluster at {address}")
         futures = {
             key: runner.submit(on_worker.with_options(task_run_name=branch.name), {"branch": branch, **given})
             for key, branch in due.items()

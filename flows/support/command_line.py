@@ -22,7 +22,10 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from flows.support.database import check_database_of_temporary_server
 from flows.support.pasting import next_lines, typed
+from flows.support.terminal import terminal_for
+from tasks.engine.artifacts import Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.ollama.next_commands import next_commands, without_commands
@@ -31,6 +34,7 @@ from tasks.runs.estimate import estimate
 from tasks.runs.preflight import check_registry, check_settings
 from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import load_settings
+from tasks.settings.renamed import renamings
 
 
 class CommandLine(BaseSettings, FinetuneSettings):
@@ -70,6 +74,8 @@ def parse(arguments: Sequence[str], options: type[BaseSettings] = CommandLine) -
         given = CliSettingsSource(options, cli_parse_args=list(arguments), cli_exit_on_error=False)()
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
+        names = (word[2:].removeprefix("no-").partition("=")[0] for word in arguments if word.startswith("--"))
+        what = "; ".join(text for name in names for text in renamings(name)) or what
         raise UserError(what, where="command line", fix=_meant(what, options)) from None
     return str(given.pop("preset", "demo")), str(given.pop("plan", False)) == "True", _from_here(given)
 
@@ -100,10 +106,10 @@ def _dotted(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], Any]) -> None:
     """Print the resolved settings, the state of each stage, and the estimates."""
-    console = Console()
-    console.print(Syntax(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "yaml"))
     with planning() as plan:
         stages(settings)
+    console = Console()
+    console.print(Syntax(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "yaml"))
     table = Table("stage", "state", title=f"{settings.method} on {settings.model.name}")
     for name, state in plan.stages:
         table.add_row(name, state)
@@ -160,15 +166,17 @@ def run(
             show_plan(settings, stages)
             return
         check_settings(settings)  # before a server is started for the flow, which takes many seconds
+        check_database_of_temporary_server()
         print(f"Preset {preset}: {settings.method} on {settings.model.name}. Ctrl-C is safe at any time.", flush=True)
         method = overrides.pop("method", settings.method)
-        with stopping_at_once():
+        with terminal_for("finetune", Store(settings.store)) as log, stopping_at_once():
             finished = flow(preset, method, overrides)
-        print(f"\nReport: {finished.report.path / 'report.html'}")
-        print(f"Model:  {outcome(finished.registration, finished.promotion)}")
-        print(f"Chat:\n  {typed('chat', words)}")
         commands = next_commands(finished.registration, finished.promotion)
-        print(next_lines(commands) if commands else f"Next:   {without_commands(finished.gguf)}")
+        print(f"\n{next_lines(commands)}" if commands else f"\nNext:   {without_commands(finished.gguf)}")
+        print(f"Chat, without Ollama:\n  {typed('chat', words)}")
+        print(f"Report: {finished.report.path / 'report.html'}")
+        print(f"Log:    {log}")
+        print(f"Model:  {outcome(finished.registration, finished.promotion)}")
 
     return exit_status(act)
 

@@ -1,4 +1,4 @@
-"""What a flow shows in Prefect's log and pages."""
+"""What a flow shows in Prefect's log and pages, also of parameters that it does not take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from prefect import State
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from tasks.engine.artifacts import Artifact
+from tasks.engine.display import announce
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.logs import run_logger
 from tasks.runs.finished import FinishedRun
-from tasks.settings.presets import given, load_settings
+from tasks.settings.presets import given, load_settings, settings_error
 
 
 def published(report: Artifact, result: BaseModel, outcome: str = "") -> State[Any]:
@@ -64,7 +65,7 @@ def skipped(name: str, former: FinishedRun) -> State[Any]:
     """Log why there is nothing to do, and return the state in which such a run ends."""
     reason = f"Nothing has changed since {former.at:%Y-%m-%d %H:%M} UTC, when {name} was registered: data, base model, "
     reason += "settings, code and libraries are the same."
-    run_logger().info(reason)
+    announce(reason)
     return Completed(name="Skipped", message=reason)
 
 
@@ -91,3 +92,25 @@ def show_user_errors_as_one_line() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(log_filter, OneLine) for log_filter in logger.filters):
             logger.addFilter(OneLine())
+
+
+def in_one_line(parameter: str) -> WrapValidator:
+    """For the annotation of a flow's parameter: its faults are told as those of a preset are.
+
+    Prefect's pages check parameters before a run is made; a schedule makes runs of what an earlier version has saved.
+
+    Args:
+        parameter: its name.
+
+    Returns:
+        A validator that raises `UserError` in place of pydantic's report.
+    """
+
+    def validated(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            show_user_errors_as_one_line()
+            raise settings_error(error, parameter) from None
+
+    return WrapValidator(validated)

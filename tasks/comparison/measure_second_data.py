@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.display import announce
 from tasks.engine.errors import UserError
-from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.evaluation.loading import COMPUTING, load_model
 from tasks.evaluation.row_losses import write_losses
@@ -76,7 +76,7 @@ def measure_second_data(
         raise UserError("the methods are trained on every prompt of it", where="second_data", fix=fix)
     left_out = len(rows) - len(unseen)
     if left_out:
-        run_logger().info("%d of %d rows of the second data set are left out: trained on", left_out, len(rows))
+        announce(f"{left_out} of {len(rows)} rows of the second data set are left out: trained on")
     drawn = random.Random(seed).sample(range(len(unseen)), min(number, len(unseen)))  # noqa: S311, no secret
     rows = [unseen[index] for index in sorted(drawn)]
     network, tokenizer = load_model(model, second, base.dtype, base.trust_remote_code)

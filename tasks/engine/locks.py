@@ -16,6 +16,7 @@ from prefect.runtime import deployment
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from tasks.engine.artifacts import Store
+from tasks.engine.display import announce
 from tasks.engine.errors import TemporaryError, UserError, is_temporary
 from tasks.engine.gpus import first_gpu
 from tasks.engine.logs import run_logger
@@ -44,7 +45,7 @@ def locked(store: Store, name: str, why: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        run_logger().info("Waiting for another run, which %s", why)
+        announce(f"Waiting for another run, which {why}")
         lock.acquire()
     try:
         yield
@@ -78,7 +79,7 @@ def device_name() -> str:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    run_logger().info("Taking a slot of the limit '%s'; this waits while another run holds it", SLOT)
+    announce(f"Taking a slot of the limit '{SLOT}'; this waits while another run holds it")
     with ExitStack() as held:
         _take(held)
         try:

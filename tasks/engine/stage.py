@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ from pydantic import BaseModel
 
 from tasks.engine.artifacts import Artifact, Store, artifacts_in, each_artifact, file_sha256
 from tasks.engine.cache_key import ENGINE_VERSION, code_sha256, identity
+from tasks.engine.display import display
 from tasks.engine.errors import TemporaryError, UserError, is_temporary, unwritable
 from tasks.engine.locks import device, locked
 from tasks.engine.logs import run_logger
@@ -117,6 +119,18 @@ class Stage(Generic[P, R]):
         if (function := instead.get()) is not None:
             result: R = function(self, **arguments)
             return result
+        label, began = self._label(arguments), time.monotonic()
+        display().begins(label)
+        computed, is_cached = None, False
+        try:
+            key, computed, is_cached = self._cached_or_run(arguments)
+        finally:
+            display().ends(label, time.monotonic() - began, computed, is_cached=is_cached)
+        note(self.name, key, computed)
+        return computed
+
+    def _cached_or_run(self, arguments: Mapping[str, Any]) -> tuple[str, R, bool]:
+        """The cache key, the result, and whether that was cached."""
         store, key = arguments["store"], self._key(arguments)
         with locked(store, key, f"computes the same: {self.name}"):
             cached = self._whole_here(key, arguments)
@@ -125,8 +139,7 @@ class Stage(Generic[P, R]):
                 cached = cached or self._whole_here(key, arguments)
                 result = self._run(key, arguments, anew=cached is None)
                 self._share(key, result, store, anew=cached is None)
-        note(self.name, key, result)
-        return result
+        return key, result, cached is not None
 
     def by_name(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """All arguments of a call by their names, in the function's order, defaults among them.
@@ -202,10 +215,13 @@ class Stage(Generic[P, R]):
 
     def _run_name(self, arguments: Mapping[str, Any]) -> str:
         """The stage, which model it is about, and which run or branch it belongs to."""
+        return f"{self._label(arguments)} {'' if _branch.get() else flow_run.name or ''}".strip()
+
+    def _label(self, arguments: Mapping[str, Any]) -> str:
+        """The stage, which model it is about, and which branch of a comparison it belongs to."""
         about = next(iter(arguments.values()))
-        tuned = isinstance(about, Artifact) and about.kind == "merged"
-        words = [self.name, "(tuned)" if tuned else "", _branch.get() or flow_run.name or ""]
-        return " ".join(filter(None, words))
+        is_tuned = isinstance(about, Artifact) and about.kind == "merged"
+        return " ".join(filter(None, [self.name, "(tuned)" if is_tuned else "", _branch.get()]))
 
     def _patience(self) -> dict[str, Any]:
         """More attempts than the task's own where nobody waits for the run."""

@@ -26,8 +26,8 @@ class FinishedRun(BaseModel):
     target: str
     """Where it was registered: `server`, `store`, `none`."""
     gguf_sha256: str
-    registration: str
-    """Path below the store of what was registered, with the Modelfile."""
+    registration: str = ""
+    """Path below the store of what was registered, with the Modelfile; the oldest records lack it."""
     keys: tuple[str, ...]
     """The cache key of each stage, in order; together they say what was asked for."""
     artifacts: tuple[str, ...]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.engine.artifacts import Store, artifacts_in
+from tasks.engine.journal import insist_on_all
 from tasks.engine.stage import cached_result
-from tasks.ollama.tag_history import TAGS, ggufs_in_use
+from tasks.ollama.tag_history import TAGS, TagRecord, ggufs_in_use
 from tasks.runs.finished import (
     COMPARISONS,
     RUNS,
@@ -77,8 +78,11 @@ def find_waste(store: Store, keep: int, hours: float) -> list[Waste]:
         hours: how long ago something must have been used last.
 
     Raises:
-        UserError, TemporaryError: what is at the URI cannot be read.
+        UserError, TemporaryError: a record, or what is at the URI, cannot be read.
     """
+    insist_on_all(store, RUNS, FinishedRun)
+    insist_on_all(store, COMPARISONS, FinishedComparison)
+    insist_on_all(store, TAGS, TagRecord)
     before = time.time() - 3600 * hours
     kept: list[FinishedRun | FinishedComparison] = [*kept_runs(store, keep), *kept_comparisons(store, keep)]
     finished = [*finished_runs(store), *finished_comparisons(store)]

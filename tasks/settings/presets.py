@@ -14,6 +14,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.paths import REPOSITORY, checkout_directory
 from tasks.settings.base import Section
 from tasks.settings.finetune import FinetuneSettings
+from tasks.settings.renamed import renamings
 
 PRESETS = REPOSITORY / "presets"
 
@@ -99,13 +100,17 @@ def load_settings(preset: str, overrides: Mapping[str, Any] | None = None) -> Fi
 
 def settings_error(error: ValidationError, where: object) -> UserError:
     """Turn pydantic's report into one line that names each faulty setting."""
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'settings'}: "
-        + ("unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
-        + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
-        for fault in error.errors()
-    )
+    faults = "; ".join(text for fault in error.errors() for text in _in_words(fault))
     return UserError(faults, where=where, fix="`--help` lists every setting.")
+
+
+def _in_words(fault: ErrorDetails) -> list[str]:
+    """A faulty setting; of one that an earlier version had, what it is called now."""
+    if renamed := list(renamings(".".join(key for key in fault["loc"] if isinstance(key, str)), fault["input"])):
+        return renamed
+    name = ".".join(map(str, fault["loc"])) or "settings"
+    what = "unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+    return [f"{name}: {what}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")]
 
 
 def _may_be_shown(fault: ErrorDetails) -> bool:

@@ -10,8 +10,11 @@ from typing import Any
 
 import psutil
 
-LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm-eval", "llama-cpp-python", "prefect")
-"""Whose versions reports and records name."""
+LIBRARIES = (
+    *("llama3-grit", "torch", "transformers", "peft", "trl"),
+    *("bitsandbytes", "lm-eval", "llama-cpp-python", "prefect"),
+)
+"""Whose versions reports and records name; the first is this project's."""
 CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from grit.manager import GRITManager
@@ -92,6 +92,7 @@ def make_trainer(
             # TRL turns the adapter of a quantised base into bfloat16, whose 8 bits round small updates away.
             parameter.data = parameter.data.float()
     trainer.optimizer = make_optimizer(network, job.lora, job.training)
+    trainer.remove_callback(PrinterCallback)  # the recorder keeps each step's figures, and shows them
     trainer.add_callback(checkpoints)
     return trainer
 
@@ -127,6 +128,7 @@ def trainer_settings(job: Job, directory: Path) -> OneDevice:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
+        disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -14,6 +14,8 @@ from tasks.stats import estimates
 from tests.support.chromium import Page, find_chromium, opened
 from tests.support.made_up_comparison import MadeUp
 
+pytestmark = pytest.mark.slow  # a browser draws the page
+
 METHODS = ("baseline", "grit", "grit:graft")
 TEXT, LINE = 4.5, 3.0
 """Contrast that WCAG 2.2 asks of text, and of the lines of a picture."""

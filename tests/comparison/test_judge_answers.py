@@ -16,6 +16,8 @@ from tasks.evaluation.judge import check_judge, outcomes
 from tasks.settings.comparison import CompareSettings
 from tests.standins.openai_server import KEY, MODEL, Reply, openai_stand_in
 
+pytestmark = pytest.mark.slow  # a client and a server of HTTP for each
+
 REFERENCE = ["good", "bad", "same", "bad"]
 OTHER = ["bad", "good", "same", "worse"]
 

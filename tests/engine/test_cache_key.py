@@ -203,6 +203,7 @@ def test_imports_within_functions_are_followed() -> None:
     assert "grit.manager" in own_modules("tasks.train")
 
 
+@pytest.mark.slow
 def test_the_imports_are_found_while_something_else_parses() -> None:
     """The garbage collector's callback stands for another thread; Pythons that are mended pass in any case."""
     expected = own_modules("tasks.train")

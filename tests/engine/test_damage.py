@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import runpy
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import requests
-from prefect.settings import PREFECT_API_URL
 
 from flows.finetune import Finetuned, finetune, stages
 from tasks.engine.artifacts import artifacts_in
@@ -99,30 +98,31 @@ def test_what_is_damaged_is_made_again_and_nothing_else(
     assert to_run(preset) == []
 
 
-FULL = """
-import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
-sys.argv = ["flows.finetune", *sys.argv[1:]]
-runpy.run_module("flows.finetune", run_name="__main__")
-"""
-
-
 def test_where_the_disk_is_full_half_way_nothing_is_lost(
-    finetuned: Finetuned, make_preset: Preset, workplace: Path
+    finetuned: Finetuned,
+    make_preset: Preset,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The tiny model's weights have 6 MB and no file may have more than 4: the merge is the first that fails."""
     store = workplace / "full"
     preset = make_preset(store=str(store))
-    command = [sys.executable, "-c", FULL, "--preset", preset, "--method", "grit"]
-    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250, env=environment)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2, done.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["flows.finetune", "--preset", preset, "--method", "grit"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
+        try:
+            runpy.run_module("flows.finetune", run_name="__main__")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    printed = capfd.readouterr().err
+    last = printed.strip().splitlines()[-1]
+    assert ended.value.code == 2, printed
     assert last.startswith(f"error: {store}: this cannot be written to: File too large. Free some space"), last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in printed
     assert not list((store / "drafts").iterdir())
     assert dict(plan_of(preset).stages)["train"] == "cached"
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     assert finetune(preset, "grit").gguf.digest == finetuned.gguf.digest
     make_preset()
 

@@ -112,17 +112,17 @@ def test_a_pending_result_can_be_copied(pair: Any) -> None:
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda part: part,
-        lambda part: (1, part),
-        lambda part: [(part,)],
-        lambda part: {"a": {"b": part}},
-        lambda part: PairOfTuple(part, 1),
-        lambda part: PairOfDataclass(part, 1),
-        lambda part: Pair.model_construct(left=part),
-        lambda part: Lone.model_construct(right=part),
-        lambda part: (PairOfTuple(1, Pair.model_construct(left=part)),),
+        pytest.param(lambda part: part, id="alone"),
+        pytest.param(lambda part: (1, part), id="tuple"),
+        pytest.param(lambda part: [(part,)], id="list of tuples"),
+        pytest.param(lambda part: {"a": {"b": part}}, id="dictionaries"),
+        pytest.param(lambda part: PairOfTuple(part, 1), id="named tuple"),
+        pytest.param(lambda part: PairOfDataclass(part, 1), id="dataclass"),
+        pytest.param(lambda part: Pair.model_construct(left=part), id="model"),
+        pytest.param(lambda part: Lone.model_construct(right=part), id="optional field"),
+        pytest.param(lambda part: (PairOfTuple(1, Pair.model_construct(left=part)),), id="all in each other"),
     ],
-)  # fmt: skip
+)
 def test_a_stage_waits_for_what_is_pending_in_a_bundle(store: Store, wrap: Any, pending_part: bool) -> None:
     with store.draft("thing") as draft:
         (draft.path / "a.txt").write_text("a")

@@ -16,9 +16,10 @@ from tests.support.serving import Serving
 
 
 def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_down(
-    make_preset: Callable[..., str], workplace: Path, tmp_path: Path
+    make_preset: Callable[..., str], workplace: Path, tmp_path: Path, empty_database: Path
 ) -> None:
-    served = Serving(tmp_path)
+    served = Serving(tmp_path, empty_database)
+    served.environment["HOME"] = str(tmp_path / "one")
     try:
         printed = served.make("serve")
         assert f"PREFECT_API_URL={served.api}" in printed
@@ -27,7 +28,6 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
                 served.start("finetune/grit", preset=make_preset(), overrides=impossible)
         here = json.dumps({"store": "~/store", "store_uri": f"file://{workplace}/shared"})
         command = ["deployment", "run", "finetune/grit", "-p", f"preset={make_preset()}", "-p", f"overrides={here}"]
-        served.move_worker(tmp_path / "one")
         served.prefect(*command, "--watch")
         assert len(served.computed()) == 13
         served.move_worker(tmp_path / "another")
@@ -42,17 +42,17 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         assert len(list((tmp_path / "another/store/comparison").glob("*/report.html"))) == 1
         with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
             served.start("compare/demo", preset=make_preset(), comparison={"methods": ["grit", "magic"]})
-        runs = httpx.post(f"{served.api}/flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
+        runs = served.client.post("flow_runs/filter", json={"flows": {"name": {"any_": ["finetune"]}}}).json()
         assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"], "the impossible ones never began"
         manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
         assert json.loads(manifest.read_text())["layers"]
 
-        (nightly,) = httpx.get(f"{served.api}/deployments/name/finetune/grit").json()["schedules"]
+        (nightly,) = served.client.get("deployments/name/finetune/grit").json()["schedules"]
         assert not nightly["active"]
-        slot = httpx.get(f"{served.api}/v2/concurrency_limits/training").json()
+        slot = served.client.get("v2/concurrency_limits/training").json()
         assert (slot["limit"], slot["active_slots"]) == (1, 0)
 
-        store = workplace / "stopped"
+        store = tmp_path / "another/store"
         training = {"max_steps": 1_000_000, "warmup_steps": 1}
         endless = served.start("finetune/grit", preset=make_preset(store=str(store), training=training))
         served.wait(lambda: any(path.stat().st_size for path in store.glob("drafts/history-*/history.jsonl")))

@@ -193,6 +193,7 @@ def test_prefects_pages_show_the_report_and_the_progress(finetuned: Finetuned) -
 def test_one_can_chat_with_what_was_made(
     finetuned: Finetuned, make_preset: Preset, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("flows.chat.MOST_TOKENS", 16)  # a random model ends no answer by itself
     monkeypatch.setattr("sys.stdin", io.StringIO("Add 3 and 3.\n/clear\n" + "word " * 3000 + "\n"))
     preset = make_preset()
     assert chat.run(["--preset", preset, "--method", "grit"]) == 0
@@ -203,6 +204,22 @@ def test_one_can_chat_with_what_was_made(
     assert "longer than the model's context" in printed
     assert chat.run(["--preset", preset, "--method", "baseline"]) == 2
     assert "no run with these settings has finished" in capfd.readouterr().err
+
+
+def test_a_second_run_shows_what_was_cached_and_where_all_else_was_logged(
+    finetuned: Finetuned, make_preset: Preset, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finetune, stages, ["--preset", make_preset()]) == 0
+    printed, errors = capfd.readouterr()
+    _begin, heading, *lines = printed.strip().splitlines()
+    assert heading.split() == ["stage", "time", "result"]
+    cached = [line.split()[0] for line in lines if " cached " in line]
+    names = "fetch_model fetch_data prepare_dataset check_vocabulary score train merge score convert check_fidelity"
+    assert cached == [*names.split(), "register", "promote", "write_report"]
+    assert lines[-3] == f"Report: {finetuned.report.path / 'report.html'}"
+    assert Path(lines[-2].removeprefix("Log:").strip()).parent == workplace / "store" / "logs"
+    assert lines[-1] == f"Model:  tiny-grit is {finetuned.registration.facts['model']} now."
+    assert not errors
 
 
 def test_plan_prints_and_runs_nothing(make_preset: Preset, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

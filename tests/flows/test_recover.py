@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -14,12 +17,17 @@ from uuid import UUID, uuid4
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from flows import recover as module
+from flows.control import switch_on
 from flows.recover import MOST_RECOVERIES, recover
+from flows.support.database import check_database
 from tasks.engine.paths import REPOSITORY
 
 LONG_AGO = timedelta(hours=1)
@@ -89,6 +97,20 @@ def test_a_run_that_ends_while_it_is_looked_at_stays_ended(
     assert name_of(client, run) == "Completed"
 
 
+def test_a_schedule_that_is_switched_on_keeps_its_parameters(client: SyncPrefectClient) -> None:
+    """The server would forget them: it would train every night, whether or not anything has changed."""
+    nightly = DeploymentScheduleCreate(
+        schedule=CronSchedule(cron="0 2 * * *"), active=False, parameters={"skip_unchanged": True}, slug="nightly"
+    )
+    flow = client.create_flow_from_name("finetune")
+    deployments = [client.create_deployment(flow, name=f"d-{uuid4()}", schedules=[nightly]) for _ in range(2)]
+    on, off = (client.read_deployment(deployment).schedules[0].id for deployment in deployments)
+    switch_on(client, {on, uuid4()})
+    after = [client.read_deployment(deployment).schedules[0] for deployment in deployments]
+    assert [(schedule.id, schedule.active) for schedule in after] == [(on, True), (off, False)]
+    assert [schedule.parameters for schedule in after] == [{"skip_unchanged": True}] * 2
+
+
 def test_the_notifications_are_ones_that_prefect_takes(client: SyncPrefectClient) -> None:
     text = (REPOSITORY / "docs/operations/notifications.yaml").read_text().replace("BLOCK\n", f"{uuid4()}\n")
     automations = [AutomationCore.model_validate(entry) for entry in yaml.safe_load(text)["automations"]]
@@ -111,3 +133,28 @@ def test_a_port_that_another_program_has_is_one_clear_line(tmp_path: Path) -> No
     assert done.returncode == 1
     assert f"another program serves http://127.0.0.1:{port}/api. Use another port: " in done.stderr
     assert done.stderr.endswith(" serve --port 4300\n")
+
+
+def with_unknown_revision(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+        connection.commit()
+
+
+def test_a_database_of_a_newer_prefect_is_one_clear_line(prefect_server: None, tmp_path: Path) -> None:
+    check_database()  # a real one: that its revision is among those that are looked through
+    url = get_current_settings().server.database.connection_url
+    assert url is not None
+    real = Path(url.get_secret_value().removeprefix("sqlite+aiosqlite:///"))
+    for file in real.parent.glob(f"{real.name}*"):
+        shutil.copy(file, tmp_path / file.name.replace(real.name, "prefect.db"))
+    with_unknown_revision(tmp_path / "prefect.db")
+    environment = {name: value for name, value in os.environ.items() if "DATABASE" not in name}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    command = [sys.executable, "-m", "flows.control", "up"]
+    done = subprocess.run(
+        command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith(f"error: {tmp_path}/prefect.db: a Prefect newer than ")
+    assert not (tmp_path / "server.pid").exists()

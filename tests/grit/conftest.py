@@ -1,31 +1,39 @@
+"""Tiny models and rows for GRIT's tests; a fixture imports what it needs when a test asks for it."""
+
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer as WordTokenizer
-from tokenizers.models import WordLevel
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.support.adapters import MakeModel
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.support.adapters import MakeModel
 
 
 @pytest.fixture(scope="session")
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Of 97 words, so that models, trainings and checkpoints stay small. The tests give token numbers themselves."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     words = [*special.values(), *(f"word{number}" for number in range(3, 97))]
     level = WordLevel({word: number for number, word in enumerate(words)}, special["unk_token"])
-    return PreTrainedTokenizerFast(tokenizer_object=WordTokenizer(level), **special)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(level), **special)
 
 
 @pytest.fixture
 def make_model() -> MakeModel:
     """Makes a tiny random Llama in float32 with LoRA, B not zero; the same one each time."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     def make(**lora: Any) -> PeftModel:
         torch.manual_seed(0)
@@ -46,6 +54,8 @@ def make_model() -> MakeModel:
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
     """Four rows; the first two are padded on the right, prompts are unsupervised."""
+    import torch
+
     ids = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
     mask[0, 7:] = mask[1, 10:] = 0
@@ -56,5 +66,6 @@ def batch() -> dict[str, Tensor]:
 
 @pytest.fixture
 def rows() -> Dataset:
-    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
+    from tests.support.adapters import eight_rows
+
+    return eight_rows()

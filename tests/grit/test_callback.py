@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +12,15 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.integrations import TensorBoardCallback
 from trl import SFTTrainer
 
 from grit import GritCallback, GRITConfig, GRITManager
 from grit.callback import STATE_FILE
-from tests.support.adapters import OFTEN, arguments, network, resumable, trained, weights
+from tests.support import forked
+from tests.support.adapters import OFTEN, arguments, eight_rows, network, resumable, trained, weights
+from tests.support.killed import train_until_killed
 
 
 @pytest.mark.parametrize("variant", ["kfac", "eigen_adam", "graft"])
@@ -95,43 +92,31 @@ def test_the_measuring_variant_changes_no_bit_of_the_training(
             assert torch.equal(measured[name], weight)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback
-from tests.support.adapters import resumable
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-tokenizer, rows = AutoTokenizer.from_pretrained(sys.argv[1]), Dataset.load_from_disk(sys.argv[2])
-resumable(tokenizer, rows, Path(sys.argv[3]), sys.argv[4], sys.argv[5], [Kill()])[0].train()
-"""
+TRAININGS = [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "variant"),
-    [("GritTrainer", "kfac"), ("GritTrainer", "eigen_adam"), ("GritTrainer", "graft"), ("GritCallback", "kfac")],
-)
+@pytest.fixture(scope="module")
+def killed(word_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for each training, which was killed after its fifth step."""
+    directory = tmp_path_factory.mktemp("killed")
+    word_tokenizer.save_pretrained(directory / "tokenizer")
+    eight_rows().save_to_disk(directory / "rows")
+    for kind, variant in TRAININGS:
+        done = forked.call(train_until_killed, str(directory), kind, variant)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    return directory
+
+
+@pytest.mark.parametrize(("kind", "variant"), TRAININGS)
 def test_killed_and_resumed_it_ends_with_the_same_bits(
-    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, kind: str, variant: str
+    word_tokenizer: PreTrainedTokenizerFast, rows: Dataset, tmp_path: Path, killed: Path, kind: str, variant: str
 ) -> None:
-    word_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    rows.save_to_disk(tmp_path / "rows")
-    command = [sys.executable, "-c", KILLED, tmp_path / "tokenizer", tmp_path / "rows", tmp_path / "killed"]
-    command += [kind, variant]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run(command, check=False, env=os.environ | threads, capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "killed" / "checkpoint-3" / STATE_FILE).is_file()
-
+    checkpoint = killed / f"{kind}-{variant}" / "checkpoint-3"
+    assert (checkpoint / STATE_FILE).is_file()
     whole, uninterrupted = resumable(word_tokenizer, rows, tmp_path / "whole", kind, variant)
     whole.train()
-    resumed, continued = resumable(word_tokenizer, rows, tmp_path / "killed", kind, variant)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
+    resumed, continued = resumable(word_tokenizer, rows, checkpoint.parent, kind, variant)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     expected = weights(whole.model)
     for name, weight in weights(resumed.model).items():
         assert torch.equal(weight, expected[name])

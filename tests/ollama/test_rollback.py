@@ -21,7 +21,7 @@ from tasks.engine.paths import REPOSITORY
 from tasks.ollama.directory import OllamaDirectory
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import parse_name
-from tasks.ollama.tag_history import TagRecord, remember_tag, same_place
+from tasks.ollama.tag_history import TAGS, TagRecord, remember_tag, same_place
 from tasks.settings.export import OllamaSettings
 from tests.support.versions import LATEST, Pipeline, failed, tag_of, write_gguf
 
@@ -54,6 +54,19 @@ def test_what_was_rolled_back_does_not_come_back_by_another_rollback(on_disk: Pi
     assert str(on_disk.versions().roll_back()[1]) == tag_of(on_disk, 2), "and the third stays withdrawn"
     on_disk.versions().roll_back(to=tag_of(on_disk, 4).partition(":")[2])
     assert str(on_disk.versions().roll_back()[1]) == tag_of(on_disk, 2), "what was in use before that"
+
+
+def test_versions_that_an_earlier_version_has_judged_are_gone_back_to(on_disk: Pipeline) -> None:
+    """Its checks had no keys; a new model is still compared with what is in use."""
+    for number in (1, 2):
+        on_disk.run(number, gain=3 + number)
+    for path in (on_disk.store.root / TAGS).iterdir():
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"checks": [check[:4] for check in record["checks"]]}))
+    assert str(on_disk.versions().roll_back()[1]) == tag_of(on_disk, 1)
+    assert failed(on_disk.run(2, gain=5)) == ["rollback"]
+    assert failed(on_disk.run(3, gain=1)) == ["validation_loss:present"]
+    assert on_disk.run(4, gain=9).facts["promoted"]
 
 
 def test_one_place_by_another_name_has_the_same_history(on_disk: Pipeline, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import prefect  # noqa: F401 - replaces the root logger's handlers, which no test should see happen
 import pytest
 
 from tasks.engine.artifacts import Artifact, reference

@@ -48,6 +48,7 @@ def at_most(share: float) -> float:
     return float(stats.binom.ppf(0.999, REPETITIONS, share)) / REPETITIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread_of_seeds", SPREADS)
 @pytest.mark.parametrize(("difference", "seeds"), [(0.0, 3), (-0.1, 3), (0.0, 2)])
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(
@@ -60,6 +61,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(
     assert missed / REPETITIONS <= at_most(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread_of_seeds", SPREADS)
 def test_a_null_pair_is_not_found(spread_of_seeds: float) -> None:
     exceeding = sum(paired(*world, 0.95).exceeds_error for world in worlds(0.0, spread_of_seeds))
@@ -72,6 +74,7 @@ def test_a_known_difference_is_found() -> None:
     assert exceeding / REPETITIONS >= 0.95
 
 
+@pytest.mark.slow
 def test_pairing_finds_what_two_errors_side_by_side_do_not() -> None:
     by_pairs = side_by_side = 0
     for values, reference, counts in worlds(-0.08, 0.01):

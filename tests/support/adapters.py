@@ -64,6 +64,12 @@ def network(vocabulary: int, **lora: Any) -> PeftModel:
     return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **lora))
 
 
+def eight_rows() -> Dataset:
+    """Of one length; the first token of each is unsupervised."""
+    ids = [[10 + i, 20 + i, 30 + i, 40 + i] for i in range(8)]
+    return Dataset.from_dict({"input_ids": ids, "labels": [[-100, *row[1:]] for row in ids]})
+
+
 def arguments(directory: Path, **changes: Any) -> SFTConfig:
     settings = {
         "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2,

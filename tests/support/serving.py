@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
 import time
@@ -15,16 +15,23 @@ import httpx
 import psutil
 
 from tasks.engine.paths import REPOSITORY
+from tests.support.prefect_servers import free_port
 
 
 class Serving:
-    """A Prefect server and its worker, as `make serve` starts them."""
+    """A Prefect server and its worker, as `make serve` starts them.
 
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.home, self.api = home, f"http://127.0.0.1:{self.port}/api"
+    Args:
+        home: the directory of database, logs and process ids.
+        empty_database: what the server's is copied from.
+    """
+
+    def __init__(self, home: Path, empty_database: Path) -> None:
+        shutil.copyfile(empty_database, home / "prefect.db")
+        self.port, self.home = free_port(), home
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        # `httpx.get` would read the system's certificates each time. The server may be another one at the next call.
+        self.client = httpx.Client(base_url=f"{self.api}/", limits=httpx.Limits(max_keepalive_connections=0))
         settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
         self.environment = os.environ | settings | {"PWD": str(REPOSITORY)}
 
@@ -62,21 +69,21 @@ class Serving:
 
     def run(self, identity: str) -> dict[str, Any]:
         """A flow run as the server knows it."""
-        flow_run: dict[str, Any] = httpx.get(f"{self.api}/flow_runs/{identity}").json()
+        flow_run: dict[str, Any] = self.client.get(f"flow_runs/{identity}").json()
         return flow_run
 
     def computed(self, flow: str = "finetune") -> list[str]:
         """The stages that the newest run of a flow has computed, and not found cached."""
         asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC", "limit": 1}
-        (run,) = httpx.post(f"{self.api}/flow_runs/filter", json=asked).json()
-        tasks = httpx.post(f"{self.api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
+        (run,) = self.client.post("flow_runs/filter", json=asked).json()
+        tasks = self.client.post("task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
         return sorted(task["name"].split()[0] for task in tasks if task["state"]["name"] != "Cached")
 
     def start(self, deployment: str, **parameters: object) -> str:
         """Ask for a run as `prefect deployment run` does, without waiting for it; return its id."""
-        identity = httpx.get(f"{self.api}/deployments/name/{deployment}").json()["id"]
+        identity = self.client.get(f"deployments/name/{deployment}").json()["id"]
         for _ in range(60):
-            asked = httpx.post(f"{self.api}/deployments/{identity}/create_flow_run", json={"parameters": parameters})
+            asked = self.client.post(f"deployments/{identity}/create_flow_run", json={"parameters": parameters})
             if asked.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is busy
                 break
             time.sleep(1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tasks.engine.artifacts import Artifact
-from tests.support.trainings import Run
+
+if TYPE_CHECKING:
+    from tests.support.trainings import Run
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +22,6 @@ def dataset(tokenized_rows: Callable[[int, int], Artifact]) -> Artifact:
 @pytest.fixture(scope="session")
 def baseline(tiny_model: Artifact, dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """AdamW without GRIT."""
+    from tests.support.trainings import Run
+
     return Run(tmp_path_factory.mktemp("baseline"), tiny_model, dataset)

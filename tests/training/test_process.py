@@ -57,7 +57,7 @@ def run(tiny_model: Artifact, dataset: Artifact, store: Store) -> Callable[..., 
 
 @pytest.fixture
 def whole(run: Callable[..., Training], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
-    """A training without interruption and without a process of its own."""
+    """A training without a process of its own, which takes longer to begin than to train."""
 
     def call(**changes: Any) -> Training:
         with monkeypatch.context() as here:
@@ -108,7 +108,7 @@ def test_killed_and_run_again_it_ends_with_the_bits_of_an_undisturbed_run(
     assert not list((store.root / "drafts").iterdir())
     seen: list[int] = []
     monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
-    training = run(grit=grit)
+    training = whole(grit=grit)
     assert seen == [5, 6], "it went on from the newest checkpoint"
     for name, weight in load_file(undisturbed.adapter.path / "adapter_model.safetensors").items():
         assert torch.equal(load_file(training.adapter.path / "adapter_model.safetensors")[name], weight)
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
     damaged.write_bytes(content)
     seen: list[int] = []
     monkeypatch.setattr(ProgressArtifact, "show", lambda self, step, steps, line: seen.append(step))
-    training = run()
+    training = whole()
     assert seen == [3, 4, 5, 6]
     assert training.adapter.digest == whole().adapter.digest
 
