@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.engine.paths import REPOSITORY
@@ -27,13 +28,14 @@ def address_file(directory: Path) -> Path:
 
 
 def address(directory: Path) -> str | None:
-    """The API of that server, if there is one.
+    """The API of that server, if there is one and its file can be read.
 
     Args:
         directory: as `home` gives it.
     """
-    file = address_file(directory)
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    with suppress(OSError):
+        return address_file(directory).read_text(encoding="utf-8").strip()
+    return None
 
 
 def environment(port: int | None) -> dict[str, str]:
