@@ -94,9 +94,8 @@ def test_a_server_that_ends_as_it_starts_leaves_no_address(
     monkeypatch.setattr(control, "API", "http://127.0.0.1:9/api")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert serving.serve(["--port", "9"]) == 2
-    assert (
-        capsys.readouterr().err == f"error: http://127.0.0.1:9/api: the server does not start. See {home}/server.log\n"
-    )
+    problem = "http://127.0.0.1:9/api: the server does not start"
+    assert capsys.readouterr().err == f"error: {problem}. See {home}/server.log\n"
     assert address(home) is None
 
 
