@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_settings import CliSuppress, SettingsConfigDict
 
 from flows.finetune import stages
-from flows.support.command_line import CommandLine, parse
+from flows.support.command_line import CommandLine, exit_status, parse
 from flows.support.pasting import typed
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
@@ -105,25 +105,34 @@ def ask() -> str:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Chat until the input ends; return the exit status: 0, or 2 for something the user can put right."""
-    try:
+
+    def act() -> None:
         words = sys.argv[1:] if arguments is None else arguments
         preset, _plan, overrides = parse(words, ChatLine)
         settings = load_settings(preset, overrides)
         file, model, example = finished(settings, words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    llama = load_gguf(file, n_ctx=model.parameters["num_ctx"])
-    print(
-        f"{model_name(settings)}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n"
-    )
+        llama = load_gguf(file, n_ctx=model.parameters["num_ctx"])
+        name = model_name(settings)
+        print(f"{name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n")
+        talk(llama, model)
+
+    return exit_status(act)
+
+
+def talk(llama: Llama, model: OllamaModel) -> None:
+    """Chat until the input ends.
+
+    Args:
+        llama: as in `answer`.
+        model: as in `answer`.
+    """
     turns: list[dict[str, str]] = []
     while True:
         try:
             message = ask()
         except (EOFError, KeyboardInterrupt):
             print()
-            return 0
+            return
         if message == "/clear":
             turns = []
         elif message:

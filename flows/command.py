@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, NoReturn
 
-from flows.support.pasting import PROGRAM, PROJECT
+from flows.support.leaving import interrupted, leave
+from flows.support.pasting import PROGRAM, PROJECT, typed
 
 
 class Subcommand(NamedTuple):
@@ -26,14 +26,14 @@ class Subcommand(NamedTuple):
     function: str = "run"
 
     def load(self) -> Callable[[Sequence[str]], int]:
-        """Import the function. It returns the exit status, or leaves Python with it."""
+        """Import the function. It returns the exit status."""
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(self.module), self.function)
         return function
 
 
 SUBCOMMANDS = {
     "finetune": Subcommand("fine-tune a model; without options the demo, by GRIT", "flows.finetune", "command"),
-    "compare": Subcommand("train by several methods and seeds, and report which is better", "flows.compare", "command"),
+    "compare": Subcommand("train by several methods and seeds, and report which is better", "flows.compare"),
     "chat": Subcommand("talk to the model that a run has made, no Ollama needed", "flows.chat"),
     "rollback": Subcommand("put a former version of a model back into use", "flows.rollback"),
     "prune": Subcommand("remove outputs that the newest models do not need, after asking", "flows.prune"),
@@ -45,9 +45,11 @@ SUBCOMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Start a subcommand, and leave Python with its exit status: 2 where there is no such command or project."""
-    status = start(sys.argv[1:] if arguments is None else arguments)
-    logging.disable()  # Prefect's threads have last words
-    sys.exit(status)
+    try:
+        status = start(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        status = interrupted()
+    leave(status)
 
 
 def start(arguments: Sequence[str]) -> int:
@@ -59,17 +61,16 @@ def start(arguments: Sequence[str]) -> int:
     try:
         project, words = project_and_words(arguments)
     except argparse.ArgumentError as error:
-        return _error(f"{error}. Name a directory: {PROGRAM} --project DIR …")
+        return _error(f"{error}. Name the directory of a checkout.")
     name, *options = words or [""]
     if name in ("", "-h", "--help"):
         print(overview())
         return 0 if name else 2
     if name == "--version":
-        print(f"{PROGRAM} {version(PROGRAM)}")
-        return 0
+        return _version()
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
-        fix = f"Did you mean {near[0]}?" if near else f"`{PROGRAM} --help` lists them."
+        fix = f"Did you mean {near[0]}?" if near else f"List them: {typed('--help')}"
         return _error(f"{name}: no such command. {fix}")
     return _enter(project, words) or SUBCOMMANDS[name].load()(options)
 
@@ -100,7 +101,7 @@ def _enter(project: str | None, words: list[str]) -> int:
     from tasks.engine.paths import REPOSITORY, find_checkout
 
     try:
-        checkout = find_checkout(project)
+        checkout = find_checkout(project, f"{PROJECT}=" if project == os.environ.get(PROJECT) else "--project ")
     except UserError as error:
         return _error(str(error))
     if project or checkout != REPOSITORY:
@@ -130,6 +131,14 @@ def overview() -> str:
             "  --version       the version",
         ]
     )
+
+
+def _version() -> int:
+    try:
+        print(f"{PROGRAM} {version(PROGRAM)}")
+    except PackageNotFoundError:
+        return _error(f"{PROGRAM} is not installed, so it has no version. Install it: pip install --editable DIR")
+    return 0
 
 
 def _error(text: str) -> int:

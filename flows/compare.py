@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.comparison_stages import stages
-from flows.support.command_line import exit_status, leave, parse, stopping_at_once
+from flows.support.command_line import exit_status, parse, stopping_at_once
 from flows.support.comparable import runnable
 from flows.support.database import check_database_of_temporary_server
+from flows.support.leaving import leave
 from flows.support.pasting import as_typed, beside_python
 from flows.support.publishing import in_one_line, show_report, show_user_errors_as_one_line
 from flows.support.terminal import terminal_for
@@ -176,10 +177,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return exit_status(act)
 
 
-def command(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Compare from the command line, and leave Python with the exit status."""
-    leave(run(arguments))
-
-
 if __name__ == "__main__":
-    command()
+    leave(run())

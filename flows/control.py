@@ -28,6 +28,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.recover import recover
+from flows.support.command_line import exit_status
 from flows.support.database import check_database
 from flows.support.own_server import address, address_file
 from flows.support.pasting import as_typed, beside_python, typed
@@ -53,7 +54,7 @@ def up() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker that inherits its being ignored never stops
     with get_client(sync_client=True) as client:
         _serve(client)
-        print("Registering the deployments of prefect.yaml …", flush=True)
+        print("Registering the deployments of prefect.yaml ...", flush=True)
         register(client)
         if _running(WORKER) is None:
             with terminal_with(HOME / "recover.log"):
@@ -79,7 +80,8 @@ def down() -> None:
         with get_client(sync_client=True) as client, suppress(httpx.HTTPError):
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))  # or the worker would start further runs
         if runs := worker.children():
-            print(f"Stopping {len(runs)} run{'s' * (len(runs) > 1)}; a training ends its step and keeps a checkpoint …")
+            number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+            print(f"Stopping {number}; a training ends its step and keeps a checkpoint ...")
         for run in runs:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
@@ -89,7 +91,7 @@ def down() -> None:
         _stop(worker, WORKER)
     if server:
         _stop(server, SERVER)
-    address_file().unlink(missing_ok=True)
+    address_file(HOME).unlink(missing_ok=True)
 
 
 def register(client: SyncPrefectClient) -> None:
@@ -136,22 +138,21 @@ def _stop(process: psutil.Process, command: list[str]) -> None:
 def _serve(client: SyncPrefectClient) -> None:
     if _running(SERVER) is None:
         if _is_taken(urlsplit(API).port):
-            other_port = typed("serve", ["--port", "4300"])
-            sys.exit(f"error: another program serves {API}. Use another port: {other_port}")
-        try:
-            check_database()
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        print(f"Starting a Prefect server at {API.removesuffix('/api')} …", flush=True)
+            fix = f"Use another port: {typed('serve', ['--port', '4300'])}"
+            raise UserError("another program serves this address", where=API, fix=fix)
+        check_database()
+        print(f"Starting a Prefect server at {API.removesuffix('/api')} ...", flush=True)
         _start(SERVER)
-        address_file().write_text(API, encoding="utf-8")
-    elif (own := address()) not in (None, API):
-        sys.exit(f"error: the server runs already, at {own}. Use it, or stop it first: {typed('down')}")
+        address_file(HOME).write_text(API, encoding="utf-8")
+    elif (own := address(HOME)) not in (None, API):
+        raise UserError("the server runs already, here", where=own, fix=f"Use it, or stop it first: {typed('down')}")
     until = time.monotonic() + SECONDS_TO_START
     while client.api_healthcheck() is not None:
         time.sleep(0.5)  # first: a process that is just starting has no command line yet, and would count as gone
         if _running(SERVER) is None or time.monotonic() > until:
-            sys.exit(f"error: the server does not start. See {HOME}/server.log")
+            if _running(SERVER) is None:
+                address_file(HOME).unlink(missing_ok=True)
+            raise UserError("the server does not start", where=API, fix=f"See {HOME}/server.log")
 
 
 def _is_taken(port: int | None) -> bool:
@@ -164,7 +165,8 @@ def _prefect(*arguments: str) -> None:
         [str(PREFECT), *arguments], check=False, capture_output=True, text=True, cwd=REPOSITORY, env=_environment()
     )
     if done.returncode:
-        sys.exit(f"error: prefect {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        print(done.stdout + done.stderr, file=sys.stderr)
+        raise UserError("it has failed", where=f"prefect {' '.join(arguments)}", fix="Its own words are above.")
 
 
 def _start(command: list[str]) -> None:
@@ -198,17 +200,18 @@ def _running(command: list[str]) -> psutil.Process | None:
         return None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Do `up`, `down`, or, on a server that is there, `register`."""
-    parser = argparse.ArgumentParser(prog="python -m flows.control", description=__doc__)
-    parser.add_argument("what", choices=("up", "down", "register"))
-    what = parser.parse_args(arguments).what
-    if what == "register":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do `register` on a server that is there, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.control", description=register.__doc__)
+    parser.add_argument("what", choices=("register",))
+    parser.parse_args(arguments)
+
+    def act() -> None:
         with get_client(sync_client=True) as client:
             register(client)
-    else:
-        {"up": up, "down": down}[what]()
+
+    return exit_status(act)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,12 +11,13 @@ Run `llama3-grit finetune --help` for the command line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.support.command_line import main
+from flows.support.command_line import run
+from flows.support.leaving import leave
 from flows.support.publishing import in_one_line, method_and_model, published, show_user_errors_as_one_line, skipped
 from tasks.check_fidelity import check_fidelity
 from tasks.check_vocabulary import check_vocabulary
@@ -244,10 +245,10 @@ def description(settings: FinetuneSettings) -> Description:
     return Description(base_model=settings.model.name, data=settings.data.source, training=training)
 
 
-def command(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Fine-tune from the command line, and leave Python with the exit status."""
-    main(finetune, stages, arguments)
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Fine-tune from the command line, and return the exit status, as `flows.support.command_line.run` does."""
+    return run(finetune, stages, arguments)
 
 
 if __name__ == "__main__":
-    command()
+    leave(command())

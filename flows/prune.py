@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
+from flows.support.leaving import interrupted
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.paths import project_path
@@ -82,6 +83,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return interrupted()
     except EOFError:
         print("error: nobody answers. Use --yes to remove without being asked.", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from flows.support.own_server import PORT, address, environment, home
 from flows.support.pasting import PROGRAM, typed
@@ -19,12 +19,11 @@ def serve(arguments: Sequence[str]) -> int:
         "prefect.yaml, and repeat lost runs. What runs already stays. Database and logs are in .prefect, or in "
         "PREFECT_HOME.",
     )
-    parser.add_argument("--port", type=int, help=f"the server's, on 127.0.0.1 (default: that it had, or {PORT})")
+    parser.add_argument("--port", type=_port, help=f"the server's, on 127.0.0.1 (default: that it had, or {PORT})")
     os.environ.update(environment(parser.parse_args(arguments).port))
     from flows.control import up
 
-    up()
-    return 0
+    return _exit_status(up)
 
 
 def down(arguments: Sequence[str]) -> int:
@@ -38,8 +37,7 @@ def down(arguments: Sequence[str]) -> int:
     os.environ.update(environment(None))
     from flows.control import down as stop
 
-    stop()
-    return 0
+    return _exit_status(stop)
 
 
 def recover(arguments: Sequence[str]) -> int:
@@ -50,27 +48,61 @@ def recover(arguments: Sequence[str]) -> int:
         "that of PREFECT_API_URL, or else the one that `serve` has started.",
     )
     parser.parse_args(arguments)
-    if (own := address()) is not None:
+    if (own := address(home())) is not None:
         os.environ.setdefault("PREFECT_API_URL", own)
     from prefect.settings import get_current_settings
 
     from flows.recover import recover as look
-    from flows.support.command_line import exit_status
     from flows.support.terminal import terminal_with
-
-    if get_current_settings().api.url is None:
-        print(f"error: no Prefect server is set. Start one, or set PREFECT_API_URL: {typed('serve')}", file=sys.stderr)
-        return 2
+    from tasks.engine.errors import UserError
 
     def act() -> None:
+        if get_current_settings().api.url is None:
+            what = "it names no Prefect server, and none of this checkout has been started"
+            raise UserError(what, where="PREFECT_API_URL", fix=f"Start one: {typed('serve')}")
         log = home() / "recover.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with terminal_with(log):
             lost = look()
         print(f"Lost runs: {lost}. Log: {log}")
 
-    return exit_status(act)
+    return _exit_status(act)
+
+
+def _exit_status(act: Callable[[], None]) -> int:
+    """Do what `exit_status` does, also where files, processes or the server refuse."""
+    import httpx
+    import psutil
+
+    from flows.support.command_line import exit_status
+    from tasks.engine.errors import UserError
+
+    def guarded() -> None:
+        try:
+            act()
+        except OSError as error:
+            fix = "Free some space or give the right to it, or name another directory by PREFECT_HOME."
+            raise UserError(error.strerror or str(error), where=error.filename or home(), fix=fix) from error
+        except psutil.AccessDenied as error:
+            what = "this process of the server or the worker is another user's"
+            raise UserError(what, where=f"process {error.pid}", fix="Do it as that user.") from error
+        except httpx.HTTPStatusError as error:
+            what = f"the Prefect server answers with status {error.response.status_code}"
+            raise UserError(what, where=error.request.url, fix=f"See {home()}/server.log") from error
+
+    return exit_status(guarded)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"{PROGRAM} {command}", description=description, allow_abbrev=False)
+    return _Parser(prog=f"{PROGRAM} {command}", description=description, allow_abbrev=False)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text}: a port is a number from 1 to 65535")
+    return int(text)

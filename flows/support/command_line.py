@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import logging
-import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 import yaml
@@ -23,6 +21,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from flows.support.database import check_database_of_temporary_server
+from flows.support.leaving import interrupted
+from flows.support.own_server import address, home
 from flows.support.pasting import next_lines, typed
 from flows.support.terminal import terminal_for
 from tasks.engine.artifacts import Store
@@ -192,6 +192,8 @@ def exit_status(act: Callable[[], None]) -> int:
     except _StoppedError as error:
         print("stopped: the same command goes on where this one was; finished stages are cached", file=sys.stderr)
         return 128 + int(error.args[0])
+    except KeyboardInterrupt:
+        return interrupted()
     except (UserError, TemporaryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -199,21 +201,8 @@ def exit_status(act: Callable[[], None]) -> int:
         if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
             raise
         server = get_current_settings().api.url
-        print(f"error: {server}: no Prefect server answers. Start it, or unset PREFECT_API_URL.", file=sys.stderr)
+        is_own = server is not None and server == address(home())
+        fix = f"Start it: {typed('serve')}" if is_own else "Start it, or unset PREFECT_API_URL."
+        print(f"error: {server}: no Prefect server answers. {fix}", file=sys.stderr)
         return 2
     return 0
-
-
-def main(
-    flow: Callable[..., Any], stages: Callable[[FinetuneSettings], Any], arguments: Sequence[str] | None = None
-) -> NoReturn:
-    """Run a flow from the command line and leave Python."""
-    leave(run(flow, stages, arguments))
-
-
-def leave(status: int) -> NoReturn:
-    """Leave Python with an exit status, quietly."""
-    logging.disable()  # what to do next stays the last line, before Prefect's "Stopping temporary server"
-    if status > 128:  # Prefect's threads complain of the server, which the same Ctrl-C has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.engine.paths import REPOSITORY
@@ -17,15 +18,24 @@ def home() -> Path:
     return Path(os.environ.get("PREFECT_HOME") or REPOSITORY / ".prefect").expanduser().absolute()
 
 
-def address_file() -> Path:
-    """The file with the address of the server that was started and has not been stopped."""
-    return home() / "server.url"
+def address_file(directory: Path) -> Path:
+    """The file with the address of the server that was started and has not been stopped.
+
+    Args:
+        directory: as `home` gives it.
+    """
+    return directory / "server.url"
 
 
-def address() -> str | None:
-    """The API of that server, if there is one."""
-    file = address_file()
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+def address(directory: Path) -> str | None:
+    """The API of that server, if there is one and its file can be read.
+
+    Args:
+        directory: as `home` gives it.
+    """
+    with suppress(OSError):
+        return address_file(directory).read_text(encoding="utf-8").strip()
+    return None
 
 
 def environment(port: int | None) -> dict[str, str]:
@@ -34,7 +44,7 @@ def environment(port: int | None) -> dict[str, str]:
     Args:
         port: none for that of the server that was started, or else the usual one.
     """
-    api = f"http://127.0.0.1:{port}/api" if port else address() or f"http://127.0.0.1:{PORT}/api"
+    api = f"http://127.0.0.1:{port}/api" if port else address(home()) or f"http://127.0.0.1:{PORT}/api"
     return {
         "PREFECT_HOME": str(home()),
         "PREFECT_API_URL": api,

@@ -15,15 +15,17 @@ PROJECT = "LLAMA3_GRIT_PROJECT"
 
 
 def typed(subcommand: str, words: Sequence[str] = ()) -> str:
-    """A command of this project as text for the shell, with the `--project` of this one.
+    """A command of this project as text for the shell, with `--project` where the variable of it has led here.
 
     Args:
         subcommand: such as `chat`.
         words: its options.
     """
+    from tasks.engine.paths import REPOSITORY  # imports what the command's own help does without
+
     script = beside_python(PROGRAM)
     program = [as_typed(script)] if script.is_file() else [as_typed(Path(sys.executable)), "-P", "-m", "flows.command"]
-    project = ["--project", os.environ[PROJECT]] if os.environ.get(PROJECT) else []
+    project = ["--project", str(REPOSITORY)] if os.environ.get(PROJECT) == str(REPOSITORY) else []
     return shlex.join([*program, *project, subcommand, *words])
 
 

@@ -26,7 +26,7 @@ class UserError(Exception):
     Args:
         what: what is wrong, without a full stop.
         where: the file, line, setting or name it was found in.
-        fix: what to do about it, as a sentence.
+        fix: what to do about it, as a sentence, or a command after a colon.
     """
 
     def __init__(self, what: str, *, where: object, fix: str) -> None:
@@ -34,7 +34,8 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, str(where), fix
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}. {self.fix}".split())
+        problem = " ".join(f"{self.where}: {self.what}.".split())
+        return f"{problem} {self.fix}"  # a command in it keeps its spaces
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.fix)

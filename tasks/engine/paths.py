@@ -17,11 +17,12 @@ def is_checkout(directory: Path) -> bool:
     return all((directory / mark).exists() for mark in MARKS)
 
 
-def find_checkout(given: str | None) -> Path:
+def find_checkout(given: str | None, by: str = "--project ") -> Path:
     """The checkout to work with: the one given, or this code's own, or the one around the current directory.
 
     Args:
         given: a directory that the user names, if any.
+        by: what it is named by, as it stands before the directory.
 
     Raises:
         UserError: it is no checkout, or there is none.
@@ -30,13 +31,13 @@ def find_checkout(given: str | None) -> Path:
         directory = Path(given).expanduser().resolve()
         if not is_checkout(directory):
             fix = "Name the directory that `git clone` has made, with `presets` and `flows` in it."
-            raise UserError("no checkout of the project", where=f"--project {given}", fix=fix)
+            raise UserError("no checkout of the project", where=f"{by}{given}", fix=fix)
         return directory
     here = Path.cwd().resolve()
     for directory in (REPOSITORY, here, *here.parents):
         if is_checkout(directory):
             return directory
-    fix = "Change into a checkout, or name it: `llama3-grit --project DIR`."
+    fix = "Change into a checkout, or name its directory by --project."
     raise UserError("no checkout of the project is here or above", where=here, fix=fix)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
-from flows.command import SUBCOMMANDS, project_and_words, start
+from flows.command import SUBCOMMANDS, main, project_and_words, start
 from flows.support.pasting import PROGRAM, PROJECT, typed
 from tasks.engine import paths
 from tasks.engine.paths import MARKS, REPOSITORY
@@ -78,6 +79,57 @@ def test_without_a_subcommand_the_help_comes_and_the_status_is_an_errors(capsys:
     assert capsys.readouterr().out.startswith("usage: llama3-grit ")
 
 
+def test_without_an_installed_package_the_version_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("flows.command.version", missing)
+    assert start(["--version"]) == 2
+    assert capsys.readouterr().err.startswith("error: llama3-grit is not installed, ")
+
+
+@pytest.mark.parametrize(("module", "words"), [("flows.chat", ["chat"]), ("flows.prune", ["prune"])])
+def test_ctrl_c_anywhere_is_one_line(
+    module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.command.leave", sys.exit)  # it would close stderr
+    for place in ("run", "Store" if module == "flows.prune" else "load_settings"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ending:
+            patch.setattr(f"{module}.{place}", press)
+            main(words)
+        assert (ending.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+
+def test_what_is_logged_after_a_command_is_not_shown(tmp_path: Path) -> None:
+    code = """
+import atexit, logging, sys
+logging.basicConfig(stream=sys.stdout)
+atexit.register(logging.error, "last words")
+from flows.command import main
+main(["--help"])
+"""
+    assert not [line for line in in_child(code, cwd=tmp_path) if "last words" in line]
+
+
+def test_a_command_leaves_the_log_of_this_process_as_it_is() -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert logging.getLogger("prefect").isEnabledFor(logging.ERROR)
+
+
+def test_a_wrong_project_of_the_environment_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(PROJECT, str(tmp_path))
+    assert start(["chat"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {PROJECT}={tmp_path}: no checkout of the project. ")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert start(["--version"]) == 0
     assert capsys.readouterr().out == f"llama3-grit {version('llama3-grit')}\n"
@@ -87,8 +139,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "error"),
     [
         (["fintune", "--plan"], "fintune: no such command. Did you mean finetune?"),
-        (["xyzzy"], "xyzzy: no such command. `llama3-grit --help` lists them."),
-        (["finetune", "--project"], "--project: expected one argument. Name a directory: llama3-grit --project DIR …"),
+        (["xyzzy"], f"xyzzy: no such command. List them: {typed('--help')}"),
+        (["finetune", "--project"], "--project: expected one argument. Name the directory of a checkout."),
         (["--project", "{tmp}", "chat"], "--project {tmp}: no checkout of the project. Name the directory that"),
     ],
 )

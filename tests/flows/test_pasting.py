@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.support.pasting import PROGRAM, PROJECT, as_typed, next_lines, typed
+from tasks.engine import paths
+from tasks.engine.errors import UserError
 
 WORDS = ["--preset", "my file.yaml", "--chat.system", 'It\'s $HOME, "not" `here`\\.', "--scoring.tasks", "[]"]
 
@@ -67,8 +69,22 @@ def test_what_path_leads_to_is_called_by_its_name_alone(
 
 
 def test_the_project_that_was_named_is_named_again(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "REPOSITORY", Path("/other checkout"))
     monkeypatch.setenv(PROJECT, "/other checkout")
     assert arguments_in_shell(typed("chat", WORDS)) == ["--project", "/other checkout", "chat", *WORDS]
+
+
+def test_a_project_that_this_process_does_not_use_is_not_named(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROJECT, "/other checkout")  # `python -m flows.chat` does not read it
+    assert arguments_in_shell(typed("chat", WORDS)) == ["chat", *WORDS]
+
+
+def test_a_command_in_an_error_keeps_its_spaces(environment: Path) -> None:
+    words = ["--chat.system", "two  spaces"]
+    error = UserError("no run", where="store", fix=f"Start it: {typed('finetune', words)}")
+    assert arguments_in_shell(str(error).partition("Start it: ")[2]) == ["finetune", *words]
 
 
 def test_without_the_program_the_module_is_called(monkeypatch: pytest.MonkeyPatch, environment: Path) -> None:

@@ -125,13 +125,14 @@ def test_a_port_that_another_program_has_is_one_clear_line(tmp_path: Path) -> No
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-        command = [sys.executable, "-m", "flows.control", "up"]
+        environment = os.environ | {"PREFECT_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "flows.command", "serve", "--port", str(port)]
         done = subprocess.run(
             command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200
         )
-    assert done.returncode == 1
-    assert f"another program serves http://127.0.0.1:{port}/api. Use another port: " in done.stderr
+    assert done.returncode == 2
+    problem = f"error: http://127.0.0.1:{port}/api: another program serves this address. Use another port: "
+    assert done.stderr.startswith(problem)
     assert done.stderr.endswith(" serve --port 4300\n")
 
 
@@ -150,11 +151,11 @@ def test_a_database_of_a_newer_prefect_is_one_clear_line(prefect_server: None, t
         shutil.copy(file, tmp_path / file.name.replace(real.name, "prefect.db"))
     with_unknown_revision(tmp_path / "prefect.db")
     environment = {name: value for name, value in os.environ.items() if "DATABASE" not in name}
-    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    command = [sys.executable, "-m", "flows.control", "up"]
+    environment |= {"PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "flows.command", "serve", "--port", "9"]
     done = subprocess.run(
         command, check=False, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=200
     )
-    assert done.returncode == 1, done.stdout
+    assert done.returncode == 2, done.stdout
     assert done.stderr.startswith(f"error: {tmp_path}/prefect.db: a Prefect newer than ")
     assert not (tmp_path / "server.pid").exists()
