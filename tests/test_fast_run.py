@@ -82,7 +82,7 @@ def test_of_a_library_that_is_missing(): import no_such_library
 def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Tests of every kind; the library that is refused here is one that no other test imports."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the processes that share a run
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for processes: xdist takes the path that its own began with
     pytester.makeini("[pytest]\naddopts = -p tests.support.fast_run")
     heavy = f"import unsloth\n{FAULTY}"
     pytester.makepyfile(test_light=LIGHT, test_mixed=MIXED, test_faulty=FAULTY, test_heavy=heavy)
@@ -91,7 +91,8 @@ def files(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 @pytest.mark.parametrize("processes", [[], ["-p", "xdist.plugin", "--numprocesses", "2"]], ids=["alone", "shared"])
 def test_what_is_refused_is_left_out_and_counted(files: pytest.Pytester, processes: list[str]) -> None:
-    done = files.runpytest_inprocess("--fast", *processes)
+    run = files.runpytest_subprocess if processes else files.runpytest_inprocess
+    done = run("--fast", *processes)
     done.stdout.fnmatch_lines(["1 files and 9 tests need torch, a server, a model or much time: `make test` runs them"])
     # Of the nine, one passes first and needs the library at its end.
     done.assert_outcomes(passed=5, failed=2)

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A directory where every file of tests but one yields none in a whole run."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the processes that share a run
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for processes: xdist takes the path that its own began with
     pytester.makeini("[pytest]\ntestpaths = tests\naddopts = -p tests.support.vanished_tests")
     for name, text in {**FILES, "tests/conftest": CONFTEST, ".hidden/test_hidden": "", "build/test_copied": ""}.items():
         path = pytester.path / f"{name}.py"
@@ -51,7 +51,8 @@ def checkout(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 def test_a_whole_run_ends_with_the_names_of_files_without_a_test(
     checkout: pytest.Pytester, processes: list[str]
 ) -> None:
-    done = checkout.runpytest_inprocess(*processes)
+    run = checkout.runpytest_subprocess if processes else checkout.runpytest_inprocess
+    done = run(*processes)
     names = sorted(f"{name}.py" for name in FILES if name != "tests/test_whole")
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     assert f"no test is found in {', '.join(names)}" in done.stdout.str() + done.stderr.str()
