@@ -111,7 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         preset, _plan, overrides = parse(words, ChatLine)
         settings = load_settings(preset, overrides)
         file, model, example = finished(settings, words)
-        llama = load_gguf(file, n_ctx=model.parameters["num_ctx"])
+        llama = load_gguf(file, n_ctx=model.context)
         name = model_name(settings)
         print(f"{name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n")
         talk(llama, model)

@@ -35,7 +35,7 @@ from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
 from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.finished import remember, same_run
-from tasks.runs.preflight import check_prepared, check_registry, check_settings
+from tasks.runs.preflight import check_chat, check_prepared, check_registry, check_settings
 from tasks.score import score
 from tasks.settings.finetune import FinetuneSettings, Method
 from tasks.settings.presets import Overrides, given, load_settings
@@ -124,6 +124,7 @@ def stages(settings: FinetuneSettings) -> Finetuned:
         settings=settings.fidelity,
         gguf_type=settings.export.gguf_type,
         base=settings.model,
+        template=settings.ollama.template,
         store=store,
     )
     registration = register(
@@ -199,7 +200,7 @@ def prepared(settings: FinetuneSettings) -> tuple[Artifact, Artifact, Artifact]:
     source = fetch_data(settings.data, seed, store=store)
     dataset = prepare_dataset(source, model, settings.data, settings.chat, seed, store=store)
     check_prepared(settings, model, dataset)
-    check_vocabulary(model, dataset, settings.export, store=store)
+    check_chat(settings, dataset, check_vocabulary(model, dataset, settings.export, store=store))
     scores = score(model, dataset, role="base", **_scoring(settings))
     return model, dataset, scores
 

@@ -16,7 +16,8 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.evaluation.answering import conversations
 from tasks.evaluation.loading import COMPUTING, load_model
-from tasks.export.fidelity_limits import FidelityFigures, fidelity_checks, limits
+from tasks.export.checks import Check
+from tasks.export.fidelity_limits import FidelityFigures, fidelity_checks, limits, template_check
 from tasks.export.fidelity_measures import (
     base_nll_by_row,
     compare_row,
@@ -27,16 +28,23 @@ from tasks.export.fidelity_measures import (
     rows_to_compare,
     token_logits,
 )
-from tasks.export.gguf_types import FidelityLimits
+from tasks.llamacpp.rendering import renderer_version
+from tasks.llamacpp.template_proof import prove
 from tasks.llamacpp.token_ids import mismatches, prompt_mismatches, torture
-from tasks.settings.export import FidelitySettings, GgufType
+from tasks.ollama.served_template import jinja_counts
+from tasks.settings.export import FidelitySettings, GgufType, Template
 from tasks.settings.finetune import ModelSettings
 
 PROMPTS = 32
 """Held-out prompts whose token ids are compared, at most."""
 
 
-@stage(libraries=("llama-cpp-python", "torch", "transformers"), reads={"base": COMPUTING}, alone=True)
+@stage(
+    libraries=("llama-cpp-python", "torch", "transformers"),
+    watch=lambda **_others: renderer_version(),
+    reads={"base": COMPUTING},
+    alone=True,
+)
 def check_fidelity(
     gguf: Artifact,
     *,
@@ -46,6 +54,7 @@ def check_fidelity(
     settings: FidelitySettings,
     gguf_type: GgufType,
     base: ModelSettings,
+    template: Template,
     store: Store,
 ) -> Artifact:
     """Compare a GGUF with the model that it was made from.
@@ -57,6 +66,7 @@ def check_fidelity(
         settings: how much is read, and the limits.
         gguf_type: what type the file was to be.
         base: the type that is computed in, and whether to run code that comes with the model.
+        template: the setting `ollama.template`, by which a chat template that llama.cpp renders otherwise is a failure.
         store: where the artifact goes.
 
     Returns:
@@ -91,11 +101,11 @@ def check_fidelity(
         llama.close()
     del network
     figures = fidelity_figures(compared, wrong, file_type=file_type, end_token=end_token)
-    return _write(figures, bounds, gguf_type, store)
+    rendered = template_check(prove(tokenizer, file).facts(), counts=jinja_counts(dataset, template))
+    return _write(figures, [*fidelity_checks(figures, bounds, gguf_type), rendered], store)
 
 
-def _write(figures: FidelityFigures, bounds: FidelityLimits, gguf_type: GgufType, store: Store) -> Artifact:
-    checks = fidelity_checks(figures, bounds, gguf_type)
+def _write(figures: FidelityFigures, checks: list[Check], store: Store) -> Artifact:
     with store.draft("fidelity") as draft:
         passed = all(check.reading != "failed" for check in checks)
         facts = {

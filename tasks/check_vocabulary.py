@@ -1,4 +1,7 @@
-"""Stage: whether llama.cpp can convert and read the model's vocabulary, found out before anything is trained."""
+"""Stage: whether llama.cpp reads the model's vocabulary and renders its chat template as the training does.
+
+All this is found out before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,22 @@ from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.export.converter import converter_version, find_converter, run_converter
 from tasks.export.gguf_types import VOCABULARY
+from tasks.llamacpp.carrier import write_carrier
 from tasks.llamacpp.load import check_loads, load_gguf
+from tasks.llamacpp.rendering import renderer_version
+from tasks.llamacpp.template_proof import prove
 from tasks.llamacpp.token_ids import mismatches, torture
 from tasks.settings.export import ExportSettings
 
 CONFIGURATION = ("config.json", "generation_config.json")
 
 
-@stage(libraries=("llama-cpp-python", "transformers"), watch=converter_version, reads={"settings": {"llama_cpp"}})
+def programs(*, settings: ExportSettings, **_others: object) -> str:
+    """Versions of what llama.cpp is asked by: its converter, and its server where there is one."""
+    return f"{converter_version(settings=settings)} {renderer_version()}"
+
+
+@stage(libraries=("llama-cpp-python", "transformers"), watch=programs, reads={"settings": {"llama_cpp"}})
 def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSettings, *, store: Store) -> Artifact:
     """Convert the vocabulary alone, and compare how llama.cpp and the tokenizer read texts that are hard to read.
 
@@ -33,7 +44,8 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
         store: where the artifact goes.
 
     Returns:
-        The artifact `vocabulary`: a GGUF without tensors; its facts hold the texts that are read as other tokens.
+        The artifact `vocabulary`: a GGUF without tensors; its facts hold the texts that are read as other tokens, and
+        as `template` how llama.cpp renders the chat template.
 
     Raises:
         UserError: llama.cpp's converter knows neither the architecture nor the tokenizer, or lacks a part of it.
@@ -56,7 +68,11 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             wrong = mismatches(llama, tokenizer, list(torture(tokenizer)))
         finally:
             llama.close()
-        draft.facts = {"wrong_texts": [text.text for text in wrong]}
+        with tempfile.TemporaryDirectory() as directory:
+            carrier = Path(directory) / "carrier.gguf"
+            write_carrier(file, carrier)
+            proof = prove(tokenizer, carrier, template=str(tokenizer.chat_template))
+        draft.facts = {"wrong_texts": [text.text for text in wrong], "template": proof.facts()}
     if wrong:
         warning = (
             "llama.cpp reads %d of the hard texts as other tokens than the tokenizer, first %r: the GGUF will not pass"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.chat.formats import Messages, apply_chat_format
-from tasks.data.card import FACTS, data_card, reasons_of
+from tasks.data.card import FACTS, data_card, reasons_of, serving_facts
 from tasks.data.conversations import join_rows
 from tasks.data.splits import Split, read_splits
 from tasks.data.tokenization import tokenize
@@ -68,7 +68,8 @@ def prepare_dataset(
         tokenizer.save_pretrained(draft.path / "tokenizer")
         card = data_card(splits, tokenizer, source, data, chat) | {"stops": stop_tokens(model, tokenizer)}
         (draft.path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.facts = {key: card[key] for key in FACTS}
+        draft.facts = {key: card[key] for key in FACTS} | serving_facts(splits, tokenizer)
+        draft.facts["context_length"] = model.facts["context_length"]
     return draft.done()
 
 
@@ -113,6 +114,7 @@ def _fill(split: Split, tokenizer: PreTrainedTokenizerBase, data: DataSettings, 
             split.left_out["no supervised token"] += 1
             continue
         split.truncated += over_long
+        split.prompts.append(tokens.prompt_tokens)
         split.tokens.append(row)
         kept.append(messages)
     split.conversations = kept

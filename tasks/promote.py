@@ -14,6 +14,7 @@ from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.stage import stage
 from tasks.export.checks import Check
 from tasks.ollama.names import model_name, parse_name, replaced_name
+from tasks.ollama.next_commands import needed
 from tasks.ollama.promotion_rule import promotion_checks
 from tasks.ollama.registry import Registry, registry
 from tasks.ollama.tag_history import History, TagRecord, remember_tag
@@ -142,15 +143,16 @@ def outcome(registration: Artifact, promotion: Artifact) -> str:
         registration: what `register` returned.
         promotion: what `promote` returned.
     """
+    needs = f" It needs {need}." if (need := needed(registration)) else ""
     if registration.facts["target"] == "none":
-        return "Registered nowhere."
+        return f"Registered nowhere.{needs}"
     name, version = registration.facts["name"], registration.facts["model"]
     failed = [check["name"] for check in promotion.facts["checks"] if check["reading"] == "failed"]
     if promotion.facts["promoted"]:
         but = f", although it failed: {'; '.join(failed)}" if failed else ""
-        return f"{name} is {version} now{but}."
+        return f"{name} is {version} now{but}.{needs}"
     rest = f"{name} is what it was before" if promotion.facts["in_use"] else f"nothing is in use as {name}"
-    return f"{version} is not promoted, {rest}. Failed: {'; '.join(failed)}."
+    return f"{version} is not promoted, {rest}. Failed: {'; '.join(failed)}.{needs}"
 
 
 def _moved(place: Registry, record: TagRecord, *, is_recorded: bool, store: Store) -> TagRecord:

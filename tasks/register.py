@@ -15,10 +15,11 @@ from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.paths import checkout_directory
 from tasks.engine.stage import stage
 from tasks.ollama.directory import OllamaDirectory
-from tasks.ollama.modelfile import OllamaModel, is_servable, ollama_model, render_modelfile
+from tasks.ollama.modelfile import OllamaModel, ollama_model, render_modelfile
 from tasks.ollama.names import ModelName, is_version_of, parse_name, version_name
 from tasks.ollama.registry import Registry, registry
 from tasks.ollama.server import OllamaServer
+from tasks.ollama.server_proof import served
 from tasks.settings.export import OllamaSettings
 
 
@@ -63,28 +64,28 @@ def register(
         store: where the artifact goes.
 
     Returns:
-        The artifact `registration`: `registration.json`, and a Modelfile, which is absent only where Ollama has no
-        template and the target is `none`. Nothing in it names a place on this machine: the Modelfile names the GGUF
-        relative to itself, as Ollama reads it. The facts hold the user's `name`, the version's name as `model`, and of
-        a server `chat_fault`: what is wrong with the model's answer, or none.
+        The artifact `registration`: `registration.json` and a Modelfile. Nothing in it names a place on this machine:
+        the Modelfile names the GGUF relative to itself, as Ollama reads it. The facts hold the user's `name`, the
+        version's name as `model`, and the oldest version of Ollama that it `needs`, if not any will do. Of a server
+        they hold `chat_fault`, what is wrong with the model's answer, and `rendering`, how its prompts compare.
 
     Raises:
-        UserError: a bad name, a chat format without an Ollama template, or Ollama refuses.
+        UserError: a bad name, a chat format that cannot be served, or Ollama refuses.
         TemporaryError: no server answers.
     """
-    parsed = parse_name(name)
+    parsed, place = parse_name(name), registry(settings)
     file, sha256 = gguf.path / "model.gguf", gguf.files["model.gguf"]
-    facts: dict[str, Any] = {"name": name, "target": settings.target, "gguf_sha256": sha256}
-    if settings.target == "none" and not is_servable(dataset):
-        return _registration(facts, "", store)
-    model = ollama_model(dataset, settings, license_name)
-    version = _version(registry(settings), parsed, sha256, model)
-    facts["model"] = str(version)
-    if (place := registry(settings)) is not None:
+    server = place.version() if isinstance(place, OllamaServer) else None
+    model = ollama_model(dataset, settings, license_name, server)
+    version = _version(place, parsed, sha256, model)
+    facts: dict[str, Any] = {
+        "name": name, "target": settings.target, "gguf_sha256": sha256, "model": str(version), "needs": model.needs,
+    }  # fmt: skip
+    if place is not None:
         facts["digest"] = place.create(version, file, sha256, model)
     if isinstance(place, OllamaServer):
         prompt = gguf.facts.get("answer", {}).get("prompt", "Hello")
-        facts["chat_fault"] = place.chat(version, prompt).fault(model.parameters["stop"])
+        facts |= served(place, version, model, dataset, prompt, proof=settings.template != "none")
     if isinstance(place, OllamaDirectory):
         facts["models"] = str(settings.models)
     from_ = os.path.relpath(file, store.root / "registration" / "any")  # as deep as the artifact will lie
@@ -101,8 +102,7 @@ def _version(place: Registry | None, name: ModelName, sha256: str, model: Ollama
 
 def _registration(facts: dict[str, Any], modelfile: str, store: Store) -> Artifact:
     with store.draft("registration") as draft:
-        if modelfile:
-            (draft.path / "Modelfile").write_text(modelfile, encoding="utf-8")
+        (draft.path / "Modelfile").write_text(modelfile, encoding="utf-8")
         (draft.path / "registration.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         draft.facts = dict(facts)
     return draft.done()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
 from tasks.ollama.names import model_name
-from tasks.ollama.next_commands import next_commands, without_commands
+from tasks.ollama.next_commands import needed, next_commands
 from tasks.report.rendering import flat_settings, jinja, provenance, template_files
 from tasks.report.sections import (
     LOST,
@@ -132,7 +132,7 @@ def _words(settings: FinetuneSettings, outputs: Outputs, data: dict[str, Any]) -
     card = data["card"]
     return {
         "settings": settings,
-        "without_commands": without_commands(outputs.gguf),
+        "needed": needed(outputs.registration),
         "lost_by_merging": LOST,
         "readings": READINGS,
         "merge_line": merge_line(outputs.merged.facts["merge"]) if settings.model.quantization == "nf4" else "",

@@ -28,7 +28,7 @@ from flows.support.terminal import terminal_for
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
-from tasks.ollama.next_commands import next_commands, without_commands
+from tasks.ollama.next_commands import needed, next_commands
 from tasks.promote import outcome
 from tasks.runs.estimate import estimate
 from tasks.runs.preflight import check_registry, check_settings
@@ -172,7 +172,7 @@ def run(
         with terminal_for("finetune", Store(settings.store)) as log, stopping_at_once():
             finished = flow(preset, method, overrides)
         commands = next_commands(finished.registration, finished.promotion)
-        print(f"\n{next_lines(commands)}" if commands else f"\nNext:   {without_commands(finished.gguf)}")
+        print(f"\n{next_lines(commands, needed(finished.registration))}")
         print(f"Chat, without Ollama:\n  {typed('chat', words)}")
         print(f"Report: {finished.report.path / 'report.html'}")
         print(f"Log:    {log}")

@@ -49,11 +49,13 @@ def as_typed(program: Path) -> str:
     return str(program)
 
 
-def next_lines(commands: Sequence[str]) -> str:
+def next_lines(commands: Sequence[str], needed: str = "") -> str:
     """What to type next, each command on a line of its own.
 
     Args:
         commands: one, or two of which the first keeps its terminal.
+        needed: what must be there for them, such as `Ollama 0.30 or newer`.
     """
-    headings = ["Next:"] if len(commands) == 1 else ["Next, in one terminal:", "and in another:"]
+    start = f"Next, with {needed}" if needed else "Next"
+    headings = [f"{start}:"] if len(commands) == 1 else [f"{start}, in one terminal:", "and in another:"]
     return "\n".join(f"{heading}\n  {command}" for heading, command in zip(headings, commands, strict=True))

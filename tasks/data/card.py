@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tasks.chat.formats import default_system, known_format, render
+from tasks.chat.formats import default_system, known_format, own_text, pinned_date, render, server_capabilities
 from tasks.data.splits import Split
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings
@@ -39,6 +39,7 @@ def data_card(
         data: the longest row.
         chat: chat format and system prompt.
     """
+    date = pinned_date(tokenizer)
     lengths = sorted(len(row.input_ids) for row in splits["train"].tokens)
     tokens = {name: sum(len(row.input_ids) for row in split.tokens) for name, split in splits.items()}
     supervised = {name: sum(row.supervised for row in split.tokens) for name, split in splits.items()}
@@ -64,6 +65,31 @@ def data_card(
         },
         "histogram": _histogram(lengths),
         "example": render(tokenizer, splits["train"].conversations[0]),
+        **({"template_date": date} if date else {}),
+    }
+
+
+def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides how the chat is served; all of it follows from the artifact's files.
+
+    Args:
+        splits: by name, tokenised.
+        tokenizer: with the chat format.
+
+    Returns:
+        What a server takes the chat template to know, the text and the system prompt that the template puts in by
+        itself, and the longest prompt of a held-out row: its split, its number from 1, its tokens.
+    """
+    prompts = [
+        {"split": name, "row": number, "tokens": tokens}
+        for name in ("validation", "test")
+        for number, tokens in enumerate(splits[name].prompts, 1)
+    ]
+    return {
+        "server_capabilities": sorted(server_capabilities(str(tokenizer.chat_template))),
+        "template_text": own_text(tokenizer),
+        "default_system": default_system(tokenizer),
+        "longest_prompt": max(prompts, key=lambda prompt: prompt["tokens"], default=None),
     }
 
 

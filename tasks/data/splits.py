@@ -27,6 +27,8 @@ class Split:
     """Turns by reason, out of rows that were kept."""
     truncated: int = 0
     """Rows that were cut and kept."""
+    prompts: list[int] = field(default_factory=list)
+    """Tokens before the last answer of each row, which may be more than a row that was cut has."""
 
 
 def read_splits(source: Artifact, data: DataSettings, chat: ChatSettings, seed: int) -> dict[str, Split]:

@@ -33,6 +33,14 @@ class Tokens:
         """Number of supervised tokens that a model is asked for; the first token has no predecessor."""
         return sum(label != UNSUPERVISED for label in self.labels[1:])
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens before the last answer."""
+        last = max((index for index, label in enumerate(self.labels) if label != UNSUPERVISED), default=-1)
+        while last >= 0 and self.labels[last] != UNSUPERVISED:
+            last -= 1
+        return last + 1
+
     def cut(self, length: int) -> Tokens:
         """The first `length` tokens."""
         return Tokens(self.input_ids[:length], self.labels[:length])

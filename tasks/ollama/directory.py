@@ -92,7 +92,8 @@ class OllamaDirectory:
             layers += [
                 _layer(kind, *_write_blob(blobs, text.encode())) for kind, text in texts.items() if text is not None
             ]
-            digest, size = _write_blob(blobs, json.dumps(gguf_config(gguf, ollama_file_type)).encode())
+            about = gguf_config(gguf, ollama_file_type) | ({"requires": f"{model.needs}.0"} if model.needs else {})
+            digest, size = _write_blob(blobs, json.dumps(about).encode())
             config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digest, "size": size}
             manifest = {
                 "schemaVersion": 2,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from packaging.version import Version
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.chat.formats import FORMATS, format_names
+from tasks.chat.formats import FORMATS
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
 from tasks.engine.paths import checkout_directory
+from tasks.ollama.served_template import served_template
 from tasks.settings.export import OllamaSettings
 
-LEAST_CONTEXT = 2048
-"""A chat needs room, also with a model that was trained on short rows. In tokens."""
+DEFAULT_CONTEXT = 4096
+"""Tokens that Ollama reads where no `num_ctx` is given and no GPU is there; with one it is more."""
 _INTEGERS = (
     *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "num_predict", "draft_num_predict"),
     *("seed", "top_k", "repeat_last_n"),
@@ -31,6 +33,8 @@ PARAMETERS: dict[str, type] = {
     "stop": str,
 }
 """The parameters that a Modelfile may set, with their types; Ollama checks them only when the model runs."""
+DROPPED = {"typical_p": Version("0.34")}
+"""Parameters that Ollama refuses or ignores, and since which version."""
 
 
 def quoted(value: Any) -> str:
@@ -66,66 +70,96 @@ def _jinja() -> Environment:
 class OllamaModel:
     """The one description from which Modelfile, HTTP request and files on disk are made."""
 
-    template: str
-    """Go text/template."""
+    template: str | None
+    """Go text/template; none where the GGUF's own template is served."""
     system: str | None
     parameters: dict[str, Any]
     """`stop` is a list of texts; all others are single values."""
     license: str | None
+    needs: str | None
+    """The oldest version of Ollama that serves the model as it was trained; none where each does."""
+    context: int
+    """Tokens of a conversation that Ollama reads, at least."""
 
 
-def ollama_model(dataset: Artifact, settings: OllamaSettings, license_name: str | None) -> OllamaModel:
+def ollama_model(
+    dataset: Artifact, settings: OllamaSettings, license_name: str | None, server: Version | None = None
+) -> OllamaModel:
     """Describe the model for Ollama.
 
     Args:
         dataset: chat format, ends of an answer, system prompt and length of the training rows.
-        settings: further parameters; a `stop` among them comes on top of the chat format's.
+        settings: who formats the chat, and further parameters; a `stop` among them comes on top of the chat format's.
         license_name: the base model's, if known.
+        server: the version of the server that is to have it, if one is known.
 
     Raises:
-        UserError: a chat format without an Ollama template, a parameter that Ollama does not know or of another
-            type, or a text that a Modelfile cannot express.
+        UserError: a chat format that cannot be served as the settings want it, a parameter that Ollama does not know or
+            of another type, or a text that a Modelfile cannot express.
     """
-    chat_format = dataset.facts["ollama_template"]
-    if not is_servable(dataset):
-        raise UserError(
-            f"the tokenizer's chat template is like none of {format_names('and')}, so Ollama would format otherwise",
-            where="chat.format",
-            fix="Choose one of these formats and train with it.",
-        )
-    further = check_parameters(settings.parameters)
-    end_of_turn, system = dataset.facts["end_of_turn"], dataset.facts["system"]
+    served = served_template(dataset, settings, server)
+    parameters = check_parameters(settings.parameters, server)
+    own = [stop] if (stop := parameters.pop("stop", None)) else []
     # Ollama replaces the stops it knows by those it is given, so all of them are given.
-    own = filter(None, [further.pop("stop", None)])
-    stops = list(dict.fromkeys([*FORMATS[chat_format].stops, *dataset.facts["stops"], *own]))
+    of_format = FORMATS[dataset.facts["ollama_template"]].stops if dataset.facts["ollama_template"] in FORMATS else ()
+    stops = list(dict.fromkeys([*of_format, *dataset.facts["stops"], *own]))
+    check_stops(own, dataset)
+    parameters = _context(dataset, parameters) | {"stop": stops} | parameters
+    system = dataset.facts["system"]
+    if served.kind != "go" and system == dataset.facts["default_system"]:
+        system = None  # the model's own template puts it there
     texts = {"chat.system": system, "the model's license": license_name, "ollama.parameters": "\n".join(stops)}
     for where, text in texts.items():
         if text is not None and '"""' in text:
             raise UserError('a Modelfile cannot express """', where=where, fix="Use other quotes.")
-    return OllamaModel(
-        template=_jinja().get_template(f"{chat_format}.gotmpl").render(end_of_turn=end_of_turn),
-        system=system or None,
-        parameters={"num_ctx": max(LEAST_CONTEXT, dataset.facts["max_length"]), "stop": stops, **further},
-        license=license_name or None,
-    )
+    template = None
+    if served.kind == "go":
+        file = _jinja().get_template(f"{dataset.facts['ollama_template']}.gotmpl")
+        template = file.render(end_of_turn=dataset.facts["end_of_turn"])
+    context = min(parameters.get("num_ctx", DEFAULT_CONTEXT), dataset.facts["context_length"])
+    return OllamaModel(template, system or None, parameters, license_name or None, served.needs, context)
 
 
-def is_servable(dataset: Artifact) -> bool:
-    """Whether Ollama has a template for the chat format of the training rows."""
-    return dataset.facts["ollama_template"] in FORMATS
+def check_stops(own: Sequence[str], dataset: Artifact) -> None:
+    """Check that no stop of the user's is part of the text that the chat template itself writes.
+
+    Args:
+        own: the user's.
+        dataset: that text, without special tokens.
+
+    Raises:
+        UserError: one is.
+    """
+    if inside := [stop for stop in own if stop in dataset.facts["template_text"]]:
+        raise UserError(
+            f"the stop {inside[0]!r} is in the chat template's own text, so an answer may end where it begins",
+            where="ollama.parameters",
+            fix="Leave it out: the ends of the template's turns are stops already.",
+        )
 
 
-def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def _context(dataset: Artifact, parameters: Mapping[str, Any]) -> dict[str, int]:
+    """`num_ctx`, where a chat twice as long as the longest training row needs more than Ollama's default."""
+    limit = dataset.facts["context_length"]
+    if (chosen := parameters.get("num_ctx")) is not None and chosen > limit:
+        what = f"num_ctx is {chosen}, and the model's context has {limit} tokens"
+        raise UserError(what, where="ollama.parameters", fix=f"Use at most {limit}.")
+    wanted = min(2 * dataset.facts["max_length"], limit)
+    return {"num_ctx": wanted} if chosen is None and wanted > DEFAULT_CONTEXT else {}
+
+
+def check_parameters(given: Mapping[str, Any], server: Version | None = None) -> dict[str, Any]:
     """Read the user's parameters as the types that Ollama wants, since Ollama finds out only when the model runs.
 
     Args:
         given: name to value; texts such as "0.5" from a command line count as what they say.
+        server: the version of the server that is to have them, if one is known.
 
     Returns:
         The same with each value in its type.
 
     Raises:
-        UserError: an unknown name, or a value of another type.
+        UserError: an unknown name, one that the server refuses or ignores, or a value of another type.
     """
     if unknown := sorted(given.keys() - PARAMETERS.keys()):
         raise UserError(
@@ -133,6 +167,9 @@ def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
             where="ollama.parameters",
             fix=f"Choose from {', '.join(sorted(PARAMETERS))}.",
         )
+    if server and (gone := [name for name in given if name in DROPPED and server >= DROPPED[name]]):
+        what = f"Ollama {server} refuses or ignores {', '.join(gone)}"
+        raise UserError(what, where="ollama.parameters", fix="Leave it out.")
     checked: dict[str, Any] = {}
     for name, value in given.items():
         try:

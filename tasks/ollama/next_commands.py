@@ -10,7 +10,7 @@ from tasks.ollama.directory import OllamaDirectory
 
 
 def next_commands(registration: Artifact, promotion: Artifact) -> list[str]:
-    """What to type to talk to the model, in a terminal for each command; nothing where Ollama has no template for it.
+    """What to type to talk to the model, in a terminal for each command.
 
     Args:
         registration: what `register` returned.
@@ -23,11 +23,13 @@ def next_commands(registration: Artifact, promotion: Artifact) -> list[str]:
     if target == "store":
         models = shlex.quote(OllamaDirectory(Path(registration.facts["models"])).where)
         return [f"OLLAMA_MODELS={models} ollama serve", f"ollama run {name}"]
-    if "Modelfile" in registration.files:
-        return [f"ollama create {name} -f {shlex.quote(str(registration.path / 'Modelfile'))}"]
-    return []
+    return [f"ollama create {name} -f {shlex.quote(str(registration.path / 'Modelfile'))}"]
 
 
-def without_commands(gguf: Artifact) -> str:
-    """What to say where there is no next command."""
-    return f"the GGUF is {gguf.path / 'model.gguf'}; Ollama has no template for its chat format"
+def needed(registration: Artifact) -> str:
+    """Which Ollama serves the model as it was trained; empty where each version does.
+
+    Args:
+        registration: what `register` returned.
+    """
+    return f"Ollama {registration.facts['needs']} or newer" if registration.facts["needs"] else ""

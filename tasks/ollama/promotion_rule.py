@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.engine.artifacts import Artifact
 from tasks.export.checks import Check
@@ -55,9 +55,28 @@ def export_checks(fidelity: Artifact, registration: Artifact) -> Iterator[Check]
     failed = ", ".join(check["name"] for check in fidelity.facts["checks"] if check["reading"] == "failed")
     outcome = f"failed: {failed}" if failed else "passed"
     yield Check("fidelity of the GGUF", outcome, "passed", _reading(not failed), key="fidelity")
+    if rendering := registration.facts.get("rendering"):
+        yield prompts_check(rendering)
     if "chat_fault" in registration.facts:
         fault, wanted = registration.facts["chat_fault"], "ends by itself"
         yield Check("chat through the server", fault or wanted, wanted, _reading(fault is None), key="chat")
+
+
+def prompts_check(rendering: dict[str, Any]) -> Check:
+    """Whether the server's prompts are those of the training.
+
+    Args:
+        rendering: how many were compared, and which differ.
+    """
+    name, wanted, key = "prompts of the server", "as trained", "rendering"
+    compared, differences = rendering["compared"], rendering["differences"]
+    if differences:
+        first = differences[0]["conversation"]
+        value = f"{len(differences)} of {compared} conversations differ, first {first}"
+        return Check(name, value, wanted, "failed", key=key)
+    if not compared:
+        return Check(name, "not proven: the server does not show them", wanted, "warned", key=key)
+    return Check(name, f"{compared} conversations equal", wanted, "passed", key=key)
 
 
 def against_base(differences: list[ScoreDifference]) -> Iterator[Check]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import ollama
+from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
 from tasks.chat.formats import FORMATS
@@ -19,6 +20,9 @@ from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName, known_name
+
+if TYPE_CHECKING:
+    from tasks.chat.probes import Probe
 
 CHUNK = 2**22
 ANSWER = 512
@@ -36,6 +40,8 @@ class Answer(NamedTuple):
 
     text: str
     tokens: int
+    prompt_tokens: int
+    """Tokens of the prompt as the server read it, the beginning of the text included; 0 where it does not say."""
     done_reason: str
     """`stop` where it ended by itself, `length` where it was cut off."""
 
@@ -71,6 +77,16 @@ class OllamaServer:
     def client(self) -> ollama.Client:
         """A client that waits so long for an answer to begin or go on; without a limit one would wait for ever."""
         return ollama.Client(host=self.where, timeout=httpx.Timeout(10, read=self.seconds, write=self.seconds))
+
+    def version(self) -> Version | None:
+        """The server's version without a suffix such as `-rc2`; none of a build that was given no number."""
+        with self._clear_errors():
+            text = str(self._connection.get("/api/version").raise_for_status().json().get("version", ""))
+        try:
+            version = Version(Version(text).base_version)
+        except InvalidVersion:
+            return None
+        return version if any(version.release) else None
 
     def models(self) -> dict[ModelName, str]:
         """The digest of each model that the server lists.
@@ -130,14 +146,57 @@ class OllamaServer:
             name: of the model.
             prompt: what the user says.
         """
-        text, tokens, reason = "", 0, ""
+        text, tokens, prompt_tokens, reason = "", 0, 0, ""
         with self._clear_errors():
             options = {"temperature": 0, "num_predict": ANSWER}
             messages = [{"role": "user", "content": prompt}]
             for part in self.client.chat(str(name), messages, options=options, stream=True):
                 text += part.message.content or ""
-                tokens, reason = part.eval_count or tokens, part.done_reason or reason
-        return Answer(text, tokens, reason)
+                tokens, prompt_tokens = part.eval_count or tokens, part.prompt_eval_count or prompt_tokens
+                reason = part.done_reason or reason
+        return Answer(text, tokens, prompt_tokens, reason)
+
+    def unload(self, name: ModelName) -> None:
+        """Let the server forget how it formats a model: names of one file share what the first of them has loaded."""
+        with self._clear_errors():
+            self.client.generate(str(name), keep_alive=0)
+
+    def shown_template(self, name: ModelName) -> str:
+        """The template that the server shows: the one that is registered, or the GGUF's own where it prefers that."""
+        with self._clear_errors():
+            return self.client.show(str(name)).template or ""
+
+    def rendered(self, name: ModelName, probe: Probe) -> str | None:
+        """The prompt that the server makes of a conversation, without the beginning-of-text token.
+
+        Args:
+            name: of the model.
+            probe: the conversation.
+
+        Returns:
+            None where the server is too old to tell.
+
+        Raises:
+            UserError: it refuses the conversation.
+        """
+        request = {
+            "model": str(name), "messages": probe.messages, "stream": False, "options": {"num_predict": 1},
+            "_debug_render_only": True,
+        } | ({"tools": list(probe.tools)} if probe.tools else {})  # fmt: skip
+        if probe.thinking is not None:
+            request["think"] = probe.thinking
+        with self._clear_errors():
+            response = self._connection.post("/api/chat", json=request)
+            if response.is_error:
+                raise ollama.ResponseError(response.text, response.status_code)
+            rendered = (response.json().get("_debug_info") or {}).get("rendered_template")
+        return None if rendered is None else str(rendered)
+
+    @property
+    def _connection(self) -> httpx.Client:
+        """The client's own connection, for what the client has no method: with its host, key and limits."""
+        connection: httpx.Client = self.client._client
+        return connection
 
     def _created(self, client: ollama.Client, name: ModelName, files: dict[str, str], model: OllamaModel) -> None:
         status = None
@@ -205,10 +264,10 @@ def upload(client: ollama.Client, file: Path, digest: str) -> None:
 
 
 def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel, file_type: str) -> None:
-    """Compare what the server shows with what was sent.
+    """Compare what the server shows with what was sent, the template aside: which one it takes is its choice.
 
     Raises:
-        UserError: template, parameters or quantisation differ.
+        UserError: parameters or quantisation differ.
     """
     shown = client.show(str(name))
     parameters: dict[str, list[Any]] = {}
@@ -220,8 +279,6 @@ def check_shown(client: ollama.Client, host: str, name: ModelName, model: Ollama
         for key, value in model.parameters.items()
         if any(sent not in parameters.get(key, []) for sent in (value if isinstance(value, list) else [value]))
     ]
-    if shown.template != model.template:
-        faults.append("template")
     level = shown.details.quantization_level if shown.details else None
     if level in (None, "", "unknown") or (level != file_type and file_type != "unknown"):
         faults.append(f"quantisation level ({level} in place of {file_type})")

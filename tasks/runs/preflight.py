@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from packaging.version import Version
+
 from grit.variants import VARIANTS
+from tasks.chat.formats import format_names
 from tasks.data.conversations import to_conversations
 from tasks.data.files import check_files, read_rows
 from tasks.engine.artifacts import Artifact
@@ -16,9 +19,11 @@ from tasks.engine.planning import Pending, looking
 from tasks.export.converter import find_converter
 from tasks.model.files import check_targets, matrix_layers
 from tasks.ollama.directory import OllamaDirectory
-from tasks.ollama.modelfile import check_parameters, is_servable, ollama_model
+from tasks.ollama.modelfile import DEFAULT_CONTEXT, check_parameters, ollama_model
 from tasks.ollama.names import model_name, parse_name, version_name
 from tasks.ollama.registry import registry
+from tasks.ollama.served_template import jinja_counts
+from tasks.ollama.server import OllamaServer
 from tasks.settings.export import OllamaSettings
 from tasks.settings.finetune import DataSettings, FinetuneSettings
 from tasks.training.limits import check_machine
@@ -90,7 +95,7 @@ def check_registry(settings: OllamaSettings) -> str | None:
 
 
 def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifact) -> None:
-    """Check what is known once model and data are there: LoRA's targets, lengths, a template for Ollama.
+    """Check what is known once model and data are there: LoRA's targets, lengths, what Ollama is told.
 
     Args:
         settings: adapter, data and what is registered.
@@ -99,7 +104,7 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
 
     Raises:
         UserError: a target that does not exist or is tied to another layer, rows longer than the model's context,
-            no validations to choose by, or a chat format that Ollama could not serve.
+            no validations to choose by, or a chat format that Ollama cannot serve as the settings want it.
     """
     if isinstance(model, Pending) or isinstance(dataset, Pending):
         return
@@ -123,8 +128,70 @@ def check_prepared(settings: FinetuneSettings, model: Artifact, dataset: Artifac
             where="data.max_length",
             fix=f"Use at most {context}.",
         )
-    if settings.ollama.target != "none" or is_servable(dataset):
-        ollama_model(dataset, settings.ollama, model.facts.get("license"))
+    check_served(settings, dataset, model.facts.get("license"))
+
+
+def check_served(settings: FinetuneSettings, dataset: Artifact, license_name: str | None) -> None:
+    """Check what Ollama would be told, and warn where it would read less of a prompt than there is.
+
+    Args:
+        settings: template and parameters.
+        dataset: chat format, held-out rows.
+        license_name: the base model's, if known.
+
+    Raises:
+        UserError: as `ollama_model` has it, or as an answer would end before it begins.
+    """
+    model = ollama_model(dataset, settings.ollama, license_name, server_version(settings.ollama))
+    if looking():
+        return
+    if model.context < DEFAULT_CONTEXT:
+        what = "ollama.parameters: num_ctx is %d, below Ollama's own %d: longer chats lose their beginning"
+        run_logger().warning(what, model.context, DEFAULT_CONTEXT)
+    longest = dataset.facts["longest_prompt"]
+    if longest and longest["tokens"] > model.context:
+        what = "ollama.parameters: the prompt of row %d of the %s rows has %d tokens, and Ollama reads %d. Set num_ctx."
+        run_logger().warning(what, longest["row"], longest["split"], longest["tokens"], model.context)
+
+
+def server_version(settings: OllamaSettings) -> Version | None:
+    """The version of the server that is to have the model; none for other targets, or where none answers now."""
+    place = registry(settings, 10)
+    try:
+        return place.version() if isinstance(place, OllamaServer) else None
+    except TemporaryError:
+        return None  # `check_registry` warns of it
+
+
+def check_chat(settings: FinetuneSettings, dataset: Artifact, vocabulary: Artifact) -> None:
+    """Check that llama.cpp renders the chat template as the training does, where a server would render it.
+
+    Args:
+        settings: who formats the chat.
+        dataset: chat format.
+        vocabulary: how llama.cpp renders the template.
+
+    Raises:
+        UserError: it cannot parse the template, or renders a conversation otherwise.
+    """
+    if isinstance(vocabulary, Pending) or isinstance(dataset, Pending) or looking():
+        return
+    proof = vocabulary.facts["template"]
+    counts = jinja_counts(dataset, settings.ollama.template)
+    if proof["why"] and counts:
+        run_logger().warning("It is not proven that llama.cpp renders the chat template as trained: %s", proof["why"])
+    if not proof["differences"]:
+        return
+    first = proof["differences"][0]
+    what = first["message"] or f"{first['rendered']!r} in place of {first['expected']!r}"
+    if not counts:
+        run_logger().warning("llama.cpp renders the chat template otherwise (%s): %s", first["conversation"], what)
+        return
+    raise UserError(
+        f"llama.cpp renders the conversation {first['conversation']!r} otherwise than the training: {what}",
+        where="the model's chat template",
+        fix=f"Set chat.format to {format_names('or')}, or ollama.template to none if you accept the difference.",
+    )
 
 
 def _chooses(settings: FinetuneSettings) -> bool:

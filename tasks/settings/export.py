@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from tasks.settings.base import PositiveInt, Section
 
+Template = Literal["auto", "jinja", "go", "none"]
 GgufType = Literal["q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m"]
 
 
@@ -64,6 +65,9 @@ class OllamaSettings(Section):
     models: Path = Path("~/.ollama/models")
     """The model directory, for the target `store` (what Ollama calls OLLAMA_MODELS). In a preset it counts from
     the project's directory."""
+    template: Template = "auto"
+    """Who formats the chat: `jinja`, the GGUF's own template (Ollama 0.30 and later); `go`, a TEMPLATE, for the formats
+    llama3, alpaca and chatml; `auto`, whichever fits; `none`, whatever the server takes, without a proof."""
     parameters: dict[str, float | int | bool | str] = Field({})
     """Further Modelfile parameters, e.g. {temperature: 0.2}."""
 

@@ -41,7 +41,8 @@ def make_dataset(store: Store, **facts: Any) -> Artifact:
     with store.draft("dataset") as draft:
         draft.facts = {
             "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": ["<|im_end|>"], "system": 'Say "yes".',
-            "max_length": 4096,
+            "max_length": 4096, "context_length": 8192, "longest_prompt": None, "server_capabilities": [],
+            "default_system": None, "template_text": "\0user\n\0\n",
         } | facts  # fmt: skip
         (draft.path / "card.json").write_text(json.dumps(draft.facts))
     return draft.done()

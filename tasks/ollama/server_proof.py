@@ -1,0 +1,148 @@
+"""Whether a server formats the chat as the training did, found out by asking it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.chat.formats import render
+from tasks.chat.probes import Probe, probes
+from tasks.engine.artifacts import Artifact
+from tasks.engine.errors import UserError
+from tasks.llamacpp.template_proof import Difference, compared_texts, expected_text
+from tasks.ollama.modelfile import OllamaModel
+from tasks.ollama.names import ModelName
+from tasks.ollama.server import Answer, OllamaServer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PASSED_ON = "{{ .Prompt }}"
+"""What a server may show where the GGUF's own template formats the chat."""
+
+
+def served(
+    server: OllamaServer, name: ModelName, model: OllamaModel, dataset: Artifact, prompt: str, *, proof: bool
+) -> dict[str, Any]:
+    """Look at what a server has made of a model: the template it takes, the prompts it makes, the answer it gives.
+
+    Args:
+        server: where the model is.
+        name: of the model.
+        model: what the server was told.
+        dataset: tokenizer and chat format of the training rows.
+        prompt: what the model is asked.
+        proof: whether template and prompts are compared with those of the training.
+
+    Returns:
+        Facts: `rendering`, how many prompts were compared and which differ; `chat_fault`, what is wrong with the
+        answer, or none.
+
+    Raises:
+        UserError, TemporaryError: as the server's methods have them, and for a template that is none of ours.
+    """
+    from transformers import AutoTokenizer
+
+    server.unload(name)
+    rendering = None
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
+    if proof:
+        knows = dataset.facts["server_capabilities"]
+        check_selected(server, name, model, dataset, str(tokenizer.chat_template))
+        outcome = server_proof(server, name, model, tokenizer, knows)
+        differences = [difference._asdict() for difference in outcome.differences]
+        rendering = {"compared": outcome.compared, "differences": differences}
+    answer = server.chat(name, prompt)
+    fault = answer.fault(model.parameters["stop"])
+    if fault is None and proof:
+        fault = _miscounted(answer, tokenizer, model, prompt)
+    return {"rendering": rendering, "chat_fault": fault}
+
+
+def _miscounted(
+    answer: Answer, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, prompt: str
+) -> str | None:
+    """What is wrong with the number of tokens that the server has read, if it tells one."""
+    system = [{"role": "system", "content": model.system}] if model.system else []
+    text = render(tokenizer, [*system, {"role": "user", "content": prompt}], prompt=True)
+    trained = len(tokenizer(text, add_special_tokens=False).input_ids)
+    if answer.prompt_tokens in (0, trained):
+        return None
+    return f"the server reads a prompt as {answer.prompt_tokens} tokens, the training as {trained}"
+
+
+def check_selected(server: OllamaServer, name: ModelName, model: OllamaModel, dataset: Artifact, jinja: str) -> None:
+    """Check that the server formats with one of ours: the TEMPLATE that it got, or the GGUF's own template.
+
+    Args:
+        server: where the model is.
+        name: of the model.
+        model: what the server was told.
+        dataset: chat format of the training rows.
+        jinja: the template in the GGUF.
+
+    Raises:
+        UserError: it shows another one, such as one that it has detected.
+    """
+    if model.template is None and dataset.facts["ollama_template"] == "chatml":
+        return  # it is detected as what it is
+    ours = [jinja, PASSED_ON] if model.template is None else [model.template]
+    if model.template is not None and dataset.facts["server_capabilities"]:
+        ours.append(jinja)
+    if (shown := server.shown_template(name)) not in ours:
+        raise UserError(
+            f"the server formats the chat with a template that is none of ours: {shown[:60]!r}",
+            where=f"{server.where}, model {name}",
+            fix="Update Ollama, or choose another ollama.template.",
+        )
+
+
+class ServerProof(NamedTuple):
+    """What a server makes of the probe conversations."""
+
+    compared: int
+    """Conversations that it has rendered; 0 where it cannot tell."""
+    differences: list[Difference]
+
+
+def server_proof(
+    server: OllamaServer, name: ModelName, model: OllamaModel, tokenizer: PreTrainedTokenizerBase, knows: list[str]
+) -> ServerProof:
+    """Compare the server's prompts with those of the training.
+
+    Args:
+        server: where the model is.
+        name: of the model.
+        model: what the server was told.
+        tokenizer: of the training rows.
+        knows: what the server takes the GGUF's template to know, such as `tools`.
+    """
+    differences: list[Difference] = []
+    compared = 0
+    for probe in probes(tokenizer):
+        if not _is_served(probe, model, knows):
+            continue
+        messages = probe.messages
+        if model.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": model.system}, *messages]
+        if (expected := expected_text(tokenizer, replace(probe, messages=messages))) is None:
+            continue  # the template refuses it, so no row is like it
+        try:
+            rendered = server.rendered(name, probe)
+        except UserError as error:
+            differences.append(Difference(probe.name, "", "", str(error)))
+            continue
+        if rendered is None:
+            return ServerProof(0, [])
+        compared += 1
+        differences += compared_texts(probe.name, expected, rendered)
+    return ServerProof(compared, differences)
+
+
+def _is_served(probe: Probe, model: OllamaModel, knows: list[str]) -> bool:
+    """Whether a server takes such a conversation: by Go it joins neighbours of one role."""
+    if (probe.tools and "tools" not in knows) or (probe.thinking is not None and "thinking" not in knows):
+        return False
+    by_go = model.template is not None and not knows
+    roles = [message["role"] for message in probe.messages]
+    return not (by_go and any(before == after for before, after in zip(roles, roles[1:], strict=False)))
