@@ -16,7 +16,6 @@ from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.export.converter import converter_version, find_converter, run_converter
 from tasks.export.gguf_types import VOCABULARY
-from tasks.llamacpp.carrier import write_carrier
 from tasks.llamacpp.load import check_loads, load_gguf
 from tasks.llamacpp.rendering import renderer_version
 from tasks.llamacpp.template_proof import prove
@@ -68,10 +67,7 @@ def check_vocabulary(model: Artifact, dataset: Artifact, settings: ExportSetting
             wrong = mismatches(llama, tokenizer, list(torture(tokenizer)))
         finally:
             llama.close()
-        with tempfile.TemporaryDirectory() as directory:
-            carrier = Path(directory) / "carrier.gguf"
-            write_carrier(file, carrier)
-            proof = prove(tokenizer, carrier, template=str(tokenizer.chat_template))
+        proof = prove(tokenizer, file)
         draft.facts = {"wrong_texts": [text.text for text in wrong], "template": proof.facts()}
     if wrong:
         warning = (

@@ -287,10 +287,9 @@ def server(tmp_path: Path, go_render: Path) -> Iterator[Any]:
 @pytest.fixture(params=["server", "store"])
 def pipeline(request: pytest.FixtureRequest, store: Store, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The end of a run with each target; a server's model answers well without being run."""
-    from tasks.ollama.server import Answer, OllamaServer
     from tests.support.versions import Pipeline
 
-    monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))
+    monkeypatch.setattr("tasks.register.served", lambda *_, **_others: {"rendering": None, "chat_fault": None})
     return Pipeline(store, OllamaSettings(name="it", target=request.param, host=server.url, models=server.models))
 
 

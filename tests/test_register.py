@@ -12,14 +12,18 @@ import ollama
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
+from transformers import PreTrainedTokenizerFast
 
+from tasks.chat.applying import apply_chat_format
 from tasks.chat.formats import format_names
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TemporaryError, UserError
 from tasks.llamacpp.header import human_parameters
 from tasks.ollama.modelfile import ollama_model, render_modelfile
 from tasks.ollama.names import ModelName, parse_name
-from tasks.ollama.next_commands import next_commands
+from tasks.ollama.next_commands import needed, next_commands
+from tasks.ollama.served_template import served_template
 from tasks.register import is_registered, register
 from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_models import config_of
@@ -27,11 +31,13 @@ from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 from tests.support.made_artifacts import make_dataset
 
 TINY: list[Path] = []
+TOKENIZERS: list[PreTrainedTokenizerFast] = []
 
 
 @pytest.fixture(autouse=True)
-def tiny(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(tiny_gguf: Path, smollm2_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     TINY[:] = [tiny_gguf]
+    TOKENIZERS[:] = [apply_chat_format(smollm2_tokenizer, "chatml")]
     monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)  # it never ends, and need not say more
 
 
@@ -64,7 +70,7 @@ def server(tmp_path: Path, go_render: Path) -> Any:
 
 def run(store: Store, settings: OllamaSettings, name: str = "demo-grit", fill: int = 1, **facts: Any) -> Artifact:
     return register.function(
-        make_gguf(store, fill), dataset=make_dataset(store, **facts), settings=settings, name=name,
+        make_gguf(store, fill), dataset=make_dataset(store, TOKENIZERS[0], **facts), settings=settings, name=name,
         license_name="apache-2.0", store=store,
     )  # fmt: skip
 
@@ -82,7 +88,7 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     assert shown.template is not None and shown.template.endswith("<|im_start|>assistant\n")
     assert shown.details is not None and shown.details.quantization_level == "Q8_0"
     parameters = [line.split(maxsplit=1) for line in (shown.parameters or "").splitlines()]
-    assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "4096"] in parameters
+    assert ["stop", '"<|im_end|>"'] in parameters and ["num_ctx", "8192"] in parameters
     assert ["temperature", "0.5"] in parameters
     assert next_commands(registration, IN_USE)[-1] == "ollama run demo-grit"
     modelfile = (registration.path / "Modelfile").read_text()
@@ -93,14 +99,29 @@ def test_a_registered_model_is_listed_and_shown(store: Store, server: OllamaStan
     assert str(store.root) not in modelfile + json.dumps(registration.facts), "holds on any machine"
 
 
-def test_without_registration_no_template_of_ollamas_is_needed(store: Store, tmp_path: Path) -> None:
+def test_without_registration_there_is_a_modelfile(store: Store, tmp_path: Path) -> None:
     settings = OllamaSettings(target="none", models=tmp_path / "models")
     registration = run(store, settings)
     (command,) = next_commands(registration, IN_USE)
     assert command.startswith("ollama create demo-grit -f ") and (registration.path / "Modelfile").is_file()
-    other = run(store, settings, ollama_template=None)
-    assert next_commands(other, IN_USE) == [] and not (other.path / "Modelfile").exists()
-    assert not (tmp_path / "models").exists()
+    assert not needed(registration) and not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("target", ["store", "none"])
+def test_a_format_of_its_own_needs_a_new_ollama(store: Store, tmp_path: Path, target: Any) -> None:
+    """What Go cannot render is left to the template that the GGUF holds."""
+    settings = OllamaSettings(target=target, models=tmp_path / "models")
+    registration = run(store, settings, ollama_template=None)
+    lines = (registration.path / "Modelfile").read_text().splitlines()
+    assert "REQUIRES 0.30.0" in lines and any("Needs Ollama 0.30 or newer" in line for line in lines)
+    assert not any(line.startswith("TEMPLATE") for line in lines)
+    assert needed(registration) == "Ollama 0.30 or newer"
+    if target == "store":
+        manifest = json.loads(manifest_of(settings.models, registration).read_text())
+        kinds = [layer["mediaType"].rsplit(".", 1)[1] for layer in manifest["layers"]]
+        assert kinds == ["model", "system", "license", "params"]
+        config = settings.models / "blobs" / manifest["config"]["digest"].replace(":", "-")
+        assert json.loads(config.read_text())["requires"] == "0.30.0"
 
 
 def test_server_and_store_say_the_same(store: Store, tmp_path: Path, go_render: Path) -> None:
@@ -271,20 +292,75 @@ def test_modelfile(store: Store) -> None:
     assert "{{ $m.Content }}<|end_of_text|>\n\n{{ end }}" in model.template
     assert model.parameters["stop"] == ["### Instruction:", "### Response:", "<|end_of_text|>", "<|eot|>"]
     lines = render_modelfile(model, "model.gguf").splitlines()
-    assert "PARAMETER num_ctx 2048" in lines and 'PARAMETER stop "### Response:"' in lines
-    assert not any(line.startswith("SYSTEM") for line in lines)
+    assert 'PARAMETER stop "### Response:"' in lines
+    assert not any(line.startswith(("SYSTEM", "PARAMETER num_ctx", "REQUIRES")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "context_length", "parameters", "num_ctx", "context"),
+    [
+        (2048, 8192, {}, None, 4096),
+        (2049, 8192, {}, 4098, 4098),
+        (8192, 8192, {}, 8192, 8192),
+        (4096, 4096, {}, None, 4096),
+        (2048, 2048, {}, None, 2048),
+        (4096, 8192, {"num_ctx": 2048}, 2048, 2048),
+        (64, 8192, {"num_ctx": 8192}, 8192, 8192),
+    ],
+)
+def test_the_context_is_set_where_a_chat_needs_more_than_ollama_gives(
+    store: Store, max_length: int, context_length: int, parameters: Any, num_ctx: int | None, context: int
+) -> None:
+    dataset = make_dataset(store, max_length=max_length, context_length=context_length)
+    model = ollama_model(dataset, OllamaSettings(parameters=parameters), None)
+    assert model.parameters.get("num_ctx") == num_ctx
+    assert model.context == context
+
+
+@pytest.mark.parametrize(
+    ("version", "template", "fits", "capabilities", "kind"),
+    [
+        (None, "auto", True, [], "go"),
+        (None, "auto", True, ["tools"], "go"),
+        (None, "auto", False, [], "jinja"),
+        ("0.24.0", "auto", True, ["tools"], "go"),
+        ("0.30.0", "auto", True, [], "go"),
+        ("0.34.0", "auto", True, ["tools"], "jinja"),
+        ("0.34.0", "auto", False, [], "jinja"),
+        ("0.34.0", "go", True, ["tools"], "go"),
+        ("0.34.0", "jinja", True, [], "jinja"),
+        (None, "jinja", True, [], "jinja"),
+        ("0.24.0", "none", False, ["tools"], "none"),
+    ],
+)
+def test_who_formats_the_chat(
+    store: Store, version: str | None, template: Any, fits: bool, capabilities: list[str], kind: str
+) -> None:
+    dataset = make_dataset(store, ollama_template="chatml" if fits else None, server_capabilities=capabilities)
+    server = Version(version) if version else None
+    served = served_template(dataset, OllamaSettings(template=template), server)
+    assert served.kind == kind
+    assert served.needs == ("0.30" if kind == "jinja" else None)
+
+
+@pytest.mark.parametrize("template", ["auto", "jinja"])
+def test_a_server_that_is_too_old_for_the_template_is_named(store: Store, template: Any) -> None:
+    dataset = make_dataset(store, ollama_template=None)
+    with pytest.raises(UserError, match=r"Ollama 0.24.0 cannot render .* needs 0.30 or newer. Update Ollama, or set"):
+        served_template(dataset, OllamaSettings(template=template), Version("0.24.0"))
 
 
 @pytest.mark.parametrize(
     ("facts", "parameters", "message"),
     [
-        ({"ollama_template": None}, {}, f"chat template is like none of {format_names('and')}"),
+        ({"context_length": 4095}, {"num_ctx": 4096}, "num_ctx is 4096, and the model's context has 4095 tokens"),
+        ({}, {"stop": "use"}, "the stop 'use' is in the chat template's own text"),
         ({}, {"temprature": 1}, "Ollama knows no temprature"),
         ({}, {"temperature": "warm"}, "temperature is 'warm'. Ollama wants a number here"),
         ({"system": 'three """ quotes'}, {}, 'a Modelfile cannot express """'),
     ],
 )
-def test_what_ollama_could_not_serve_is_refused(
+def test_what_ollama_cannot_serve_is_refused(
     store: Store, tmp_path: Path, facts: dict[str, Any], parameters: dict[str, Any], message: str
 ) -> None:
     settings = OllamaSettings(target="store", models=tmp_path / "models", parameters=parameters)
@@ -292,3 +368,16 @@ def test_what_ollama_could_not_serve_is_refused(
         run(store, settings, **facts)
     assert message in str(caught.value)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_go_template_is_asked_for_where_there_is_none(store: Store) -> None:
+    dataset = make_dataset(store, ollama_template=None)
+    with pytest.raises(UserError, match=f"chat template is like none of {format_names('and')}"):
+        ollama_model(dataset, OllamaSettings(template="go"), None)
+
+
+def test_a_parameter_that_a_new_server_drops_is_refused(store: Store) -> None:
+    settings = OllamaSettings(parameters={"typical_p": 0.9})
+    assert ollama_model(make_dataset(store), settings, None, Version("0.33")).parameters["typical_p"] == 0.9
+    with pytest.raises(UserError, match=r"Ollama 0.34 refuses or ignores typical_p. Leave it out"):
+        ollama_model(make_dataset(store), settings, None, Version("0.34"))

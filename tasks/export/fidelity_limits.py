@@ -116,12 +116,13 @@ def template_check(proof: dict[str, Any], *, counts: bool) -> Check:
         counts: whether a server may format with that template; otherwise a difference is only a warning.
     """
     name, wanted, key = "chat template by llama.cpp", "as trained", "template"
-    if proof["why"]:
+    compared, differences = proof["conversations"], proof["differences"]
+    if proof["proven"] is None:
         return Check(name, f"not proven: {proof['why']}", wanted, "warned", key=key)
-    if differences := proof["differences"]:
-        value = f"{len(differences)} of {proof['compared']} conversations differ, first {differences[0]['conversation']}"
-        return Check(name, value, wanted, "failed" if counts else "warned", key=key)
-    return Check(name, f"{proof['compared']} conversations equal", wanted, "passed", key=key)
+    if proof["proven"]:
+        return Check(name, f"{compared} conversations equal", wanted, "passed", key=key)
+    value = proof["why"] or f"{len(differences)} of {compared} conversations differ, first {differences[0]['conversation']}"
+    return Check(name, value, wanted, "failed" if counts else "warned", key=key)
 
 
 def _check(key: str, name: str, value: str, limit: str, passed: bool, *, warned: bool = False) -> Check:

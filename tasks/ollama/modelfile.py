@@ -76,9 +76,9 @@ class OllamaModel:
     parameters: dict[str, Any]
     """`stop` is a list of texts; all others are single values."""
     license: str | None
-    needs: str | None
+    needs: str | None = None
     """The oldest version of Ollama that serves the model as it was trained; none where each does."""
-    context: int
+    context: int = DEFAULT_CONTEXT
     """Tokens of a conversation that Ollama reads, at least."""
 
 

@@ -40,10 +40,10 @@ class Answer(NamedTuple):
 
     text: str
     tokens: int
-    prompt_tokens: int
-    """Tokens of the prompt as the server read it, the beginning of the text included; 0 where it does not say."""
     done_reason: str
     """`stop` where it ended by itself, `length` where it was cut off."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt as the server read it, the beginning of the text included; 0 where it does not say."""
 
     def fault(self, debris: list[str]) -> str | None:
         """What is wrong with it, if anything.
@@ -154,7 +154,7 @@ class OllamaServer:
                 text += part.message.content or ""
                 tokens, prompt_tokens = part.eval_count or tokens, part.prompt_eval_count or prompt_tokens
                 reason = part.done_reason or reason
-        return Answer(text, tokens, prompt_tokens, reason)
+        return Answer(text, tokens, reason, prompt_tokens)
 
     def unload(self, name: ModelName) -> None:
         """Let the server forget how it formats a model: names of one file share what the first of them has loaded."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat.formats import render
 from tasks.chat.probes import Probe, probes
+from tasks.chat.rendering import render, without_bos
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
-from tasks.llamacpp.template_proof import Difference, compared_texts, expected_text
+from tasks.llamacpp.template_proof import EXCERPT, Difference, text_difference
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName
 from tasks.ollama.server import Answer, OllamaServer
@@ -50,7 +50,7 @@ def served(
         knows = dataset.facts["server_capabilities"]
         check_selected(server, name, model, dataset, str(tokenizer.chat_template))
         outcome = server_proof(server, name, model, tokenizer, knows)
-        differences = [difference._asdict() for difference in outcome.differences]
+        differences = [asdict(difference) for difference in outcome.differences]
         rendering = {"compared": outcome.compared, "differences": differences}
     answer = server.chat(name, prompt)
     fault = answer.fault(model.parameters["stop"])
@@ -122,27 +122,28 @@ def server_proof(
     for probe in probes(tokenizer):
         if not _is_served(probe, model, knows):
             continue
-        messages = probe.messages
-        if model.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": model.system}, *messages]
-        if (expected := expected_text(tokenizer, replace(probe, messages=messages))) is None:
-            continue  # the template refuses it, so no row is like it
+        system = [] if probe.begins_with_system or not model.system else [{"role": "system", "content": model.system}]
+        try:
+            expected = render(
+                tokenizer, [*system, *probe.messages], prompt=True, tools=probe.tools, thinking=probe.thinking
+            )
+        except UserError:
+            continue  # the training's template refuses it, so that no row is like it
         try:
             rendered = server.rendered(name, probe)
         except UserError as error:
-            differences.append(Difference(probe.name, "", "", str(error)))
+            differences.append(Difference(probe.name, "refused", expected[:EXCERPT], str(error)))
             continue
         if rendered is None:
             return ServerProof(0, [])
         compared += 1
-        differences += compared_texts(probe.name, expected, rendered)
+        if difference := text_difference(probe.name, without_bos(tokenizer, expected), rendered):
+            differences.append(difference)
     return ServerProof(compared, differences)
 
 
 def _is_served(probe: Probe, model: OllamaModel, knows: list[str]) -> bool:
-    """Whether a server takes such a conversation: by Go it joins neighbours of one role."""
+    """Whether a server takes such a conversation; by Go it joins neighbours of one role."""
     if (probe.tools and "tools" not in knows) or (probe.thinking is not None and "thinking" not in knows):
         return False
-    by_go = model.template is not None and not knows
-    roles = [message["role"] for message in probe.messages]
-    return not (by_go and any(before == after for before, after in zip(roles, roles[1:], strict=False)))
+    return probe.alternates or model.template is None or bool(knows)

@@ -176,22 +176,22 @@ def check_chat(settings: FinetuneSettings, dataset: Artifact, vocabulary: Artifa
     """
     if isinstance(vocabulary, Pending) or isinstance(dataset, Pending) or looking():
         return
-    proof = vocabulary.facts["template"]
-    counts = jinja_counts(dataset, settings.ollama.template)
-    if proof["why"] and counts:
-        run_logger().warning("It is not proven that llama.cpp renders the chat template as trained: %s", proof["why"])
-    if not proof["differences"]:
+    proof, counts = vocabulary.facts["template"], jinja_counts(dataset, settings.ollama.template)
+    if proof["proven"]:
         return
-    first = proof["differences"][0]
-    what = first["message"] or f"{first['rendered']!r} in place of {first['expected']!r}"
-    if not counts:
-        run_logger().warning("llama.cpp renders the chat template otherwise (%s): %s", first["conversation"], what)
-        return
-    raise UserError(
-        f"llama.cpp renders the conversation {first['conversation']!r} otherwise than the training: {what}",
-        where="the model's chat template",
-        fix=f"Set chat.format to {format_names('or')}, or ollama.template to none if you accept the difference.",
-    )
+    what = proof["why"]
+    if proof["differences"]:
+        first = proof["differences"][0]
+        what = f"llama.cpp renders the conversation {first['conversation']!r} otherwise than the training: "
+        what += f"{first['server']!r} in place of {first['training']!r}"
+    if proof["proven"] is False and counts:
+        raise UserError(
+            what,
+            where="the model's chat template",
+            fix=f"Set chat.format to {format_names('or')}, or ollama.template to none if you accept the difference.",
+        )
+    if counts or proof["proven"] is False:
+        run_logger().warning("The chat template is not proven to be served as it was trained: %s", what)
 
 
 def _chooses(settings: FinetuneSettings) -> bool:

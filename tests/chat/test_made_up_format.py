@@ -83,4 +83,4 @@ def test_a_model_is_registered_with_its_stops(dataset: Artifact, store: Store, t
 def test_it_is_among_those_that_are_proposed(dataset: Artifact) -> None:
     unknown = dataset.model_copy(update={"facts": dataset.facts | {"ollama_template": None}})
     with pytest.raises(UserError, match=f"like none of {format_names('and')}"):
-        ollama_model(unknown, OllamaSettings(), None)
+        ollama_model(unknown, OllamaSettings(template="go"), None)

@@ -23,6 +23,7 @@ from tasks.ollama.modelfile import ollama_model, render_modelfile
 from tasks.settings.export import ExportSettings, OllamaSettings
 from tasks.settings.finetune import ChatFormat
 from tests.support.go_template import rendered
+from tests.support.made_artifacts import SERVING
 
 BOS = "<|begin_of_text|>"
 CONVERSATIONS = 200
@@ -61,13 +62,8 @@ GENERATED = settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_
 
 
 def described(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Any:
-    facts = {
-        "ollama_template": known_format(tokenizer),
-        "end_of_turn": tokenizer.eos_token,
-        "stops": [],
-        "system": None,
-    }
-    return ollama_model(reference("dataset", directory, [], facts | {"max_length": 64}), OllamaSettings(), None)
+    facts = {"ollama_template": known_format(tokenizer), "end_of_turn": tokenizer.eos_token, "stops": []}
+    return ollama_model(reference("dataset", directory, [], SERVING | facts), OllamaSettings(), None)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no beginning of text", "beginning of text"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from tasks.engine.artifacts import Artifact, reference
 from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
-from tasks.runs.preflight import check_validations
+from tasks.runs.preflight import check_chat, check_served, check_validations
+from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import load_settings
+from tests.support.made_artifacts import SERVING
 
 STEPS = {
     "training.max_steps": 20, "training.per_device_batch_size": 5, "training.gradient_accumulation_steps": 1,
@@ -44,3 +47,77 @@ def test_and_refused_where_it_would_choose_by_them(dataset: Artifact, choice: di
     check_validations(load_settings("demo", STEPS | choice | {"training.eval_tokens": 999}), dataset)
     with pytest.raises(UserError, match="nothing to choose by"):
         check_validations(load_settings("demo", STEPS | choice | {"training.eval_tokens": 1000}), dataset)
+
+
+def served(tmp_path: Path, **facts: Any) -> Artifact:
+    return reference("dataset", tmp_path, [], SERVING | facts)
+
+
+def demo(**ollama: Any) -> FinetuneSettings:
+    return load_settings("demo", {f"ollama.{name}": value for name, value in ollama.items()})
+
+
+def test_a_held_out_prompt_that_ollama_would_cut_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    longest = {"split": "test", "row": 17, "tokens": 5000}
+    check_served(demo(), served(tmp_path, longest_prompt=longest), None)
+    assert not caplog.messages, "Ollama is told to read 8192"
+    check_served(demo(), served(tmp_path, longest_prompt=longest, max_length=64), None)
+    assert "the prompt of row 17 of the test rows has 5000 tokens, and Ollama reads 4096" in caplog.text
+
+
+def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_served(demo(parameters={"num_ctx": 4096}), served(tmp_path), None)
+    assert not caplog.messages
+    check_served(demo(parameters={"num_ctx": 1024}), served(tmp_path), None)
+    assert "num_ctx is 1024, below Ollama's own 4096" in caplog.text
+
+
+DIFFERENCE = {"conversation": "empty turns", "kind": "text", "training": "<|user|>\n", "server": "<|user|>"}
+OTHERWISE = {"proven": False, "why": None, "conversations": 12, "differences": [DIFFERENCE]}
+UNPARSABLE = {"proven": False, "why": "llama.cpp cannot use the template: line 3", "conversations": 0, "differences": []}
+UNPROVEN = {"proven": None, "why": "xllamacpp is not installed", "conversations": 0, "differences": []}
+
+
+@pytest.mark.parametrize(
+    ("proof", "message"),
+    [(OTHERWISE, "'empty turns' otherwise than the training: '<|user|>' in place of '<|user|>.n'"), (UNPARSABLE, "line 3")],
+)
+@pytest.mark.parametrize(
+    ("facts", "template", "refused"),
+    [
+        ({"ollama_template": None}, "auto", True),
+        ({"server_capabilities": ["tools"]}, "auto", True),
+        ({"server_capabilities": ["tools"]}, "go", True),
+        ({}, "jinja", True),
+        ({}, "auto", False),
+        ({}, "go", False),
+        ({"ollama_template": None}, "none", False),
+    ],
+)
+def test_a_template_that_llamacpp_renders_otherwise_is_refused_where_it_would_be_served(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    proof: dict[str, Any],
+    message: str,
+    facts: dict[str, Any],
+    template: str,
+    refused: bool,
+) -> None:
+    vocabulary = reference("vocabulary", tmp_path, [], {"template": proof})
+    settings, dataset = demo(template=template), served(tmp_path, **facts)
+    if refused:
+        with pytest.raises(UserError, match=message):
+            check_chat(settings, dataset, vocabulary)
+    else:
+        check_chat(settings, dataset, vocabulary)
+        assert re.search(message, caplog.text)
+
+
+def test_a_template_that_could_not_be_proven_is_said_where_it_would_be_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = reference("vocabulary", tmp_path, [], {"template": UNPROVEN})
+    check_chat(demo(), served(tmp_path), vocabulary)
+    assert not caplog.messages
+    check_chat(demo(), served(tmp_path, ollama_template=None), vocabulary)
+    assert "not proven to be served as it was trained: xllamacpp is not installed" in caplog.text

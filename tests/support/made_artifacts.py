@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.engine.artifacts import Artifact, Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HOSTILE = '<script>alert("x")</script></pre> & {{ 7 * 7 }} | `$(id)`'
 """What no page may take for its own markup."""
@@ -37,12 +40,18 @@ def scores(store: Store, nll: list[float] | None, exact: float | None = None, an
     return make(store, "scores", {}, scores=written, rows={"validation": rows})
 
 
-def make_dataset(store: Store, **facts: Any) -> Artifact:
+SERVING = {
+    "ollama_template": "chatml", "server_capabilities": [], "end_of_turn": "<|im_end|>", "stops": ["<|im_end|>"],
+    "system": None, "default_system": None, "template_text": "\0user\n\0\n", "max_length": 4096, "context_length": 8192,
+    "longest_prompt": None,
+}  # fmt: skip
+"""Facts of a data set in ChatML: what decides how its chat is served."""
+
+
+def make_dataset(store: Store, tokenizer: PreTrainedTokenizerBase | None = None, **facts: Any) -> Artifact:
     with store.draft("dataset") as draft:
-        draft.facts = {
-            "ollama_template": "chatml", "end_of_turn": "<|im_end|>", "stops": ["<|im_end|>"], "system": 'Say "yes".',
-            "max_length": 4096, "context_length": 8192, "longest_prompt": None, "server_capabilities": [],
-            "default_system": None, "template_text": "\0user\n\0\n",
-        } | facts  # fmt: skip
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft.path / "tokenizer")
+        draft.facts = SERVING | {"system": 'Say "yes".'} | facts
         (draft.path / "card.json").write_text(json.dumps(draft.facts))
     return draft.done()
