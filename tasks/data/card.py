@@ -6,7 +6,8 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tasks.chat.formats import default_system, known_format, render
+from tasks.chat.recognition import default_system, known_format
+from tasks.chat.rendering import render
 from tasks.data.splits import Split
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings

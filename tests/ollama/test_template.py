@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from tasks.chat.formats import FORMATS, adds_bos, apply_chat_format, known_format, render
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.formats import FORMATS
+from tasks.chat.recognition import known_format
+from tasks.chat.rendering import adds_bos, render
 from tasks.engine.artifacts import Artifact, reference
 from tasks.export.converter import find_converter, run_converter
 from tasks.llamacpp.load import load_gguf
