@@ -1,7 +1,7 @@
 """Conversations as llama.cpp's own server renders and reads them, which is what formats chats in today's Ollama.
 
-`python -m tasks.llamacpp.rendering JOB RESULT` holds the server, by the package xllamacpp, in a process of its own, since
-llama.cpp ends its process at some faults in a file.
+`python -m tasks.llamacpp.rendering JOB RESULT` holds the server, by the package xllamacpp. The process is one of its own,
+since llama.cpp ends its process at some faults in a file.
 """
 
 from __future__ import annotations
