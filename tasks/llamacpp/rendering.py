@@ -1,6 +1,6 @@
 """Conversations as llama.cpp's own server renders and reads them, which is what formats chats in today's Ollama.
 
-`python -m tasks.llamacpp.rendering JOB RESULT` holds the server, by the package xllamacpp. The process is one of its own,
+`python -m tasks.llamacpp.rendering JOB RESULT` holds the server, by the package xllamacpp. The process is its own,
 since llama.cpp ends its process at some faults in a file.
 """
 
