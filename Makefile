@@ -133,6 +133,23 @@ $(BENCH)/%.jsonl: | benchmarks/results/%.jsonl
 	@mkdir -p $(@D)
 	cp benchmarks/results/$*.jsonl $@
 
+# The source package of llama-cpp-python holds templates of well-known models. pip fetches and unpacks it to read its
+# metadata, and compiles nothing.
+TEMPLATES := .artifacts/chat-templates
+LLAMA_CPP = $(shell grep '^llama_cpp_python==' constraints.txt)
+LLAMA_CPP_SOURCE = $(subst ==,-,$(LLAMA_CPP))
+
+.PHONY: templates
+templates: $(SETUP) $(TEMPLATES) ## render 70 well-known chat templates by llama.cpp's server and by Transformers, and compare (minutes)
+	$(BIN)/python -m benchmarks.templates $(TEMPLATES) --differences
+
+$(TEMPLATES): | $(SETUP)
+	$(BIN)/pip download --no-deps --no-binary llama-cpp-python --dest $@.source '$(LLAMA_CPP)'
+	mkdir -p $@.draft
+	tar -xzf $@.source/$(LLAMA_CPP_SOURCE).tar.gz -C $@.draft --strip-components=5 $(LLAMA_CPP_SOURCE)/vendor/llama.cpp/models/templates
+	rm -r $@.source
+	mv $@.draft $@
+
 .PHONY: clean-artifacts
 clean-artifacts: $(SETUP) ## remove outputs that the newest models do not need, after asking
 	@$(BIN)/llama3-grit prune

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tasks.chat.formats import render
+from tasks.chat.rendering import render
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TrainingError
 from tasks.engine.stage import stage

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.chat.formats import Messages, apply_chat_format
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.rendering import Messages
 from tasks.data.card import FACTS, data_card, reasons_of, serving_facts
 from tasks.data.conversations import join_rows
 from tasks.data.splits import Split, read_splits

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tasks.chat.formats import apply_chat_format
+from tasks.chat.applying import apply_chat_format
 from tasks.check_fidelity import check_fidelity
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store, reference

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.chat.formats import apply_chat_format
+from tasks.chat.applying import apply_chat_format
 from tasks.check_vocabulary import check_vocabulary
 from tasks.convert import Description, convert
 from tasks.engine.artifacts import Artifact, Store, reference

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tasks.chat.formats import apply_chat_format
+from tasks.chat.applying import apply_chat_format
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError
 from tasks.llamacpp.load import check_loads

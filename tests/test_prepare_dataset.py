@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.chat.formats import apply_chat_format, render
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.rendering import render
 from tasks.data.tokenization import UNSUPERVISED, tokenize
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError

@@ -6,7 +6,10 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tasks.chat.formats import default_system, known_format, own_text, pinned_date, render, server_capabilities
+from tasks.chat.capabilities import server_capabilities
+from tasks.chat.recognition import default_system, known_format, own_text
+from tasks.chat.rendering import render
+from tasks.chat.templates import pinned_date
 from tasks.data.splits import Split
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ChatSettings, DataSettings

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tasks.chat.formats import Messages
+from tasks.chat.rendering import Messages
 from tasks.data.merge_template import fitting_template
 from tasks.data.shapes import SHAPES, Fields, Row, Shape
 from tasks.engine.errors import UserError

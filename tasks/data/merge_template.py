@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.chat.formats import Messages
+from tasks.chat.rendering import Messages
 from tasks.data.shapes import Row, question_and_answer, wrong_type
 from tasks.engine.errors import UserError
 from tasks.settings.finetune import DataSettings

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.chat.formats import Messages
+from tasks.chat.rendering import Messages
 from tasks.engine.errors import UserError
 
 Row = Mapping[str, Any]

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tasks.chat.formats import Messages
+from tasks.chat.rendering import Messages
 from tasks.data.conversations import to_conversations
 from tasks.data.files import SPLITS, read_rows
 from tasks.data.tokenization import Tokens

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tasks.chat.formats import Messages, format_names, render
+from tasks.chat.formats import format_names
+from tasks.chat.rendering import Messages, render
 from tasks.engine.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import trange
 
+from tasks.chat.rendering import render
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ScoringSettings
 from tasks.stats.json_files import read_json_lines
@@ -54,8 +55,7 @@ def generate(
     answers: list[tuple[str, bool]] = []
     for start in trange(0, len(rows), settings.batch_size, desc="Answers", unit="batch"):
         prompts = [
-            tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-            for row in rows[start : start + settings.batch_size]
+            render(tokenizer, row["messages"][:-1], prompt=True) for row in rows[start : start + settings.batch_size]
         ]
         encoded = tokenizer(
             prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False

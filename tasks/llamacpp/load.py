@@ -50,20 +50,26 @@ def check_loads(file: Path, *, vocabulary_only: bool = False) -> None:
         raise UserError(f"llama.cpp cannot load the GGUF: {why}", where=file, fix=fix)
 
 
-def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_module(module: str, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a module of the project in a process of its own.
 
     Args:
         module: its name.
         arguments: its command line.
+        seconds: its time limit.
 
     Returns:
         The ended process, with what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended by then, and was killed.
     """
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, errors="replace", check=False, timeout=seconds
+    )
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.chat.formats import Messages, adds_bos, render
+from tasks.chat.rendering import Messages, render, without_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,8 +78,7 @@ def prompt_mismatches(
     for messages in conversations:
         text = render(tokenizer, messages, prompt=True)
         expected = list(tokenizer(text, add_special_tokens=False).input_ids)
-        served = text.removeprefix(str(tokenizer.bos_token)) if adds_bos(tokenizer) else text
-        tokens = list(llama.tokenize(served.encode(), add_bos=True, special=True))
+        tokens = list(llama.tokenize(without_bos(tokenizer, text).encode(), add_bos=True, special=True))
         if tokens != expected:
             wrong.append(Mismatch(text, expected, tokens))
     return wrong

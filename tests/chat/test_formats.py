@@ -6,7 +6,10 @@ from typing import get_args
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.chat.formats import FORMATS, apply_chat_format, default_system, end_of_turn, known_format, render
+from tasks.chat.applying import apply_chat_format, end_of_turn
+from tasks.chat.formats import FORMATS
+from tasks.chat.recognition import default_system, known_format
+from tasks.chat.rendering import render
 from tasks.data.tokenization import tokenize
 from tasks.engine.errors import UserError
 from tasks.engine.paths import checkout_directory

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tasks.chat.formats import FORMATS, ChatTemplate, format_names, render
+from tasks.chat.formats import FORMATS, ChatTemplate, format_names
+from tasks.chat.rendering import render
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.engine.paths import checkout_directory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,22 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from tasks.chat.formats import FORMATS, adds_bos, apply_chat_format, known_format, render
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.formats import FORMATS
+from tasks.chat.recognition import known_format
+from tasks.chat.rendering import adds_bos, render
 from tasks.engine.artifacts import Artifact, reference
-from tasks.export.converter import find_converter, run_converter
 from tasks.llamacpp.load import load_gguf
 from tasks.llamacpp.token_ids import TORTURE
 from tasks.ollama.modelfile import ollama_model, render_modelfile
-from tasks.settings.export import ExportSettings, OllamaSettings
+from tasks.settings.export import OllamaSettings
 from tasks.settings.finetune import ChatFormat
 from tests.support.go_template import rendered
 from tests.support.made_artifacts import SERVING
+from tests.support.vocabularies import BOS, with_bos, write_vocabulary
 
-BOS = "<|begin_of_text|>"
 CONVERSATIONS = 200
 """Of each format, in each of the two tests."""
 HARD = (
@@ -69,14 +69,7 @@ def described(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Any:
 @pytest.fixture(scope="module", params=[False, True], ids=["no beginning of text", "beginning of text"])
 def tokenizer(request: pytest.FixtureRequest, llama3_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Without a token at the beginning of each text, as SmolLM2's, and with one, as Llama 3's."""
-    tokenizer = copy.deepcopy(llama3_tokenizer)
-    if request.param:
-        tokenizer.bos_token = BOS
-        number = tokenizer.convert_tokens_to_ids(BOS)
-        process = TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, number)])
-        tokenizer.backend_tokenizer.post_processor = process
-        assert adds_bos(tokenizer)
-    return tokenizer
+    return with_bos(llama3_tokenizer) if request.param else copy.deepcopy(llama3_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +81,7 @@ def vocabulary(
 ) -> Iterator[Any]:
     """The vocabulary in llama.cpp."""
     directory = tmp_path_factory.mktemp("vocabulary")
-    config = AutoConfig.from_pretrained(tiny_model.path)
-    config.vocab_size = len(tokenizer)
-    config.save_pretrained(directory)
-    # Told by a flag alone: the converter knows SmolLM2's pre-tokenizer by a text's tokens, and one more changes them.
-    plain = copy.deepcopy(tokenizer)
-    plain.backend_tokenizer.post_processor = llama3_tokenizer.backend_tokenizer.post_processor
-    plain.save_pretrained(directory)
-    config_file = directory / "tokenizer_config.json"
-    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"add_bos_token": adds_bos(tokenizer)}))
-    file = directory / "vocabulary.gguf"
-    run_converter(find_converter(ExportSettings()), directory, file, gguf_type="f16", vocabulary_only=True)
+    file = write_vocabulary(tokenizer, llama3_tokenizer, tiny_model.path, directory)
     llama = load_gguf(file, vocab_only=True)
     yield llama
     llama.close()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, TimeoutExpired
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,30 +25,37 @@ STARTERS = ("tasks.export.converter", "tasks.llamacpp.load")
 """The product's modules that start programs."""
 
 
-def call(function: Callable[..., object], *arguments: Any) -> CompletedProcess[str]:
+def call(function: Callable[..., object], *arguments: Any, timeout: float | None = None) -> CompletedProcess[str]:
     """Call a function in a fork; returns its exit status and what it printed.
 
     Args:
         function: one that can be imported.
         arguments: its own.
+        timeout: in seconds, after which it is killed, as `subprocess.run` does.
     """
     with tempfile.TemporaryDirectory() as directory:
         texts = [Path(directory, name) for name in ("stdout", "stderr")]
         process = FORKS.Process(target=_printing_into, args=(texts, function, *arguments))
         process.start()
-        process.join()
-        assert process.exitcode is not None
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutExpired([], timeout or 0)
         return CompletedProcess([], process.exitcode, *(text.read_text(errors="replace") for text in texts))
 
 
-def run(command: Sequence[str], *, env: Mapping[str, str], **_how: Any) -> CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, env: Mapping[str, str], timeout: float | None = None, **_how: Any
+) -> CompletedProcess[str]:
     """Stand in for `subprocess.run` where it captures the texts of a Python program.
 
     Args:
         command: the interpreter, then `-m` and a module or else a script, then the program's arguments.
         env: the program's environment.
+        timeout: in seconds.
     """
-    return call(_become, list(command[1:]), dict(env))
+    return call(_become, list(command[1:]), dict(env), timeout=timeout)
 
 
 def patch_starters(patch: pytest.MonkeyPatch) -> None:
@@ -57,8 +64,9 @@ def patch_starters(patch: pytest.MonkeyPatch) -> None:
     Args:
         patch: ends it.
     """
+    names = {"run": run, "CompletedProcess": CompletedProcess, "TimeoutExpired": TimeoutExpired}
     for module in STARTERS:
-        patch.setattr(f"{module}.subprocess", SimpleNamespace(run=run, CompletedProcess=CompletedProcess))
+        patch.setattr(f"{module}.subprocess", SimpleNamespace(**names))
 
 
 def _printing_into(texts: list[Path], function: Callable[..., object], *arguments: Any) -> None:

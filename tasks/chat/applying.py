@@ -1,0 +1,88 @@
+"""A tokenizer that speaks a chat format: its template, its end-of-turn token and its padding."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from tasks.chat.formats import FORMATS
+from tasks.chat.rendering import adds_bos, render
+from tasks.chat.templates import prepare_templates
+from tasks.engine.errors import UserError
+from tasks.settings.finetune import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_EXCHANGE = [{"role": "user", "content": "U1"}, {"role": "assistant", "content": "A1"}]
+
+
+def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer that speaks a format: template, end-of-turn as its eos token, a padding token.
+
+    The template is the copy that goes into the GGUF (`tasks.chat.templates`).
+    No token is added to the vocabulary, so the model keeps its size; padding may therefore equal the eos token.
+
+    Args:
+        tokenizer: the base model's.
+        chat_format: `tokenizer` keeps the template that it has.
+
+    Raises:
+        UserError: the vocabulary lacks the format's tokens, or there is no template to keep.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    if chat_format == "tokenizer":
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the model's tokenizer has no chat template",
+                where="chat.format",
+                fix=_advice(tokenizer),
+            )
+        prepare_templates(tokenizer)
+        tokenizer.eos_token = end_of_turn(tokenizer)
+    else:
+        if chat_format not in _fitting(tokenizer):
+            needed = FORMATS[chat_format].end_of_turn or "an end-of-text token"
+            raise UserError(
+                f"the model's vocabulary lacks {needed}, which {chat_format} needs",
+                where="chat.format",
+                fix=_advice(tokenizer),
+            )
+        bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
+        tokenizer.chat_template = bos + FORMATS[chat_format].jinja
+        prepare_templates(tokenizer)
+        tokenizer.eos_token = FORMATS[chat_format].end_of_turn or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the template puts after an assistant's answer, at which generation stops.
+
+    Raises:
+        UserError: there is none, so a trained model would never stop.
+    """
+    _, tail = render(tokenizer, _EXCHANGE).rsplit("A1", 1)
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    ends = [token for token in special if token in tail]
+    if not ends:
+        raise UserError(
+            "the chat template ends the assistant's turn with no special token, so the model would never stop",
+            where="chat.format",
+            fix=_advice(tokenizer),
+        )
+    return min(ends, key=tail.index)
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    vocabulary = tokenizer.get_vocab()
+    ends = {name: template.end_of_turn or tokenizer.eos_token for name, template in FORMATS.items()}
+    return [name for name, token in ends.items() if token in vocabulary]
+
+
+def _advice(tokenizer: PreTrainedTokenizerBase) -> str:
+    fitting = _fitting(tokenizer)
+    return f"Choose one of {', '.join(fitting)}." if fitting else "None fits this model: choose another model.name."

@@ -1,0 +1,31 @@
+"""Chat templates in Jinja, small ones of each kind, with SmolLM2's end-of-turn token."""
+
+from __future__ import annotations
+
+TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+CHATML = "{% for m in messages %}" + TURN + "{% endfor %}" + PROMPT
+TRIMMING = CHATML.replace("m['content']", "m['content'] | trim")
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\nTools:' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{% if m.tool_calls %}{{ '<|im_start|>assistant' }}"
+    "{% for call in m.tool_calls %}{{ '\n<tool_call>' + (call.function | tojson) + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% else %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
+)
+THINKING = CHATML + (
+    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+DATED = "{{ '<|im_start|>system\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\n' }}" + CHATML
+GIVEN_DATE = "{{ '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}" + CHATML
+EVERY_TOOL = "{{ tools | length }}{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + CHATML
+"""Fails where tools is none, as Transformers has it."""
+UNREADABLE = "{% for m in messages %}\n{{ m['content'] | }}{% endfor %}"
+EVERYTHING = (
+    "\n  {%- if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}\n"
+    "  {{- '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}"
+    + TOOLS.replace("m['content']", "m['content'] | trim")
+    + THINKING.removeprefix(CHATML)
+)
+"""A date, trimmed contents, tools and thinking, behind white space that is none of what is rendered."""
