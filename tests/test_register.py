@@ -196,7 +196,7 @@ def test_a_model_that_the_server_cannot_run_is_tried_again_later(store: Store, s
 def test_another_quantisation_than_was_sent_is_found_out(
     store: Store, server: OllamaStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.standins.ollama_server.config_of", lambda path: config_of(path) | {"file_type": "F16"})
+    monkeypatch.setattr("tests.standins.ollama_create.config_of", lambda path: config_of(path) | {"file_type": "F16"})
     with pytest.raises(UserError, match=r"quantisation level \(F16 in place of Q8_0\)"):
         run(store, OllamaSettings(target="server", host=server.url))
 

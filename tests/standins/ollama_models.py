@@ -12,6 +12,8 @@ from typing import Any
 
 from gguf import GGUFReader
 
+from tests.support.gguf_files import with_key
+
 MEDIA = "application/vnd.ollama.image."
 FIRST = r"[A-Za-z0-9_]"
 NAME = re.compile(
@@ -20,6 +22,23 @@ NAME = re.compile(
 )
 DEFAULTS = {"host": "registry.ollama.ai", "namespace": "library", "model": "", "tag": "latest"}
 FILE_TYPES = {0: "unknown", 1: "F16", 3: "Q4_1", 7: "Q8_0", 15: "Q4_K_M", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16"}
+REWRITTEN = "stand_in.rewritten"
+"""The key that tells a file that the server has written anew; it is not shown."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The files that a name stands for."""
+
+    blob: Path
+    """The GGUF."""
+    texts: dict[str, str]
+    """The other layers, by kind."""
+
+    @property
+    def jinja(self) -> str | None:
+        """The template in the GGUF."""
+        return header_of(self.blob).fields.get("tokenizer.chat_template")
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,15 @@ class ModelDirectory:
         path.write_bytes(content)
         return digest, True
 
+    def rewrite(self, digest: str) -> tuple[str, bool]:
+        """Keep a GGUF as the server writes it anew: the same model with another digest; say whether it is new."""
+        content, header = self.blob(digest).read_bytes(), header_of(self.blob(digest))
+        if REWRITTEN.encode() in content[: 2 * len(REWRITTEN) + 64]:
+            return digest, False
+        digest, new = self.add_blob(with_key(content, REWRITTEN, "yes"))
+        HEADERS[self.blob(digest).name] = header
+        return digest, new
+
     def put_manifest(self, path: Path, manifest: dict[str, Any] | None) -> None:
         """Replace or delete a manifest, and the blobs that none names any more."""
         before = blobs_of(json.loads(path.read_bytes())) if path.is_file() else set()
@@ -68,6 +96,13 @@ class ModelDirectory:
         for digest in before.difference(*map(blobs_of, self.manifests().values())):
             self.blob(digest).unlink(missing_ok=True)
 
+    def registered(self, path: Path) -> Registered:
+        """What a manifest names."""
+        layers = json.loads(path.read_bytes())["layers"]
+        blobs = {layer["mediaType"].removeprefix(MEDIA): self.blob(layer["digest"]) for layer in layers}
+        model = blobs.pop("model")
+        return Registered(model, {kind: blob.read_text(encoding="utf-8") for kind, blob in blobs.items()})
+
     def listed(self, path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         """A model as `tags` lists it."""
         config = json.loads(self.blob(manifest["config"]["digest"]).read_bytes())
@@ -78,6 +113,7 @@ class ModelDirectory:
             "size": manifest["config"]["size"] + sum(layer["size"] for layer in manifest["layers"]),
             "digest": hashlib.sha256(path.read_bytes()).hexdigest(),
             "details": {
+                "parent_model": next((layer["from"] for layer in manifest["layers"] if "from" in layer), ""),
                 "format": config["model_format"],
                 "family": config["model_family"],
                 "parameter_size": config["model_type"],
@@ -86,11 +122,9 @@ class ModelDirectory:
         }
 
     def shown(self, path: Path) -> dict[str, Any]:
-        """A model as `show` shows it; texts that are empty are left out."""
-        manifest = json.loads(path.read_bytes())
-        blobs = {layer["mediaType"].removeprefix(MEDIA): self.blob(layer["digest"]) for layer in manifest["layers"]}
-        header = header_of(blobs.pop("model"))
-        texts = {kind: blob.read_text(encoding="utf-8") for kind, blob in blobs.items()}
+        """A model as `show` shows it, its template aside; texts that are empty are left out."""
+        model = self.registered(path)
+        header, texts = header_of(model.blob), model.texts
         lines = []
         for key, value in json.loads(texts.pop("params", "{}")).items():
             for entry in value if isinstance(value, list) else [value]:
@@ -101,7 +135,7 @@ class ModelDirectory:
         info = {
             key: None if isinstance(value, list) else value for key, value in header.fields.items() if key not in hidden
         }
-        listed = self.listed(path, manifest)
+        listed = self.listed(path, json.loads(path.read_bytes()))
         more = {key: listed[key] for key in ("details", "modified_at")}
         return {**texts, **more, "model_info": info | {"general.parameter_count": header.parameters}}
 
@@ -133,7 +167,8 @@ def header_of(blob: Path) -> Header:
     """Read a blob's header, which takes seconds, once: a blob is named by its content."""
     if blob.name not in HEADERS:
         reader = GGUFReader(blob)
-        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        own = ("GGUF.", REWRITTEN)
+        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith(own)}
         HEADERS[blob.name] = Header(fields, sum(int(tensor.n_elements) for tensor in reader.tensors))
     return HEADERS[blob.name]
 

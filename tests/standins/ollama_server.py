@@ -4,29 +4,32 @@ It enforces the documented contract of what registration uses: blobs are verifie
 server's order and streams NDJSON with late errors after HTTP 200, and models lie on disk as Ollama lays them out, so
 that what was written into a model directory offline is listed and shown as well. Chats are answered by llama.cpp from
 the very file that was registered. It answers 501 to the parts of the contract that it leaves out.
+
+The version says what it does with a GGUF and its chat template: before 0.30 the file is kept and only Go formats; up to
+0.33 the file is written anew, from 0.34 on it is kept again; in both the GGUF's own template may format.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.standins.ollama_chat import answer
-from tests.standins.ollama_models import MEDIA, ModelDirectory, config_of, shown_name
+from tests.standins.ollama_chat import Chats, as_one
+from tests.standins.ollama_create import DIGEST, Version, creation, fault_of
+from tests.standins.ollama_models import ModelDirectory, shown_name
+from tests.standins.ollama_tools import RefusalError
 
-DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 METHODS = {
     **{"tags": "GET", "version": "GET", "create": "POST", "show": "POST", "copy": "POST", "chat": "POST"},
-    "delete": "DELETE",
+    **{"generate": "POST", "delete": "DELETE"},
 }
-LEFT_OUT = {"generate", "ps", "pull", "push", "embed"}
+LEFT_OUT = {"ps", "pull", "push", "embed"}
 
 
 @dataclass
@@ -41,6 +44,10 @@ class Faults:
     """One bit of each upload is lost on the way."""
     shows_no_parameters: bool = False
     """As a server would that does not know them."""
+    drops: tuple[str, ...] = ()
+    """Parameters that `create` does not keep."""
+    refuses: tuple[str, ...] = ()
+    """Parameters for which `create` answers HTTP 400."""
     no_json: bool = False
     """Something else listens on this port."""
     overloaded: bool = False
@@ -54,11 +61,12 @@ class Faults:
 class OllamaStandIn(ThreadingHTTPServer):
     """Serves one model directory on a free loopback port."""
 
-    def __init__(self, models: Path, go_render: Path) -> None:
+    def __init__(self, models: Path, go_render: Path, version: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.go_render = go_render
+        self.version = Version(version)
         self.models = models
         self.directory = ModelDirectory(models)
+        self.chats = Chats(self.directory, go_render, knows_jinja=self.version.knows_jinja)
         self.requests: list[str] = []
         """Method and route of each request."""
         self.authorizations: set[str | None] = set()
@@ -70,8 +78,15 @@ class OllamaStandIn(ThreadingHTTPServer):
 
 
 @contextmanager
-def ollama_stand_in(models: Path, go_render: Path) -> Iterator[OllamaStandIn]:
-    server = OllamaStandIn(models, go_render)
+def ollama_stand_in(models: Path, go_render: Path, version: str = "0.33.0") -> Iterator[OllamaStandIn]:
+    """Serve a model directory.
+
+    Args:
+        models: the directory.
+        go_render: what renders templates of Go's.
+        version: as the server says it, and behaves.
+    """
+    server = OllamaStandIn(models, go_render, version)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -80,6 +95,7 @@ def ollama_stand_in(models: Path, go_render: Path) -> Iterator[OllamaStandIn]:
         server.shutdown()
         server.server_close()
         thread.join()
+        server.chats.close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -149,9 +165,13 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._send(400, {"error": "neither 'from' or 'files' was specified"})
         key, digest = next(iter(files.items()), ("", ""))
-        if not key.endswith(".gguf") and (not digest or self._fault_of(digest)):
+        directory, faults, version = self.server.directory, self.server.faults, self.server.version
+        if not key.endswith(".gguf") and (not digest or fault_of(directory, digest)):
             return self._send(400, {"error": "unknown type"})
-        lines = self._creation(path, digest, request)
+        refused = {*faults.refuses, *version.refused_parameters}.intersection(request.get("parameters") or {})
+        if refused:
+            return self._send(400, {"error": f"unknown parameter: {', '.join(sorted(refused))}"})
+        lines = creation(directory, path, request, version, faults)
         if request.get("stream") is False:
             last = list(lines)[-1]
             return self._send(last.pop("code", 200), last)
@@ -165,59 +185,8 @@ class Handler(BaseHTTPRequestHandler):
             line.pop("code", None)
             self.wfile.write(json.dumps(line).encode() + b"\n")
 
-    def _creation(self, path: Path, model: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        directory, faults = self.server.directory, self.server.faults
-        yield {"status": "parsing GGUF"}
-        if fault := self._fault_of(model):
-            yield fault
-            return
-        size = directory.blob(model).stat().st_size
-        yield {"status": "validating GGUF model", "digest": "0" * 19, "total": size, "completed": size}
-        if faults.late_error:
-            yield {"error": faults.late_error, "code": 500}
-            return
-        yield {"status": "verifying conversion"}
-        if faults.ends_early:
-            return
-        template, licenses = request.get("template") or "", request.get("license") or []
-        if template.count("{{") != template.count("}}"):
-            yield {"error": "template error: unclosed action", "code": 400}
-            return
-        texts = [("template", template), ("system", request.get("system"))]
-        texts += [("license", text) for text in ([licenses] if isinstance(licenses, str) else licenses)]
-        if request.get("parameters"):
-            texts.append(("params", json.dumps(request["parameters"])))
-        layers = [{"mediaType": MEDIA + "model", "digest": model, "size": size}]
-        yield {"status": f"using existing layer {model}"}
-        for kind, content in [(kind, text.encode()) for kind, text in texts if text]:
-            digest, new = directory.add_blob(content)
-            layers.append({"mediaType": MEDIA + kind, "digest": digest, "size": len(content)})
-            yield {"status": f"{'creating new' if new else 'using existing'} layer {digest}"}
-        config = json.dumps(config_of(directory.blob(model))).encode()
-        media = "application/vnd.docker.container.image.v1+json"
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-            "config": {"mediaType": media, "digest": directory.add_blob(config)[0], "size": len(config)},
-            "layers": layers,
-        }
-        yield {"status": "writing manifest"}
-        directory.put_manifest(path, manifest)
-        yield {"status": "success"}
-
-    def _fault_of(self, digest: str) -> dict[str, Any] | None:
-        blob = self.server.directory.blob(digest)
-        if not DIGEST.fullmatch(digest):
-            return {"error": "invalid digest format", "code": 500}
-        if not blob.is_file():
-            return {"error": f"open {blob}: no such file or directory", "code": 500}
-        with blob.open("rb") as file:
-            if file.read(4) not in (b"GGUF", b"FUGG"):
-                return {"error": "supplied file was not in GGUF format", "code": 400}
-        return None
-
     def _version(self) -> None:
-        self._send(200, {"version": "0.0.0-stand-in"})
+        self._send(200, {"version": self.server.version.text})
 
     def _tags(self) -> None:
         directory = self.server.directory
@@ -231,7 +200,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(400, {"error": "invalid model name"})
         if not path.is_file():
             return self._send(404, {"error": f"model '{shown_name(path)}' not found"})
-        shown = self.server.directory.shown(path)
+        formatter = self.server.chats.formatter(self.server.directory.registered(path))
+        shown = self.server.directory.shown(path) | {"template": formatter.template}
+        shown["capabilities"] = ["completion", *sorted(formatter.capabilities, reverse=True)]
         if self.server.faults.shows_no_parameters:
             del shown["parameters"]
         return self._send(200, shown)
@@ -250,16 +221,27 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(200)
 
     def _chat(self, request: dict[str, Any]) -> None:
+        self._answer(request, self.server.chats.chat)
+
+    def _generate(self, request: dict[str, Any]) -> None:
+        self._answer(request, self.server.chats.generate)
+
+    def _answer(
+        self, request: dict[str, Any], lines_of: Callable[[Path, dict[str, Any]], list[dict[str, Any]]]
+    ) -> None:
         name = request.get("model") or ""
         path = self.server.directory.manifest(name)
         if path is None or not path.is_file():
             return self._send(404, {"error": f"model '{name}' not found"})
         if self.server.faults.runs_no_model:
             return self._send(500, {"error": "model requires more system memory than is available"})
-        lines = list(answer(self.server.directory, path, request, self.server.go_render))
-        if request.get("stream") is False:
-            text = "".join(line["message"]["content"] for line in lines)
-            return self._send(200, lines[-1] | {"message": {"role": "assistant", "content": text}})
+        try:
+            lines = lines_of(path, request)
+        except RefusalError as refusal:
+            status, text = refusal.args
+            return self._send(status, {"error": text})
+        if len(lines) == 1 or request.get("stream") is False:
+            return self._send(200, as_one(lines))
         return self._stream(lines)
 
     def _delete(self, request: dict[str, Any]) -> None:
