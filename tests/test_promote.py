@@ -198,7 +198,9 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(
     settings = OllamaSettings(target="server", host=server.url)
     registration = register.function(
         draft.done(),
-        dataset=make_dataset(store, tokenizer, system=default_system(tokenizer), default_system=default_system(tokenizer)),
+        dataset=make_dataset(
+            store, tokenizer, system=default_system(tokenizer), default_system=default_system(tokenizer)
+        ),
         settings=settings,
         name="it",
         license_name=None,

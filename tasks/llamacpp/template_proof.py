@@ -99,16 +99,29 @@ def _difference(tokenizer: PreTrainedTokenizerBase, probe: Probe, text: str, ren
     expected = without_bos(tokenizer, text)
     if rendering.text is None:
         return Difference(probe.name, "refused", expected[: BEFORE + AFTER], rendering.refusal)
-    if rendering.text != expected:
-        start = max(0, _first_difference(expected, rendering.text) - BEFORE)
-        training, server = (words[start : start + BEFORE + AFTER] for words in (expected, rendering.text))
-        return Difference(probe.name, "text", training, server)
+    if (difference := text_difference(probe.name, expected, rendering.text)) is not None:
+        return difference
     tokens = list(tokenizer(text, add_special_tokens=False).input_ids)
     if rendering.tokens != tokens:
         start = max(0, _first_difference(tokens, rendering.tokens) - 2)
         training, server = (str(ids[start : start + TOKENS]) for ids in (tokens, rendering.tokens))
         return Difference(probe.name, "tokens", training, server)
     return None
+
+
+def text_difference(conversation: str, training: str, server: str) -> Difference | None:
+    """Where two texts of one conversation differ, if they do.
+
+    Args:
+        conversation: its name.
+        training: as training renders it, without the beginning-of-text token.
+        server: as a server does.
+    """
+    if training == server:
+        return None
+    start = max(0, _first_difference(training, server) - BEFORE)
+    excerpts = (text[start : start + BEFORE + AFTER] for text in (training, server))
+    return Difference(conversation, "text", *excerpts)
 
 
 def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:

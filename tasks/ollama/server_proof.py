@@ -9,7 +9,7 @@ from tasks.chat.probes import Probe, probes
 from tasks.chat.rendering import render, without_bos
 from tasks.engine.artifacts import Artifact
 from tasks.engine.errors import UserError
-from tasks.llamacpp.template_proof import EXCERPT, Difference, text_difference
+from tasks.llamacpp.template_proof import AFTER, Difference, text_difference
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName
 from tasks.ollama.server import Answer, OllamaServer
@@ -59,9 +59,7 @@ def served(
     return {"rendering": rendering, "chat_fault": fault}
 
 
-def _miscounted(
-    answer: Answer, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, prompt: str
-) -> str | None:
+def _miscounted(answer: Answer, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, prompt: str) -> str | None:
     """What is wrong with the number of tokens that the server has read, if it tells one."""
     system = [{"role": "system", "content": model.system}] if model.system else []
     text = render(tokenizer, [*system, {"role": "user", "content": prompt}], prompt=True)
@@ -132,7 +130,7 @@ def server_proof(
         try:
             rendered = server.rendered(name, probe)
         except UserError as error:
-            differences.append(Difference(probe.name, "refused", expected[:EXCERPT], str(error)))
+            differences.append(Difference(probe.name, "refused", expected[:AFTER], str(error)))
             continue
         if rendered is None:
             return ServerProof(0, [])
