@@ -41,7 +41,7 @@ PROMPTS = 32
 
 @stage(
     libraries=("llama-cpp-python", "torch", "transformers"),
-    watch=lambda **_others: renderer_version(),
+    watch=renderer_version,
     reads={"base": COMPUTING},
     alone=True,
 )

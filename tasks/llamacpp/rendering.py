@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ class Served:
     """llama.cpp's words, where it cannot use the template at all."""
     no_server: str | None = None
     """Why nothing could be asked, where nothing could."""
+
+
+def renderer_version(**_arguments: object) -> str:
+    """The version of the package that holds llama.cpp's server; empty where it is not installed. Stages watch it."""
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return ""
 
 
 def served(file: Path, probes: Sequence[Probe], *, template: str | None = None) -> Served:

@@ -63,7 +63,7 @@ def served_template(dataset: Artifact, settings: OllamaSettings, server: Version
         raise UserError(
             f"Ollama {server} cannot render the model's own chat template, which needs {JINJA_SINCE} or newer",
             where="ollama.template",
-            fix=f"Update Ollama, or set chat.format to {format_names('or')} and train with it.",
+            fix=f"Use a newer Ollama, or set chat.format to {format_names('or')} and train with it.",
         )
     return ServedTemplate(choice)
 

@@ -74,19 +74,19 @@ def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest
 
 DIFFERENCE = {"conversation": "empty turns", "kind": "text", "training": "<|user|>\n", "server": "<|user|>"}
 OTHERWISE = {"proven": False, "why": None, "conversations": 12, "differences": [DIFFERENCE]}
-UNPARSABLE = {
+UNPARSABLE: dict[str, Any] = {
     "proven": False,
     "why": "llama.cpp cannot use the template: line 3",
     "conversations": 0,
     "differences": [],
 }
-UNPROVEN = {"proven": None, "why": "xllamacpp is not installed", "conversations": 0, "differences": []}
+UNPROVEN: dict[str, Any] = {"proven": None, "why": "xllamacpp is not installed", "conversations": 0, "differences": []}
 
 
 @pytest.mark.parametrize(
     ("proof", "message"),
     [
-        (OTHERWISE, "'empty turns' otherwise than the training: '<|user|>' in place of '<|user|>.n'"),
+        (OTHERWISE, "'empty turns' otherwise than the training: '<|user|>' in place of '<|user|>"),
         (UNPARSABLE, "line 3"),
     ],
 )
