@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.capabilities import WEATHER
+from tasks.chat.probes import PLAIN
 from tasks.chat.templates import prepare_templates
 from tasks.engine.artifacts import Artifact
 from tasks.llamacpp.template_proof import TemplateProof, prove
-from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE
+from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE, UNSEEN_THINKING
 from tests.support.vocabularies import BOS, with_bos, write_vocabulary
 
 SERVED = "{% if messages[1] and messages[1]['content'] == 'Are you there?' %}{{ raise_exception('no') }}{% endif %}" + (
@@ -64,6 +65,14 @@ def test_each_difference_is_named(smollm2_tokenizer: PreTrainedTokenizerFast, ti
     assert json.loads(tokens.training)[:2] == json.loads(tokens.server)[:2], "from a little before the difference"
     assert len(smollm2_tokenizer) in json.loads(tokens.training)
     assert json.loads(json.dumps(proof.facts()))["differences"][0]["conversation"]
+
+
+def test_thinking_that_the_server_does_not_recognise_differs_where_nothing_is_said(
+    smollm2_tokenizer: PreTrainedTokenizerFast, tiny_gguf: Path
+) -> None:
+    proof = prove(speaking(smollm2_tokenizer, UNSEEN_THINKING), tiny_gguf, template=UNSEEN_THINKING)
+    assert [difference.conversation for difference in proof.differences] == [probe.name for probe in PLAIN]
+    assert all(difference.server.endswith("<think>\n\n</think>\n\n") for difference in proof.differences)
 
 
 def test_a_template_that_llama_cpp_cannot_parse_is_at_fault(
