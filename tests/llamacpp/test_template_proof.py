@@ -35,7 +35,7 @@ def test_tools_thinking_and_a_date_are_proven(smollm2_tokenizer: PreTrainedToken
     tokenizer = speaking(smollm2_tokenizer, EVERYTHING)
     prepare_templates(tokenizer)
     proof = prove(tokenizer, tiny_gguf, template=str(tokenizer.chat_template))
-    assert proof == TemplateProof(True, conversations=21)
+    assert proof == TemplateProof(True, conversations=len(PLAIN) + 9)
 
 
 def test_a_vocabulary_is_proven_with_the_template_that_it_holds(
@@ -45,23 +45,24 @@ def test_a_vocabulary_is_proven_with_the_template_that_it_holds(
     vocabulary = write_vocabulary(tokenizer, llama3_tokenizer, tiny_model.path, tmp_path)
     assert not gguf.GGUFReader(vocabulary).tensors
     assert tokenizer.bos_token == BOS
-    assert prove(tokenizer, vocabulary) == TemplateProof(True, conversations=12)
+    assert prove(tokenizer, vocabulary) == TemplateProof(True, conversations=len(PLAIN))
 
 
 def test_each_difference_is_named(smollm2_tokenizer: PreTrainedTokenizerFast, tiny_gguf: Path) -> None:
     tokenizer = speaking(smollm2_tokenizer, TRAINED)
-    tokenizer.add_tokens(["Three"])
+    tokenizer.add_tokens(["How are"])
     proof = prove(tokenizer, tiny_gguf, template=SERVED)
     assert proof.proven is False and proof.why is None
-    assert proof.refused == ["empty turns"], "by the training's template, so that nothing is served otherwise"
-    white, spaces, refused, tokens = sorted(proof.differences, key=lambda difference: difference.kind, reverse=True)
-    assert (white.conversation, white.kind) == ("white space at both ends", "text")
+    by_name = {difference.conversation: difference for difference in proof.differences}
+    assert proof.refused == ["empty turns", "empty turns, with a system prompt"], "by training itself: no differences"
+    white = by_name["white space at both ends, with a system prompt"]
+    assert white.kind == "text"
     assert white.training.startswith("<|im_start|>system\n \n Be brief.")
     assert white.server.startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    assert spaces.conversation == "turns of white space"
-    assert (refused.conversation, refused.kind) == ("two questions in a row", "refused")
-    assert "Jinja Exception: no" in refused.server
-    assert (tokens.conversation, tokens.kind) == ("several exchanges without a system prompt", "tokens")
+    refused = by_name["two questions in a row"]
+    assert refused.kind == "refused" and "Jinja Exception: no" in refused.server
+    tokens = by_name["several exchanges"]
+    assert tokens.kind == "tokens"
     assert json.loads(tokens.training)[:2] == json.loads(tokens.server)[:2], "from a little before the difference"
     assert len(smollm2_tokenizer) in json.loads(tokens.training)
     assert json.loads(json.dumps(proof.facts()))["differences"][0]["conversation"]
