@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -43,14 +44,23 @@ CONVERSATIONS = [conversation(city) for city in CITIES]
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2_tokenizer: Any) -> Any:
-    return smollm2_tokenizer
+    """SmolLM2's, whose template spoils a prompt that it is not told to think about, as servers tell it."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template += "{% if enable_thinking is not true %}{{ 'No, ' }}{% endif %}"
+    return tokenizer
+
+
+def prompt_of(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    )
 
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: Any) -> list[dict[str, list[int]]]:
     tokenized = []
     for row in CONVERSATIONS:
-        prompt = tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
+        prompt = prompt_of(tokenizer, row["messages"][:-1])
         start = tokenizer.encode(prompt, add_special_tokens=False)
         answer = tokenizer.encode(row["completion"] + tokenizer.eos_token, add_special_tokens=False)
         tokenized.append({"input_ids": start + answer, "labels": [-100] * len(start) + answer})
@@ -103,7 +113,7 @@ def test_a_model_is_measured_in_the_type_of_the_settings(learned: Artifact, data
 
 def answer_alone(network: Any, tokenizer: Any, messages: list[dict[str, str]], length: int) -> str:
     """Greedy answer without batching, padding, cache or any generation helper."""
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = prompt_of(tokenizer, messages)
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     answer: list[int] = []
     with torch.no_grad():
@@ -115,7 +125,7 @@ def answer_alone(network: Any, tokenizer: Any, messages: list[dict[str, str]], l
 
 
 def log_likelihood(network: Any, tokenizer: Any, messages: list[dict[str, str]], text: str) -> float:
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = prompt_of(tokenizer, messages)
     start, ids = (tokenizer.encode(part, add_special_tokens=False) for part in (prompt, prompt + text))
     with torch.no_grad():
         log_p = network(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(dim=-1)

@@ -47,29 +47,35 @@ SYNTAX = (
     "{{", "}}", '"""', "'", "\\n", "\\", "%s", "$1", "<b>&amp;</b>",
 )  # fmt: skip
 
+
+def _both(name: str, system: str, *turns: tuple[str, str]) -> tuple[Probe, Probe]:
+    """With a system prompt and without, since some templates refuse one."""
+    with_system = Probe(f"{name}, with a system prompt", _turns(("system", system), *turns))
+    return Probe(name, _turns(*turns)), with_system
+
+
+def _hard(name: str, texts: tuple[str, ...]) -> tuple[Probe, Probe]:
+    turns = (("user", "".join(texts)), ("assistant", "a".join(texts)), ("user", "\n".join(texts)))
+    return _both(name, " ".join(texts), *turns)
+
+
 PLAIN = (
-    Probe("a question alone", _turns(("user", "Hello"))),
-    Probe("a system prompt", _turns(("system", "Be brief."), ("user", "Hello"))),
-    Probe(
+    *_both("a question", "Be brief.", ("user", "Hello")),
+    *_both(
         "several exchanges",
-        _turns(
-            *(("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "How are you?")),
-            *(("assistant", "Well.\n\nAnd you?"), ("user", "Grüße aus Köln, 日本語 😀")),
-        ),
+        "Be brief.",
+        *(("user", "Hello"), ("assistant", "Hi"), ("user", "How are you?"), ("assistant", "Well.\n\nAnd you?")),
+        ("user", "Grüße aus Köln, 日本語 😀"),
     ),
-    Probe(
-        "several exchanges without a system prompt",
-        _turns(("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Four"), ("user", "Five")),
-    ),
-    Probe(
+    *_both(
         "white space at both ends",
-        _turns(
-            *(("system", " \n Be brief.\t\n"), ("user", "\n\n  Hello  "), ("assistant", " \tHi\n\n")),
-            ("user", "\r\n Bye \n"),
-        ),
+        " \n Be brief.\t\n",
+        *(("user", "\n\n  Hello  "), ("assistant", " \tHi\n\n"), ("user", "\r\n Bye \n")),
     ),
-    Probe("empty turns", _turns(("system", ""), ("user", ""), ("assistant", ""), ("user", ""))),
-    Probe("turns of white space", _turns(("user", " "), ("assistant", "\n"), ("user", "\n\n"))),
+    *_both("empty turns", "", ("user", ""), ("assistant", ""), ("user", "")),
+    *_both("turns of white space", "\n", ("user", " "), ("assistant", "\n"), ("user", "\n\n")),
+    *_hard("control tokens in the text", CONTROL_TOKENS),
+    *_hard("template syntax in the text", SYNTAX),
     Probe("two questions in a row", _turns(("user", "Hello"), ("user", "Are you there?"))),
     Probe(
         "two answers in a row", _turns(("user", "Hello"), ("assistant", "Hi"), ("assistant", "there"), ("user", "Bye"))
@@ -77,20 +83,6 @@ PLAIN = (
     Probe(
         "a system turn after the first exchange",
         _turns(("user", "Hello"), ("assistant", "Hi"), ("system", "Be brief."), ("user", "Bye")),
-    ),
-    Probe(
-        "control tokens in the text",
-        _turns(
-            *(("system", " ".join(CONTROL_TOKENS)), ("user", "".join(CONTROL_TOKENS))),
-            *(("assistant", "a".join(CONTROL_TOKENS)), ("user", "\n".join(CONTROL_TOKENS))),
-        ),
-    ),
-    Probe(
-        "template syntax in the text",
-        _turns(
-            *(("system", " ".join(SYNTAX)), ("user", "".join(SYNTAX))),
-            *(("assistant", "a".join(SYNTAX)), ("user", "\n".join(SYNTAX))),
-        ),
     ),
 )
 """Without tools, and nothing said about thinking: what every template is asked."""

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.capabilities import WEATHER
+from tasks.chat.probes import PLAIN
 from tasks.chat.templates import prepare_templates
 from tasks.engine.artifacts import Artifact
 from tasks.llamacpp.template_proof import TemplateProof, prove
-from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE
+from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE, UNSEEN_THINKING
 from tests.support.vocabularies import BOS, with_bos, write_vocabulary
 
 SERVED = "{% if messages[1] and messages[1]['content'] == 'Are you there?' %}{{ raise_exception('no') }}{% endif %}" + (
@@ -34,7 +35,7 @@ def test_tools_thinking_and_a_date_are_proven(smollm2_tokenizer: PreTrainedToken
     tokenizer = speaking(smollm2_tokenizer, EVERYTHING)
     prepare_templates(tokenizer)
     proof = prove(tokenizer, tiny_gguf, template=str(tokenizer.chat_template))
-    assert proof == TemplateProof(True, conversations=21)
+    assert proof == TemplateProof(True, conversations=len(PLAIN) + 9)
 
 
 def test_a_vocabulary_is_proven_with_the_template_that_it_holds(
@@ -44,26 +45,35 @@ def test_a_vocabulary_is_proven_with_the_template_that_it_holds(
     vocabulary = write_vocabulary(tokenizer, llama3_tokenizer, tiny_model.path, tmp_path)
     assert not gguf.GGUFReader(vocabulary).tensors
     assert tokenizer.bos_token == BOS
-    assert prove(tokenizer, vocabulary) == TemplateProof(True, conversations=12)
+    assert prove(tokenizer, vocabulary) == TemplateProof(True, conversations=len(PLAIN))
 
 
 def test_each_difference_is_named(smollm2_tokenizer: PreTrainedTokenizerFast, tiny_gguf: Path) -> None:
     tokenizer = speaking(smollm2_tokenizer, TRAINED)
-    tokenizer.add_tokens(["Three"])
+    tokenizer.add_tokens(["How are"])
     proof = prove(tokenizer, tiny_gguf, template=SERVED)
     assert proof.proven is False and proof.why is None
-    assert proof.refused == ["empty turns"], "by the training's template, so that nothing is served otherwise"
-    white, spaces, refused, tokens = sorted(proof.differences, key=lambda difference: difference.kind, reverse=True)
-    assert (white.conversation, white.kind) == ("white space at both ends", "text")
+    by_name = {difference.conversation: difference for difference in proof.differences}
+    assert proof.refused == ["empty turns", "empty turns, with a system prompt"], "by training itself: no differences"
+    white = by_name["white space at both ends, with a system prompt"]
+    assert white.kind == "text"
     assert white.training.startswith("<|im_start|>system\n \n Be brief.")
     assert white.server.startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    assert spaces.conversation == "turns of white space"
-    assert (refused.conversation, refused.kind) == ("two questions in a row", "refused")
-    assert "Jinja Exception: no" in refused.server
-    assert (tokens.conversation, tokens.kind) == ("several exchanges without a system prompt", "tokens")
+    refused = by_name["two questions in a row"]
+    assert refused.kind == "refused" and "Jinja Exception: no" in refused.server
+    tokens = by_name["several exchanges"]
+    assert tokens.kind == "tokens"
     assert json.loads(tokens.training)[:2] == json.loads(tokens.server)[:2], "from a little before the difference"
     assert len(smollm2_tokenizer) in json.loads(tokens.training)
     assert json.loads(json.dumps(proof.facts()))["differences"][0]["conversation"]
+
+
+def test_thinking_that_the_server_does_not_recognise_differs_where_nothing_is_said(
+    smollm2_tokenizer: PreTrainedTokenizerFast, tiny_gguf: Path
+) -> None:
+    proof = prove(speaking(smollm2_tokenizer, UNSEEN_THINKING), tiny_gguf, template=UNSEEN_THINKING)
+    assert [difference.conversation for difference in proof.differences] == [probe.name for probe in PLAIN]
+    assert all(difference.server.endswith("<think>\n\n</think>\n\n") for difference in proof.differences)
 
 
 def test_a_template_that_llama_cpp_cannot_parse_is_at_fault(

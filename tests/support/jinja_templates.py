@@ -13,10 +13,18 @@ TOOLS = (
     "{% for call in m.tool_calls %}{{ '\n<tool_call>' + (call.function | tojson) + '</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% else %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
 )
-THINKING = CHATML + (
+NO_THOUGHTS = (
     "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
 )
+UNSEEN_THINKING = CHATML + NO_THOUGHTS
+"""llama.cpp's server does not recognise it, and tells it not to think where nothing is said."""
+THOUGHTS = (
+    "{% if m.reasoning_content %}"
+    "{{ '<|im_start|>assistant\n<think>\n' + m.reasoning_content + '\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
+    "{% else %}" + TURN + "{% endif %}"
+)
+THINKING = CHATML.replace(TURN, THOUGHTS) + NO_THOUGHTS
 DATED = "{{ '<|im_start|>system\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\n' }}" + CHATML
 GIVEN_DATE = "{{ '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}" + CHATML
 EVERY_TOOL = "{{ tools | length }}{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + CHATML
@@ -25,7 +33,7 @@ UNREADABLE = "{% for m in messages %}\n{{ m['content'] | }}{% endfor %}"
 EVERYTHING = (
     "\n  {%- if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}\n"
     "  {{- '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}"
-    + TOOLS.replace("m['content']", "m['content'] | trim")
-    + THINKING.removeprefix(CHATML)
+    + TOOLS.replace(TURN, THOUGHTS.replace("m['content']", "m['content'] | trim"))
+    + NO_THOUGHTS
 )
 """A date, trimmed contents, tools and thinking, behind white space that is none of what is rendered."""
