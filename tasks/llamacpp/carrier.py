@@ -1,15 +1,27 @@
-"""A GGUF with the vocabulary of another and the smallest of models: llama.cpp's server takes none without weights."""
+"""A GGUF with the vocabulary of another and the smallest of models: llama.cpp's server takes none without weights.
+
+The values of the vocabulary are copied as bytes. The library `gguf` takes them apart, for 50,000 tokens in 4 seconds.
+"""
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 
-KEPT = "tokenizer."
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+KEPT = b"tokenizer."
 """How the names of what is kept begin: the vocabulary, how it is read, and the chat template."""
+TOKENS = b"tokenizer.ggml.tokens"
 HIDDEN = 64
 CONTEXT = 64
-_HEADER = struct.Struct("<4sIQ")
+ALIGNMENT = 32
+"""Tensors begin at multiples of it."""
+_HEADER = struct.Struct("<4sIQQ")
+"""The letters GGUF, version, number of tensors, number of values."""
+_TYPE, _LENGTH = struct.Struct("<I"), struct.Struct("<Q")
 
 
 def has_tensors(file: Path) -> bool:
@@ -19,7 +31,7 @@ def has_tensors(file: Path) -> bool:
         file: the GGUF.
     """
     with file.open("rb") as content:
-        magic, _version, tensors = _HEADER.unpack(content.read(_HEADER.size))
+        magic, _version, tensors, _values = _HEADER.unpack(content.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
     return bool(magic == b"GGUF" and tensors)
 
 
@@ -30,15 +42,20 @@ def write_carrier(vocabulary: Path, file: Path) -> None:
         vocabulary: a GGUF, with tensors or without.
         file: where the carrier goes.
     """
-    import gguf
-    import numpy as np
+    with vocabulary.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        values, size = _kept(content)
+    _write_model(file, size)
+    model = file.read_bytes()
+    magic, version, tensors, own = _HEADER.unpack_from(model)
+    # A value without meaning fills up, so that the tensors behind all of them stay where they must begin.
+    filler = _text(b"carrier.filler") + _TYPE.pack(GGUFValueType.STRING)
+    room = -(sum(map(len, values)) + len(filler) + _LENGTH.size) % ALIGNMENT
+    header = _HEADER.pack(magic, version, tensors, own + len(values) + 1)
+    file.write_bytes(b"".join([header, *values, filler, _text(b" " * room), model[_HEADER.size :]]))
 
-    reader = gguf.GGUFReader(vocabulary)
-    writer = gguf.GGUFWriter(file, "llama")
-    for name, field in reader.fields.items():
-        if name.startswith(KEPT):
-            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
-    size = len(reader.fields["tokenizer.ggml.tokens"].data)
+
+def _write_model(file: Path, size: int) -> None:
+    writer = GGUFWriter(file, "llama")
     writer.add_vocab_size(size)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
@@ -55,3 +72,39 @@ def write_carrier(vocabulary: Path, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _kept(content: mmap.mmap) -> tuple[list[bytes], int]:
+    """The values of the vocabulary with their names, and how many tokens it has."""
+    values, size, offset = [], 0, _HEADER.size
+    for _ in range(_HEADER.unpack_from(content)[3]):
+        start = offset
+        offset = _after_text(content, offset)
+        name = content[start + _LENGTH.size : offset]
+        if name == TOKENS:
+            (size,) = _LENGTH.unpack_from(content, offset + 2 * _TYPE.size)
+        (kind,) = _TYPE.unpack_from(content, offset)
+        offset = _after_value(content, offset + _TYPE.size, kind)
+        if name.startswith(KEPT):
+            values.append(content[start:offset])
+    return values, size
+
+
+def _after_value(content: mmap.mmap, offset: int, kind: int) -> int:
+    count = 1
+    if kind == GGUFValueType.ARRAY:
+        (kind,), (count,) = _TYPE.unpack_from(content, offset), _LENGTH.unpack_from(content, offset + _TYPE.size)
+        offset += _TYPE.size + _LENGTH.size
+    if kind != GGUFValueType.STRING:
+        return offset + count * GGUFReader.gguf_scalar_to_np[GGUFValueType(kind)]().itemsize
+    for _ in range(count):
+        offset = _after_text(content, offset)
+    return offset
+
+
+def _after_text(content: mmap.mmap, offset: int) -> int:
+    return int(offset + _LENGTH.size + _LENGTH.unpack_from(content, offset)[0])
+
+
+def _text(text: bytes) -> bytes:
+    return _LENGTH.pack(len(text)) + text

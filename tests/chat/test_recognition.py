@@ -36,7 +36,7 @@ def test_chatml_in_every_plain_conversation_is_chatml(
 
 @pytest.mark.parametrize(
     "template",
-    [TRIMMING, ONLY_FIRST_SYSTEM, NO_EMPTY_TURNS, CHATML + "\n\n", CHATML.replace("<|im_end|>\n", "<|im_end|>")],
+    [TRIMMING, ONLY_FIRST_SYSTEM, NO_EMPTY_TURNS, CHATML + " ", CHATML.replace("<|im_end|>\n", "<|im_end|>")],
 )
 def test_what_differs_in_one_of_them_is_none_of_ours(smollm2_tokenizer: PreTrainedTokenizerFast, template: str) -> None:
     tokenizer = copy.deepcopy(smollm2_tokenizer)

@@ -6,7 +6,6 @@ import copy
 import json
 from pathlib import Path
 
-import gguf
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ from tasks.chat.capabilities import WEATHER
 from tasks.chat.probes import PLAIN
 from tasks.chat.templates import prepare_templates
 from tasks.engine.artifacts import Artifact
+from tasks.llamacpp.carrier import has_tensors
 from tasks.llamacpp.template_proof import TemplateProof, prove
 from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE, UNSEEN_THINKING
 from tests.support.vocabularies import BOS, with_bos, write_vocabulary
@@ -43,7 +43,7 @@ def test_a_vocabulary_is_proven_with_the_template_that_it_holds(
 ) -> None:
     tokenizer = apply_chat_format(with_bos(llama3_tokenizer), "llama3")
     vocabulary = write_vocabulary(tokenizer, llama3_tokenizer, tiny_model.path, tmp_path)
-    assert not gguf.GGUFReader(vocabulary).tensors
+    assert not has_tensors(vocabulary)
     assert tokenizer.bos_token == BOS
     assert prove(tokenizer, vocabulary) == TemplateProof(True, conversations=len(PLAIN))
 
