@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from gguf import GGUFReader, GGUFValueType
 
 from tasks.chat.formats import FORMATS
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 from tests.standins.ollama_templates import REFERENCES, detected, distance, formatter
-from tests.support.gguf_files import with_chat_template
+from tests.support.gguf_files import read_header, with_chat_template
 
 OLD, REWRITES, KEEPS, NEWEST = "0.24.0", "0.33.0", "0.34.0", "0.35.0"
 RULE = "{# " + "─" * 120 + " #}"
@@ -107,6 +108,16 @@ def test_a_file_is_kept(client: Client, parent: str) -> None:
 def test_the_version_is_told(tmp_path: Path, go_render: Path, version: str) -> None:
     with ollama_stand_in(tmp_path, go_render, version) as server:
         assert httpx.get(f"{server.url}/api/version").json() == {"version": version}
+
+
+def test_a_header_is_read_as_the_library_reads_it(tiny_gguf: Path) -> None:
+    header, reader = read_header(tiny_gguf), GGUFReader(tiny_gguf)
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert header.fields.keys() == fields.keys()
+    for key, field in fields.items():
+        expected = None if field.types[0] == GGUFValueType.ARRAY else field.contents()
+        assert header.fields[key] == expected, key
+    assert header.parameters == sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 @pytest.mark.parametrize(("a", "b", "edits"), [("", "abc", 3), ("kitten", "sitting", 3), ("─x", "x", 1), ("x", "x", 0)])
@@ -301,7 +312,9 @@ def test_a_model_without_an_ability_refuses_what_needs_it(client: Client, asked:
 
 def test_a_call_and_its_answer_reach_the_template(client: Client) -> None:
     calls = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls or [] %}"
-    client.create(RULE + calls + "{{ call.function.name }}{{ call.function.arguments.a }}{% endfor %};{% endfor %}")
+    client.create(
+        RULE + calls + "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}"
+    )
     called = {"role": "assistant", "tool_calls": [{"function": {"name": "sum", "arguments": {"a": 1}}}]}
     given = {"role": "tool", "tool_name": "sum", "content": "2"}
-    assert client.prompt(messages=[*TURNS, called, given]) == "user: Hi ;assistant:sum1;tool:2;"
+    assert client.prompt(messages=[*TURNS, called, given]) == 'user: Hi ;assistant:sum{"a": 1};tool:2;'
