@@ -53,7 +53,7 @@ def serve(gguf: str, context: int) -> None:
     parameters.n_ctx, parameters.n_parallel = context, 1
     parameters.n_gpu_layers, parameters.cpuparams.n_threads = 0, 1
     parameters.no_extra_bufts = True  # repacked weights would be computed with by AMX, at which some builds crash
-    parameters.warmup = False
+    parameters.warmup = parameters.fit_params = parameters.ui = False
     server = xllamacpp.Server(parameters)
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()

@@ -69,17 +69,15 @@ class Runner:
         if len(tokens) >= self.context:
             raise RefusalError(501, "the stand-in for Ollama cuts no prompts")
         self.llama.reset()
-        parts: Any = self.llama.create_completion(
+        given: Any = self.llama.create_completion(
             tokens,
             max_tokens=options.get("num_predict"),
             temperature=options.get("temperature", 0.8),
             stop=options.get("stop", []),
-            stream=True,
         )
-        choices = [part["choices"][0] for part in parts]
-        lines = [{"message": {"role": "assistant", "content": choice["text"]}} for choice in choices]
-        reason = next(choice["finish_reason"] for choice in reversed(choices) if choice["finish_reason"])
-        return [*lines, _end(reason, len(tokens), len(choices))]
+        (choice,), written = given["choices"], given["usage"]["completion_tokens"]
+        message = {"role": "assistant", "content": choice["text"]}
+        return [{"message": message}, _end(choice["finish_reason"], len(tokens), written)]
 
     def _answer_by_llama_server(self, request: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
         how = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.standins.ollama_models import MEDIA, ModelDirectory, config_of, header_of
+from tests.standins.ollama_models import MEDIA, ModelDirectory, Registered, config_of
 from tests.standins.ollama_templates import REFERENCES, detected
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def creation(
     if version.names_file:
         layers[0]["from"] = name
     yield {"status": f"{'creating new' if new else 'using existing'} layer {model}"}
-    reference = detected(header_of(directory.blob(model)).fields.get("tokenizer.chat_template"))
+    reference = detected(Registered(directory.blob(model), {}).jinja)
     for kind, text in _texts(request, reference, faults):
         digest, new = directory.add_blob(text.encode())
         layers.append({"mediaType": MEDIA + kind, "digest": digest, "size": len(text.encode())})

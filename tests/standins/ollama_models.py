@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
-from tests.support.gguf_files import with_key
+from tests.support.gguf_files import CHAT_TEMPLATE, Header, read_header, with_key
 
 MEDIA = "application/vnd.ollama.image."
 FIRST = r"[A-Za-z0-9_]"
@@ -38,7 +36,7 @@ class Registered:
     @property
     def jinja(self) -> str | None:
         """The template in the GGUF."""
-        return header_of(self.blob).fields.get("tokenizer.chat_template")
+        return header_of(self.blob).fields.get(CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,10 @@ class ModelDirectory:
 
     def rewrite(self, digest: str) -> tuple[str, bool]:
         """Keep a GGUF as the server writes it anew: the same model with another digest; say whether it is new."""
-        content, header = self.blob(digest).read_bytes(), header_of(self.blob(digest))
+        content = self.blob(digest).read_bytes()
         if REWRITTEN.encode() in content[: 2 * len(REWRITTEN) + 64]:
             return digest, False
-        digest, new = self.add_blob(with_key(content, REWRITTEN, "yes"))
-        HEADERS[self.blob(digest).name] = header
-        return digest, new
+        return self.add_blob(with_key(content, REWRITTEN, "yes"))
 
     def put_manifest(self, path: Path, manifest: dict[str, Any] | None) -> None:
         """Replace or delete a manifest, and the blobs that none names any more."""
@@ -131,10 +127,8 @@ class ModelDirectory:
                 lines.append(f"{key:<30} {json.dumps(entry)}")
         if lines:
             texts["parameters"] = "\n".join(lines)
-        hidden = ("general.name", "tokenizer.chat_template")
-        info = {
-            key: None if isinstance(value, list) else value for key, value in header.fields.items() if key not in hidden
-        }
+        hidden = ("general.name", CHAT_TEMPLATE)
+        info = {key: value for key, value in header.fields.items() if key not in hidden}
         listed = self.listed(path, json.loads(path.read_bytes()))
         more = {key: listed[key] for key in ("details", "modified_at")}
         return {**texts, **more, "model_info": info | {"general.parameter_count": header.parameters}}
@@ -152,25 +146,11 @@ def shown_name(path: Path) -> str:
     return "/".join(parts)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a GGUF says of itself, and the number of its weights."""
-
-    fields: dict[str, Any]
-    parameters: int
-
-
-HEADERS: dict[str, Header] = {}
-
-
 def header_of(blob: Path) -> Header:
-    """Read a blob's header, which takes seconds, once: a blob is named by its content."""
-    if blob.name not in HEADERS:
-        reader = GGUFReader(blob)
-        own = ("GGUF.", REWRITTEN)
-        fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith(own)}
-        HEADERS[blob.name] = Header(fields, sum(int(tensor.n_elements) for tensor in reader.tensors))
-    return HEADERS[blob.name]
+    """A blob's header, without the key that tells that the server has written it."""
+    header = read_header(blob)
+    fields = {key: value for key, value in header.fields.items() if not key.startswith(REWRITTEN)}
+    return Header(fields, header.parameters)
 
 
 def decimal_units(count: int) -> str:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from gguf import GGUFReader, GGUFWriter
 
 from tasks.chat.formats import FORMATS
 from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
 from tests.standins.ollama_templates import REFERENCES, detected, distance, formatter
-from tests.support.gguf_files import with_chat_template
+from tests.support.gguf_files import Header, read_header, with_chat_template
 
 OLD, REWRITES, KEEPS, NEWEST = "0.24.0", "0.33.0", "0.34.0", "0.35.0"
 RULE = "{# " + "─" * 120 + " #}"
@@ -107,6 +109,27 @@ def test_a_file_is_kept(client: Client, parent: str) -> None:
 def test_the_version_is_told(tmp_path: Path, go_render: Path, version: str) -> None:
     with ollama_stand_in(tmp_path, go_render, version) as server:
         assert httpx.get(f"{server.url}/api/version").json() == {"version": version}
+
+
+def test_a_header_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_name("Ünicode")
+    writer.add_array("texts", ["a", "", "bcd"])
+    writer.add_array("numbers", [1, 2, 3])
+    writer.add_bool("yes", True)
+    writer.add_float32("half", 0.5)
+    writer.add_uint64("large", 2**40)
+    for name, shape in {"a": (4, 8), "b": (3,)}.items():
+        writer.add_tensor(name, np.zeros(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = GGUFReader(tmp_path / "model.gguf")
+    fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert fields["texts"] == ["a", "", "bcd"] and len(fields) == 7
+    expected = {key: None if isinstance(value, list) else value for key, value in fields.items()}
+    assert read_header(tmp_path / "model.gguf") == Header(expected, 35)
 
 
 @pytest.mark.parametrize(("a", "b", "edits"), [("", "abc", 3), ("kitten", "sitting", 3), ("─x", "x", 1), ("x", "x", 0)])
@@ -301,7 +324,9 @@ def test_a_model_without_an_ability_refuses_what_needs_it(client: Client, asked:
 
 def test_a_call_and_its_answer_reach_the_template(client: Client) -> None:
     calls = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls or [] %}"
-    client.create(RULE + calls + "{{ call.function.name }}{{ call.function.arguments.a }}{% endfor %};{% endfor %}")
+    client.create(
+        RULE + calls + "{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}"
+    )
     called = {"role": "assistant", "tool_calls": [{"function": {"name": "sum", "arguments": {"a": 1}}}]}
     given = {"role": "tool", "tool_name": "sum", "content": "2"}
-    assert client.prompt(messages=[*TURNS, called, given]) == "user: Hi ;assistant:sum1;tool:2;"
+    assert client.prompt(messages=[*TURNS, called, given]) == 'user: Hi ;assistant:sum{"a": 1};tool:2;'
