@@ -33,6 +33,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.planning import Plan, planning, recording
 from tasks.evaluation.judge import check_judge
 from tasks.fetch_model import fetch_model
+from tasks.runs.base_model import check_base_model
 from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.estimate import estimate
 from tasks.runs.finished import remember_comparison
@@ -68,9 +69,12 @@ def compare(
     settings, wanted = load_settings(preset, given(overrides)), comparison or CompareSettings()
     shared = settings_of(wanted.methods[0], settings)
     plan = plan_of(settings, wanted)
+    computes_here = wanted.cluster is None
+    check_base_model(settings.model, plan, computes_here=computes_here)
     if disk_needs(shared, plan) is None:  # known once the model is there
         fetch_model(settings.model, store=Store(settings.store, settings.store_uri))
         plan = plan_of(settings, wanted)
+        check_base_model(settings.model, plan, computes_here=computes_here)
     check_disk(shared, plan)
     if wanted.judge_model:
         check_judge(wanted.judge_url, wanted.judge_model)
@@ -145,6 +149,7 @@ def show_plan(settings: FinetuneSettings, comparison: CompareSettings) -> None:
     for name in dict.fromkeys(name for name, _ in plan.stages):
         table.add_row(name, str(counts[name, "cached"]), str(counts[name, "to run"]))
     console.print(table)
+    check_base_model(settings.model, plan, computes_here=comparison.cluster is None)
     if dataset := plan.result_of("prepare_dataset"):
         settings = validated_by_tokens(settings, dataset.facts)
     for line in estimate(settings_of(comparison.methods[0], settings), plan):

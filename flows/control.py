@@ -66,7 +66,7 @@ Pages:  {API.removesuffix("/api")}
 Logs:   {HOME}/server.log, worker.log and recover.log
 Run:
   export PREFECT_API_URL={API}
-  {shlex.join([as_typed(PREFECT), "deployment", "run", "finetune/grit", "--watch"])}
+  {shlex.join([as_typed(PREFECT), "deployment", "run", "finetune/demo", "--watch"])}
 Stop:
   {typed("down")}""")
 

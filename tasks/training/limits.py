@@ -32,14 +32,14 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
             where="training.optimizer",
             fix="Use `--training.optimizer adamw_torch`.",
         )
-    if base.dtype == "float16" and not _has_cuda():
+    if base.dtype == "float16" and not has_cuda():
         raise UserError("float16 training needs a CUDA GPU", where="model.dtype", fix="Use bfloat16 or float32.")
     if training.backend != "unsloth":
         return
     reason, fix = None, "Use `--training.backend transformers`."
     if grit:
         reason = "Unsloth's fused kernels bypass the hooks that GRIT needs, so GRIT would silently do nothing"
-    elif not _has_cuda():
+    elif not has_cuda():
         reason = "Unsloth needs a CUDA GPU and this machine has none"
     elif find_spec("unsloth") is None:
         reason, fix = "Unsloth is not installed", "Use the environment that `make setup-unsloth` makes."
@@ -47,7 +47,8 @@ def check_machine(base: ModelSettings, training: TrainingSettings, grit: GritSet
         raise UserError(reason, where="training.backend", fix=fix)
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether torch computes on a GPU here."""
     import torch  # takes seconds, which a run that computes nothing has no need for
 
     return torch.cuda.is_available()

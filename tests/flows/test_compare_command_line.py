@@ -92,3 +92,13 @@ def test_the_plan_counts_stages(make_preset: Preset, capsys: pytest.CaptureFixtu
     assert re.search(r"train +│ 0 +│ 4", printed)
     assert "Time: training at most" in printed
     assert not (workplace / "unused").exists()
+
+
+def test_a_model_too_large_for_a_cpu_is_planned_for_a_cluster(
+    make_preset: Preset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tasks.runs.base_model.LARGE", 1000)
+    words = ["--preset", make_preset(), "--plan"]
+    assert compare.run(words) == 2
+    assert "parameters take days without a GPU" in capsys.readouterr().err
+    assert compare.run([*words, "--cluster", "tcp://127.0.0.1:9"]) == 0

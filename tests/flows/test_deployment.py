@@ -5,24 +5,37 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from tests.standins.hub import Hub, answers_by_http
 from tests.support.serving import Serving
 
 
+@pytest.fixture
+def large_gated_model(workplace: Path) -> Iterator[str]:
+    """The address of a Hub whose models all have 8 billion parameters and terms to accept."""
+    models = Hub("models", workplace)
+    models.gated, models.counted = "manual", 8_030_261_248
+    with answers_by_http(models, Hub("datasets", workplace)) as endpoint:
+        yield endpoint
+    assert not [path for path in models.asked if "/resolve/" in path], "nothing is fetched"
+
+
 def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_down(
-    make_preset: Callable[..., str], workplace: Path, tmp_path: Path, empty_database: Path
+    make_preset: Callable[..., str], workplace: Path, tmp_path: Path, empty_database: Path, large_gated_model: str
 ) -> None:
     served = Serving(tmp_path, empty_database)
-    served.environment["HOME"] = str(tmp_path / "one")
+    hub = {"HF_ENDPOINT": large_gated_model, "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
+    served.environment |= {"HOME": str(tmp_path / "one"), **hub}
     try:
         printed = served.make("serve")
         assert f"PREFECT_API_URL={served.api}" in printed
+        assert "prefect deployment run finetune/demo --watch" in printed
         for impossible in ({"training": {"max_steps": 0}}, {"training": {"max_step": 5}}, {"lora": 3}):
             with pytest.raises(httpx.HTTPStatusError, match="409 Conflict|422 Unprocessable"):
                 served.start("finetune/grit", preset=make_preset(), overrides=impossible)
@@ -46,6 +59,15 @@ def test_deployments_run_on_two_workers_that_share_a_store_and_stop_with_make_do
         assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"], "the impossible ones never began"
         manifest = workplace / "ollama/manifests/registry.ollama.ai/library/tiny-grit/latest"
         assert json.loads(manifest.read_text())["layers"]
+
+        run = served.start("finetune/grit")
+        served.wait(lambda: served.run(run)["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"))
+        state = served.run(run)["state"]
+        one_line = (
+            "meta-llama/Meta-Llama-3-8B: 8.0 billion parameters take days without a GPU, and this machine has none."
+        )
+        assert state["type"] == "FAILED" and one_line in state["message"], state
+        assert served.computed() == [], "it ends before any stage"
 
         (nightly,) = served.client.get("deployments/name/finetune/grit").json()["schedules"]
         assert not nightly["active"]

@@ -103,6 +103,7 @@ AFTER_DATA = AFTER_TRAINING | {"prepare_dataset", "check_vocabulary", "score bas
         ("chat.system", "Be brief.", AFTER_DATA),
         ("seed", 1, AFTER_DATA | {"fetch_data"}),
         ("method", "baseline", AFTER_TRAINING),
+        ("model.large_on_cpu", True, set()),
         ("model.trust_remote_code", True, AFTER_DATA | {"fetch_model"}),
     ],
 )

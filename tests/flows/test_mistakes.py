@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows import compare
 from flows.finetune import finetune, stages
 from flows.support.command_line import run
 from tasks.engine.artifacts import Artifact
@@ -250,3 +251,24 @@ def test_a_place_that_cannot_take_the_model_is_found_before_anything_is_trained(
     assert not (store / "adapter").exists()
     assert run(finetune, stages, [*words, "--plan", "--ollama.target", "server", "--ollama.host", "127.0.0.1:9"]) == 0
     assert "no Ollama server answers" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    "command", [lambda words: run(finetune, stages, words), compare.run], ids=["finetune", "compare"]
+)
+def test_a_model_too_large_for_a_cpu_is_refused_by_plan_and_run(
+    command: Callable[[list[str]], int],
+    make_preset: Preset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tasks.runs.base_model.LARGE", 1000)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["--preset", make_preset(store=str(tmp_path / "store"))]
+    for more in ([], ["--plan"]):
+        assert command([*words, *more]) == 2
+        assert_one_line(capfd.readouterr().err, "parameters take days without a GPU, and this machine has none. Use")
+    assert command([*words, "--plan", "--model.large_on_cpu"]) == 0
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"logs"}

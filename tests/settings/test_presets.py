@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from grit.config import GRITConfig
+from tasks.engine.paths import REPOSITORY
 from tasks.ollama.names import model_name
 from tasks.settings.finetune import FinetuneSettings
 from tasks.settings.presets import PRESETS, load_settings
@@ -38,6 +39,9 @@ STUDY = {
     "ollama.name": "llama3-{method}",
     "ollama.target": "server",
 }
+
+DEPLOYED = {"grit": "llama3-grit", "baseline": "llama3-baseline", "demo": "demo-grit"}
+"""The deployments of `finetune`, and what each registers."""
 
 DEPARTURES = {
     "training.backend": "transformers",
@@ -125,3 +129,17 @@ def test_deployments_name_both_methods_and_no_training_runs_by_itself() -> None:
     for deployment in deployments:
         path, name = deployment["entrypoint"].split(":")
         assert f"def {name}(" in (PRESETS.parent / path).read_text(encoding="utf-8")
+
+
+def test_the_deployments_are_the_reference_set_up_and_the_demo() -> None:
+    deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    of_finetune = {it["name"]: it for it in deployments if it["entrypoint"] == "flows/finetune.py:finetune"}
+    parameters = {name: deployment["parameters"] for name, deployment in of_finetune.items()}
+    models = {
+        name: model_name(load_settings(it["preset"], {"method": it["method"]})) for name, it in parameters.items()
+    }
+    assert models == DEPLOYED
+    active = {
+        name: [it["active"] for it in deployment.get("schedules", [])] for name, deployment in of_finetune.items()
+    }
+    assert active == {"grit": [False], "baseline": [], "demo": []}

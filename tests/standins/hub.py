@@ -6,8 +6,10 @@ It sits below huggingface_hub's own client, so that all of huggingface_hub and d
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,10 @@ class Hub:
         self.kind, self.directory = kind, directory
         self.refuses: httpx2.Response | None = None
         self.refuses_files: httpx2.Response | None = None
+        self.refuses_access: httpx2.Response | None = None
+        self.gated: Literal["auto", "manual", False] = False
+        self.counted: int | None = 4321
+        """Weights, as the Hub has counted them."""
         self.reachable = True
         self.asked: list[str] = []
 
@@ -53,10 +59,15 @@ class Hub:
                 return httpx2.Response(404, headers={"X-Error-Code": "EntryNotFound"})
             tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _oid(p)} for p in files]
             return httpx2.Response(200, json=tree)
+        if path.endswith("/auth-check"):
+            return self.refuses_access or httpx2.Response(200)
         if path.startswith(f"/api/{self.kind}/"):
-            siblings = [{"rfilename": file.name} for file in files]
+            with_sizes = "blobs" in request.url.params
+            siblings = [{"rfilename": p.name} | ({"size": p.stat().st_size} if with_sizes else {}) for p in files]
             answer: dict[str, object] = {"_id": "1", "id": "org/name", "sha": COMMIT, "siblings": siblings}
-            answer["safetensors"] = {"parameters": {"BF16": 4321}, "total": 4321}
+            answer["gated"] = self.gated
+            if self.counted is not None:
+                answer["safetensors"] = {"parameters": {"BF16": self.counted}, "total": self.counted}
             return self.refuses or httpx2.Response(200, json=answer)
         file = self.directory / Path(path).name
         if "/resolve/" not in path or not file.is_file():
@@ -64,6 +75,38 @@ class Hub:
         headers = {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT, "Content-Length": str(file.stat().st_size)}
         content = b"" if request.method == "HEAD" else file.read_bytes()
         return self.refuses_files or httpx2.Response(200, headers=headers, content=content)
+
+
+@contextmanager
+def answers_by_http(*hubs: Hub) -> Iterator[str]:
+    """Answer over HTTP, for other processes; gives what `HF_ENDPOINT` takes.
+
+    Args:
+        hubs: one for each kind of repository.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            request = httpx2.Request(self.command, f"http://{self.headers['Host']}{self.path}")
+            kind = next((hub for hub in hubs if self.path.startswith(f"/api/{hub.kind}/")), hubs[0])
+            answer = kind.answer(request)
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def _oid(path: Path) -> str:
