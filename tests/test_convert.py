@@ -231,7 +231,8 @@ def test_the_vocabulary_is_tried_before_anything_is_trained(
     tiny_model: Artifact, dataset: Artifact, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     vocabulary = check_vocabulary.function(tiny_model, dataset, ExportSettings(), store=store)
-    assert vocabulary.facts == {"wrong_texts": []}
+    assert vocabulary.facts["wrong_texts"] == []
+    assert vocabulary.facts["template"]["proven"] and vocabulary.facts["template"]["conversations"] > 10
     assert set(vocabulary.files) == {"vocabulary.gguf"}
     with store.draft("dataset") as draft:
         shutil.copytree(dataset.path, draft.path, dirs_exist_ok=True)

