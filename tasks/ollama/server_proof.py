@@ -53,10 +53,8 @@ def served(
         differences = [asdict(difference) for difference in outcome.differences]
         rendering = {"compared": outcome.compared, "differences": differences}
     answer = server.chat(name, prompt)
-    fault = answer.fault(model.parameters["stop"])
-    if fault is None and proof:
-        fault = _miscounted(answer, tokenizer, model, prompt)
-    return {"rendering": rendering, "chat_fault": fault}
+    miscounted = _miscounted(answer, tokenizer, model, prompt) if proof else None
+    return {"rendering": rendering, "chat_fault": miscounted or answer.fault(model.parameters["stop"])}
 
 
 def _miscounted(answer: Answer, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, prompt: str) -> str | None:

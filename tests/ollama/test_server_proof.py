@@ -1,0 +1,140 @@
+"""A server formats the chat as the training did, or it is found out: each kind of server, through the stand-in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.capabilities import server_capabilities
+from tasks.chat.formats import FORMATS
+from tasks.chat.recognition import known_format
+from tasks.engine.artifacts import Artifact, Store
+from tasks.engine.errors import UserError
+from tasks.ollama.promotion_rule import export_checks
+from tasks.ollama.server import OllamaServer
+from tasks.register import register
+from tasks.settings.export import OllamaSettings
+from tests.standins.ollama_server import OllamaStandIn, ollama_stand_in
+from tests.support.gguf_files import with_chat_template
+from tests.support.jinja_templates import EVERYTHING, TRIMMING
+from tests.support.made_artifacts import make, make_dataset
+
+OLD, REWRITES, KEEPS = "0.24.0", "0.33.0", "0.34.0"
+Run = Callable[..., Artifact]
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, go_render: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OllamaStandIn]:
+    monkeypatch.setattr("tasks.ollama.server.ANSWER", 4)  # the tiny model never ends, and need not say more
+    with ollama_stand_in(tmp_path / "models", go_render, getattr(request, "param", KEEPS)) as running:
+        yield running
+
+
+def served_by(*versions: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("server", versions, indirect=True)
+
+
+@pytest.fixture
+def run(server: OllamaStandIn, store: Store, tiny_gguf: Path, smollm2_tokenizer: PreTrainedTokenizerFast) -> Run:
+    """Register a model: `jinja` is its own template, or `chat_format` one of ours; `in_gguf` what its file holds."""
+
+    def registered(
+        template: Any = "auto", jinja: str = "", chat_format: Any = "chatml", in_gguf: str = "", **options: Any
+    ) -> Artifact:
+        tokenizer = copy.deepcopy(smollm2_tokenizer)
+        if jinja:
+            tokenizer.chat_template, chat_format = jinja, "tokenizer"
+        tokenizer = apply_chat_format(options.get("tokenizer", tokenizer), chat_format)
+        text = str(tokenizer.chat_template)
+        with store.draft("gguf") as draft:
+            (draft.path / "model.gguf").write_bytes(with_chat_template(tiny_gguf.read_bytes(), in_gguf or text))
+        dataset = make_dataset(
+            store,
+            tokenizer,
+            ollama_template=known_format(tokenizer),
+            server_capabilities=sorted(server_capabilities(text)),
+        )
+        settings = OllamaSettings(target="server", host=server.url, template=template)
+        return register.function(
+            draft.done(), dataset=dataset, settings=settings, name="it", license_name=None, store=store
+        )
+
+    return registered
+
+
+def prompts_check(store: Store, registration: Artifact) -> tuple[str, str]:
+    checks = {check.key: check for check in export_checks(make(store, "fidelity", {"checks": []}), registration)}
+    return checks["rendering"].reading, checks["rendering"].value
+
+
+@served_by(REWRITES, KEEPS)
+def test_a_template_that_knows_tools_and_thinking_is_served_as_it_is(
+    run: Run, server: OllamaStandIn, store: Store
+) -> None:
+    registration = run(jinja=EVERYTHING)
+    rendering = registration.facts["rendering"]
+    assert rendering["differences"] == [] and rendering["compared"] > 20
+    assert prompts_check(store, registration) == ("passed", f"{rendering['compared']} conversations equal")
+    assert registration.facts["needs"] == "0.30"
+    assert "TEMPLATE" not in (registration.path / "Modelfile").read_text()
+
+
+@served_by(REWRITES, KEEPS)
+@pytest.mark.parametrize("template", ["auto", "jinja"])
+@pytest.mark.parametrize("chat_format", ["chatml", "alpaca"])  # the tiny model's vocabulary lacks llama3's tokens
+def test_our_formats_are_served_by_both_kinds_of_template(run: Run, template: str, chat_format: str) -> None:
+    rendering = run(template, chat_format=chat_format).facts["rendering"]
+    assert rendering["differences"] == [] and rendering["compared"] > 10
+
+
+@served_by(OLD)
+def test_an_old_server_formats_by_go_and_shows_no_prompts(run: Run, store: Store) -> None:
+    registration = run()
+    assert registration.facts["rendering"] == {"compared": 0, "differences": []}
+    assert prompts_check(store, registration) == ("warned", "not proven: the server does not show them")
+    with pytest.raises(UserError, match=r"Ollama 0.24.0 cannot render the model's own chat template"):
+        run(jinja=EVERYTHING)
+
+
+def test_a_template_that_the_server_has_detected_is_none_of_ours(run: Run) -> None:
+    """Our short llama3 template without its rule is taken for another."""
+    with pytest.raises(UserError, match="formats the chat with a template that is none of ours"):
+        run("jinja", jinja=TRIMMING, in_gguf=FORMATS["llama3"].jinja)
+
+
+def test_a_prompt_that_differs_is_named(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.ollama.server_proof.check_selected", lambda *_: None)
+    registration = run("jinja", chat_format="alpaca", in_gguf="{# a file of another training #}" + "─" * 200 + TRIMMING)
+    reading, value = prompts_check(store, registration)
+    assert reading == "failed" and "conversations differ, first a question alone" in value
+    first = registration.facts["rendering"]["differences"][0]
+    assert first["training"].startswith("### Instruction:") and first["server"].startswith("─")
+
+
+def test_what_was_loaded_before_is_unloaded_first(run: Run) -> None:
+    """Names of one file share the formatting of the first that was loaded: Go joins two questions in a row."""
+    run("go")
+    rendering = run("jinja").facts["rendering"]
+    assert rendering["differences"] == []
+
+
+def test_without_a_proof_nothing_is_compared(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(OllamaServer, "rendered", lambda *arguments: asked.append(arguments))
+    registration = run("none", jinja=TRIMMING)
+    assert registration.facts["rendering"] is None and registration.facts["needs"] is None and not asked
+
+
+def test_a_prompt_of_another_length_is_a_fault(run: Run, smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.add_tokens(["Hello"])
+    registration = run("jinja", tokenizer=tokenizer)
+    assert "the server reads a prompt as" in registration.facts["chat_fault"]
