@@ -111,6 +111,6 @@ def _difference(tokenizer: PreTrainedTokenizerBase, probe: Probe, text: str, ren
     return None
 
 
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
+def _first_difference(expected: Sequence[Any], actual: Sequence[Any]) -> int:
+    pairs = enumerate(zip(expected, actual, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(expected), len(actual)))
