@@ -69,8 +69,8 @@ def measured(tokenizer: PreTrainedTokenizerBase, gguf: Path, file: Path) -> Row:
         *(["no tools are an empty list"] if NO_TOOLS in text else []),
         *(f"knows {name}, unseen by Ollama" for name in sorted(knows - server_capabilities(text))),
     ]
-    proofs = [prove(speaking, gguf, template=str(speaking.chat_template)) for speaking in (original, prepared)]
-    return Row(file.stem, *proofs, ", ".join(remarks))
+    before, after = (prove(speaking, gguf, template=str(speaking.chat_template)) for speaking in (original, prepared))
+    return Row(file.stem, before, after, ", ".join(remarks))
 
 
 def described(proof: TemplateProof) -> str:
