@@ -68,4 +68,4 @@ def server_capabilities(template: str) -> frozenset[str]:
     splits = any(f"content.split({quote}</think>{quote})" in template for quote in "'\"")
     names_reasoning = "reasoning_content" in template or "<SPECIAL_12>" in template
     thinking = ("<think>" in template and "</think>" in template) or (splits and not names_reasoning)
-    return frozenset(name for name, known in (("tools", tools), ("thinking", thinking)) if known)
+    return frozenset(name for name, holds in (("tools", tools), ("thinking", thinking)) if holds)

@@ -109,7 +109,7 @@ _SECOND_TOOL: dict[str, Any] = {
     "function": {
         "name": "clock",
         "description": "Tells the time.",
-        "parameters": {"type": "object", "required": [], "properties": {"zone": {"type": "string"}}},
+        "parameters": {"type": "object", "required": ["zone"], "properties": {"zone": {"type": "string"}}},
     },
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateSyntaxError, meta
 
@@ -92,7 +92,7 @@ def _undeclared(template: str) -> set[str]:
         return set()
 
 
-def _renders(tokenizer: PreTrainedTokenizerBase, template: str, *, tools: list[dict[str, object]] | None) -> bool:
+def _renders(tokenizer: PreTrainedTokenizerBase, template: str, *, tools: list[Any] | None) -> bool:
     try:
         tokenizer.apply_chat_template(QUESTION, chat_template=template, tools=tools, tokenize=False, **THINKING)
     except Exception:  # a template may fail in any way

@@ -1,6 +1,7 @@
 """A GGUF with the vocabulary of another and the smallest of models: llama.cpp's server takes none without weights.
 
-The values of the vocabulary are copied as bytes. The library `gguf` takes them apart, for 50,000 tokens in 4 seconds.
+The values of the vocabulary are copied as bytes. The library `gguf` takes them apart, which takes 17 seconds for the
+128,256 tokens of Llama 3.
 """
 
 from __future__ import annotations

@@ -124,6 +124,6 @@ def text_difference(conversation: str, training: str, server: str) -> Difference
     return Difference(conversation, "text", *excerpts)
 
 
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
+def _first_difference(expected: Sequence[Any], actual: Sequence[Any]) -> int:
+    pairs = enumerate(zip(expected, actual, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(expected), len(actual)))

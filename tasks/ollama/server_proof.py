@@ -47,9 +47,8 @@ def served(
     rendering = None
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
     if proof:
-        knows = dataset.facts["server_capabilities"]
         check_selected(server, name, model, dataset, str(tokenizer.chat_template))
-        outcome = server_proof(server, name, model, tokenizer, knows)
+        outcome = server_proof(server, name, model, dataset, tokenizer)
         differences = [asdict(difference) for difference in outcome.differences]
         rendering = {"compared": outcome.compared, "differences": differences}
     answer = server.chat(name, prompt)
@@ -102,7 +101,11 @@ class ServerProof(NamedTuple):
 
 
 def server_proof(
-    server: OllamaServer, name: ModelName, model: OllamaModel, tokenizer: PreTrainedTokenizerBase, knows: list[str]
+    server: OllamaServer,
+    name: ModelName,
+    model: OllamaModel,
+    dataset: Artifact,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> ServerProof:
     """Compare the server's prompts with those of the training.
 
@@ -110,13 +113,13 @@ def server_proof(
         server: where the model is.
         name: of the model.
         model: what the server was told.
+        dataset: chat format of the training rows.
         tokenizer: of the training rows.
-        knows: what the server takes the GGUF's template to know, such as `tools`.
     """
     differences: list[Difference] = []
     compared = 0
     for probe in probes(tokenizer):
-        if not _is_served(probe, model, knows):
+        if not _is_served(probe, model, dataset):
             continue
         system = [] if probe.begins_with_system or not model.system else [{"role": "system", "content": model.system}]
         try:
@@ -138,8 +141,11 @@ def server_proof(
     return ServerProof(compared, differences)
 
 
-def _is_served(probe: Probe, model: OllamaModel, knows: list[str]) -> bool:
+def _is_served(probe: Probe, model: OllamaModel, dataset: Artifact) -> bool:
     """Whether a server takes such a conversation; by Go it joins neighbours of one role."""
+    knows = dataset.facts["server_capabilities"]
     if (probe.tools and "tools" not in knows) or (probe.thinking is not None and "thinking" not in knows):
         return False
-    return probe.alternates or model.template is None or bool(knows)
+    is_detected = model.template is None and dataset.facts["ollama_template"] == "chatml"
+    by_go = not knows and (model.template is not None or is_detected)
+    return probe.alternates or not by_go

@@ -114,15 +114,15 @@ def test_a_prompt_that_differs_is_named(run: Run, store: Store, monkeypatch: pyt
     monkeypatch.setattr("tasks.ollama.server_proof.check_selected", lambda *_: None)
     registration = run("jinja", chat_format="alpaca", in_gguf="{# a file of another training #}" + "─" * 200 + TRIMMING)
     reading, value = prompts_check(store, registration)
-    assert reading == "failed" and "conversations differ, first a question alone" in value
+    assert reading == "failed" and "conversations differ, first a question" in value
     first = registration.facts["rendering"]["differences"][0]
     assert first["training"].startswith("### Instruction:") and first["server"].startswith("─")
 
 
 def test_what_was_loaded_before_is_unloaded_first(run: Run) -> None:
     """Names of one file share the formatting of the first that was loaded: Go joins two questions in a row."""
-    run("go")
-    rendering = run("jinja").facts["rendering"]
+    run("go", chat_format="alpaca")
+    rendering = run("jinja", chat_format="alpaca").facts["rendering"]
     assert rendering["differences"] == []
 
 
@@ -135,6 +135,6 @@ def test_without_a_proof_nothing_is_compared(run: Run, monkeypatch: pytest.Monke
 
 def test_a_prompt_of_another_length_is_a_fault(run: Run, smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.add_tokens(["Hello"])
+    tokenizer.add_tokens(["user\nHello"])
     registration = run("jinja", tokenizer=tokenizer)
     assert "the server reads a prompt as" in registration.facts["chat_fault"]
