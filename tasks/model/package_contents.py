@@ -96,7 +96,7 @@ class Llama3Vocabulary(Packaged):
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=8192,
-            rope_theta=500_000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
@@ -104,7 +104,7 @@ class Llama3Vocabulary(Packaged):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.SEED)
-            return LlamaForCausalLM(config).to(torch.bfloat16), tokenizer
+            return LlamaForCausalLM(config).bfloat16(), tokenizer
 
 
 def tokenizer_of_smollm2(gguf: Path) -> PreTrainedTokenizerFast:
