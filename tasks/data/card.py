@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tasks.chat.capabilities import server_capabilities
+from tasks.chat.capabilities import knows_tools, server_capabilities
 from tasks.chat.recognition import default_system, known_format, own_text
 from tasks.chat.rendering import render
 from tasks.chat.templates import pinned_date
@@ -80,7 +80,7 @@ def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) 
         tokenizer: with the chat format.
 
     Returns:
-        What a server takes the chat template to know, the text and the system prompt that the template puts in by
+        What a server takes the chat template to know, whether it does know tools, the text and the system prompt that the template puts in by
         itself, and the longest prompt of a held-out row: its split, its number from 1, its tokens.
     """
     prompts = [
@@ -90,6 +90,7 @@ def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) 
     ]
     return {
         "server_capabilities": sorted(server_capabilities(str(tokenizer.chat_template))),
+        "knows_tools": knows_tools(tokenizer),
         "template_text": own_text(tokenizer),
         "default_system": default_system(tokenizer),
         "longest_prompt": max(prompts, key=lambda prompt: prompt["tokens"], default=None),

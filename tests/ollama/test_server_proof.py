@@ -49,10 +49,10 @@ def run(server: OllamaStandIn, store: Store, tiny_gguf: Path, smollm2_tokenizer:
     def registered(
         template: Any = "auto", jinja: str = "", chat_format: Any = "chatml", in_gguf: str = "", **options: Any
     ) -> Artifact:
-        tokenizer = copy.deepcopy(smollm2_tokenizer)
+        base = copy.deepcopy(options.get("tokenizer", smollm2_tokenizer))
         if jinja:
-            tokenizer.chat_template, chat_format = jinja, "tokenizer"
-        tokenizer = apply_chat_format(options.get("tokenizer", tokenizer), chat_format)
+            base.chat_template, chat_format = jinja, "tokenizer"
+        tokenizer = apply_chat_format(base, chat_format)
         text = str(tokenizer.chat_template)
         with store.draft("gguf") as draft:
             (draft.path / "model.gguf").write_bytes(with_chat_template(tiny_gguf.read_bytes(), in_gguf or text))
@@ -116,7 +116,7 @@ def test_a_prompt_that_differs_is_named(run: Run, store: Store, monkeypatch: pyt
     reading, value = prompts_check(store, registration)
     assert reading == "failed" and "conversations differ, first a question" in value
     first = registration.facts["rendering"]["differences"][0]
-    assert first["training"].startswith("### Instruction:") and first["server"].startswith("─")
+    assert "### Instruction:\nHello" in first["training"] and first["server"].startswith("─")
 
 
 def test_what_was_loaded_before_is_unloaded_first(run: Run) -> None:

@@ -72,6 +72,14 @@ def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest
     assert "num_ctx is 1024, below Ollama's own 4096" in caplog.text
 
 
+@pytest.mark.parametrize(("capabilities", "warned"), [([], True), (["tools"], False)])
+def test_tools_that_ollama_does_not_see_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capabilities: list[str], warned: bool
+) -> None:
+    check_served(demo(), served(tmp_path, knows_tools=True, server_capabilities=capabilities), None)
+    assert ("it will refuse chats with tools" in caplog.text) == warned
+
+
 DIFFERENCE = {"conversation": "empty turns", "kind": "text", "training": "<|user|>\n", "server": "<|user|>"}
 OTHERWISE = {"proven": False, "why": None, "conversations": 12, "differences": [DIFFERENCE]}
 UNPARSABLE: dict[str, Any] = {
