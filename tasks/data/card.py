@@ -80,8 +80,8 @@ def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) 
         tokenizer: with the chat format.
 
     Returns:
-        What a server takes the chat template to know, whether it does know tools, the text and the system prompt that the template puts in by
-        itself, and the longest prompt of a held-out row: its split, its number from 1, its tokens.
+        What a server takes the chat template to know, whether it does know tools, the text and the system prompt that
+        it puts in by itself, and the longest prompt of a held-out row: its split, its number from 1, its tokens.
     """
     prompts = [
         {"split": name, "row": number, "tokens": tokens}

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import prefect  # noqa: F401 - replaces the root logger's handlers, which no test should see happen
 import pytest
+from prefect import get_run_logger  # noqa: F401 - replaces the root logger's handlers, which no test should see happen
 
 from tasks.engine.artifacts import Artifact, reference
 from tasks.engine.errors import UserError
