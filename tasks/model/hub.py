@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -23,6 +24,7 @@ from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError, is_tempora
 from tasks.model.files import NOT_FILES, check_names, matching, patterns
 from tasks.settings.finetune import ModelSettings
 
+SIZE_IN_A_NAME = re.compile(r"(?<![0-9.])(\d+(?:\.\d+)?)B(?![a-z0-9])", re.IGNORECASE)
 BYTES_OF_A_WEIGHT = 2
 """In most repositories: their files hold 16-bit weights."""
 
@@ -72,18 +74,36 @@ def weights_by_size(info: ModelInfo) -> int | None:
     return size // BYTES_OF_A_WEIGHT or None
 
 
+def weights_by_name(name: str) -> int | None:
+    """About how many weights a model has by its name, such as 8 billion of `Meta-Llama-3-8B`; none if it does not say.
+
+    Args:
+        name: of the model on the Hub.
+    """
+    sizes = SIZE_IN_A_NAME.findall(name.rpartition("/")[2])
+    return max((int(float(size) * 1e9) for size in sizes), default=None)
+
+
 def download(settings: ModelSettings) -> Path:
     """Download what is needed into the Hub's cache, or find it there when the Hub cannot be reached.
 
     Raises:
-        UserError: there is no such model, no right to it, or its files are not those of a model.
+        UserError: there is no such model, no right to it, or its files are not those of a model; or HF_HUB_OFFLINE is
+            set, and the cache does not hold the model.
         TemporaryError: the Hub cannot be reached, and the cache does not hold the model.
     """
     info = ask_hub(settings)
     if info is not None:
         check_names([file.rfilename for file in info.siblings or ()], settings.name)
-    with _hub_errors(settings):
-        return Path(snapshot_download(settings.name, local_files_only=info is None, **_wanted(settings)))
+    try:
+        with _hub_errors(settings):
+            return Path(snapshot_download(settings.name, local_files_only=info is None, **_wanted(settings)))
+    except TemporaryError:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        fix = "Unset HF_HUB_OFFLINE, or give a model directory as model.name."
+        what = "the model is not whole in the Hub's local cache, and HF_HUB_OFFLINE forbids to ask the Hub"
+        raise UserError(what, where=_where(settings), fix=fix) from None
 
 
 def bytes_to_download(settings: ModelSettings) -> int:

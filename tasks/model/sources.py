@@ -11,7 +11,7 @@ from huggingface_hub import ModelInfo, constants
 from tasks.engine.artifacts import Artifact, reference
 from tasks.engine.errors import UserError
 from tasks.model.files import count_parameters, model_facts, model_files
-from tasks.model.hub import ask_hub, bytes_to_download, cached_commit, counted_weights, weights_by_size
+from tasks.model.hub import ask_hub, bytes_to_download, cached_commit, counted_weights, weights_by_name, weights_by_size
 from tasks.model.packaged import PACKAGE, PACKAGES, package_version
 from tasks.settings.finetune import ModelSettings
 
@@ -46,7 +46,7 @@ def parameters_of_source(settings: ModelSettings) -> int | None:
 
 
 def about_parameters(settings: ModelSettings, info: ModelInfo | None) -> int | None:
-    """The same without a check of the model, and where the Hub has not counted, by the sizes of its files.
+    """The same without a check of the model; where the Hub has not counted, by its files' sizes, else by its name.
 
     Args:
         settings: the model's name.
@@ -59,7 +59,8 @@ def about_parameters(settings: ModelSettings, info: ModelInfo | None) -> int | N
         return _packaged_parameters(settings.name)
     if (directory := local_directory(settings.name)) is not None:
         return count_parameters(directory)
-    return (counted_weights(info) or weights_by_size(info)) if info else None
+    counted = (counted_weights(info) or weights_by_size(info)) if info else None
+    return counted or weights_by_name(settings.name)
 
 
 def on_hub(settings: ModelSettings) -> bool:

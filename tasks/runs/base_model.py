@@ -18,7 +18,7 @@ LARGE = 3_000_000_000
 def check_base_model(settings: ModelSettings, plan: Plan, *, computes_here: bool = True) -> None:
     """Refuse a model that is too large for a machine without a GPU, or gated for this user, before it is fetched.
 
-    It says nothing of a model on the Hub where the Hub cannot be asked.
+    Where the Hub cannot be asked, the size is taken from the model's name, and access is left to the download.
 
     Args:
         settings: which model; whether a large one may be trained on a CPU.

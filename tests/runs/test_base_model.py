@@ -15,6 +15,7 @@ from huggingface_hub import constants, snapshot_download
 from tasks.engine.artifacts import reference
 from tasks.engine.errors import UserError
 from tasks.engine.planning import Plan
+from tasks.model.hub import download
 from tasks.model.packaged import PACKAGES
 from tasks.runs.base_model import LARGE, check_base_model
 from tasks.settings.finetune import ModelSettings
@@ -125,9 +126,31 @@ def test_a_large_model_is_none_with_a_gpu_by_the_setting_or_where_a_cluster_trai
     check_base_model(ON_HUB, ALL_TO_RUN)
 
 
-def test_where_the_hub_does_not_answer_the_check_says_nothing(hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("org/Meta-Llama-3-8B", "8.0"), ("org/qwen3.5-32b-instruct", "32.0"), ("org/Mixtral-8x7B-v0.1", "7.0"),
+        ("org/Qwen2.5-0.5B", None), ("org/name", None), ("org/gemma-3-270m", None), ("8B-org/name-v4bit", None),
+    ],
+)  # fmt: skip
+def test_where_the_hub_does_not_answer_the_name_decides(hub: Hub, name: str, billions: str | None) -> None:
     hub.counted, hub.reachable = LARGE + 1, False
-    check_base_model(ON_HUB, ALL_TO_RUN)
+    settings = ModelSettings(name=name)
+    if billions is None:
+        check_base_model(settings, ALL_TO_RUN)
+    else:
+        assert refusal(settings) == too_large(name, billions)
+
+
+def test_offline_by_choice_a_model_that_is_not_cached_is_not_waited_for(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot_download("org/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.reachable = False
+    assert download(ON_HUB).is_dir()
+    with pytest.raises(UserError, match="not whole in the Hub's local cache, and HF_HUB_OFFLINE forbids"):
+        download(ModelSettings(name="org/another"))
 
 
 def test_access_to_a_gated_model_is_asked_once_and_refused_in_one_line(hub: Hub) -> None:
