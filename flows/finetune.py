@@ -127,7 +127,6 @@ def stages(settings: FinetuneSettings) -> Finetuned:
         settings=settings.fidelity,
         gguf_type=settings.export.gguf_type,
         base=settings.model,
-        template=settings.ollama.template,
         store=store,
     )
     registration = register(

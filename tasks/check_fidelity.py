@@ -9,6 +9,7 @@ model's idea of the prompts is no matter to its users, and not stable.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from tasks.engine.stage import stage
 from tasks.evaluation.answering import conversations
 from tasks.evaluation.loading import COMPUTING, load_model
 from tasks.export.checks import Check
-from tasks.export.fidelity_limits import FidelityFigures, fidelity_checks, limits, template_check
+from tasks.export.fidelity_limits import FidelityFigures, fidelity_checks, limits
 from tasks.export.fidelity_measures import (
     base_nll_by_row,
     compare_row,
@@ -31,8 +32,7 @@ from tasks.export.fidelity_measures import (
 from tasks.llamacpp.rendering import renderer_version
 from tasks.llamacpp.template_proof import prove
 from tasks.llamacpp.token_ids import mismatches, prompt_mismatches, torture
-from tasks.ollama.served_template import jinja_counts
-from tasks.settings.export import FidelitySettings, GgufType, Template
+from tasks.settings.export import FidelitySettings, GgufType
 from tasks.settings.finetune import ModelSettings
 
 PROMPTS = 32
@@ -54,7 +54,6 @@ def check_fidelity(
     settings: FidelitySettings,
     gguf_type: GgufType,
     base: ModelSettings,
-    template: Template,
     store: Store,
 ) -> Artifact:
     """Compare a GGUF with the model that it was made from.
@@ -66,7 +65,6 @@ def check_fidelity(
         settings: how much is read, and the limits.
         gguf_type: what type the file was to be.
         base: the type that is computed in, and whether to run code that comes with the model.
-        template: the setting `ollama.template`, by which a chat template that llama.cpp renders otherwise is a failure.
         store: where the artifact goes.
 
     Returns:
@@ -101,11 +99,11 @@ def check_fidelity(
         llama.close()
     del network
     figures = fidelity_figures(compared, wrong, file_type=file_type, end_token=end_token)
-    rendered = template_check(prove(tokenizer, file).facts(), counts=jinja_counts(dataset, template))
-    return _write(figures, [*fidelity_checks(figures, bounds, gguf_type), rendered], store)
+    checks = fidelity_checks(figures, bounds, gguf_type)
+    return _write(figures, checks, prove(tokenizer, file).facts(), store)
 
 
-def _write(figures: FidelityFigures, checks: list[Check], store: Store) -> Artifact:
+def _write(figures: FidelityFigures, checks: list[Check], template: dict[str, Any], store: Store) -> Artifact:
     with store.draft("fidelity") as draft:
         passed = all(check.reading != "failed" for check in checks)
         facts = {
@@ -113,6 +111,7 @@ def _write(figures: FidelityFigures, checks: list[Check], store: Store) -> Artif
             "checks": [check._asdict() for check in checks],
             "rows": figures.rows,
             "tokens": figures.tokens,
+            "template": template,
         }
         text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
         (draft.path / "fidelity.json").write_text(text + "\n", encoding="utf-8")

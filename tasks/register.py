@@ -18,8 +18,9 @@ from tasks.ollama.directory import OllamaDirectory
 from tasks.ollama.modelfile import OllamaModel, ollama_model, render_modelfile
 from tasks.ollama.names import ModelName, is_version_of, parse_name, version_name
 from tasks.ollama.registry import Registry, registry
+from tasks.ollama.served_template import jinja_counts
 from tasks.ollama.server import OllamaServer
-from tasks.ollama.server_proof import served
+from tasks.ollama.server_proof import OnServer, served
 from tasks.settings.export import OllamaSettings
 
 
@@ -34,6 +35,8 @@ def is_registered(registration: Artifact, /, *, settings: OllamaSettings, **_oth
         return True
     version = parse_name(registration.facts["model"])
     try:
+        if isinstance(place, OllamaServer) and str(place.version()) != registration.facts["server"]:
+            return False  # another version may format chats otherwise
         return place.digest(version) == registration.facts["digest"] and place.is_whole(version)
     except (UserError, TemporaryError):
         return False  # `register` finds out what ails the server
@@ -44,7 +47,12 @@ def model_files_sha256(**_arguments: object) -> str:
     return " ".join(file_sha256(path) for path in sorted(checkout_directory("modelfiles").iterdir()))
 
 
-@stage(retries=2, libraries=("llama-cpp-python", "ollama", "jinja2"), watch=model_files_sha256, still=is_registered)
+@stage(
+    retries=2,
+    libraries=("llama-cpp-python", "ollama", "jinja2", "transformers"),
+    watch=model_files_sha256,
+    still=is_registered,
+)
 def register(
     gguf: Artifact,
     *,
@@ -80,12 +88,14 @@ def register(
     version = _version(place, parsed, sha256, model)
     facts: dict[str, Any] = {
         "name": name, "target": settings.target, "gguf_sha256": sha256, "model": str(version), "needs": model.needs,
+        "jinja_counts": jinja_counts(dataset, settings.template),
     }  # fmt: skip
     if place is not None:
         facts["digest"] = place.create(version, file, sha256, model)
     if isinstance(place, OllamaServer):
         prompt = gguf.facts.get("answer", {}).get("prompt", "Hello")
-        facts |= served(place, version, model, dataset, prompt, proof=settings.template != "none")
+        facts["server"] = str(server)
+        facts |= served(OnServer(place, version, model, dataset, server), prompt, proof=settings.template != "none")
     if isinstance(place, OllamaDirectory):
         facts["models"] = str(settings.models)
     from_ = os.path.relpath(file, store.root / "registration" / "any")  # as deep as the artifact will lie

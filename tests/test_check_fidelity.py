@@ -103,7 +103,6 @@ def checks(merged: Artifact, tiny_model: Artifact, dataset: Artifact, store: Sto
             settings=settings,
             gguf_type=gguf_type,
             base=HELD,
-            template="auto",
             store=store,
         )
         checks = {check["key"]: Check(**check) for check in fidelity.facts["checks"]}

@@ -55,7 +55,7 @@ def calls(store: Store, artifacts: dict[str, Artifact]) -> dict[str, Callable[[]
     scoring = ScoringSettings(tasks=(), samples=1, max_new_tokens=2, batch_size=1)
     training = {"base": MODEL, "lora": LORA, "training": TRAINING, "grit": None, "seed": 1}
     inputs = {"merged": merged, "model": model, "dataset": dataset}
-    fidelity = {"settings": FidelitySettings(rows=1), "gguf_type": "q8_0", "base": ModelSettings(), "template": "auto"}
+    fidelity = {"settings": FidelitySettings(rows=1), "gguf_type": "q8_0", "base": ModelSettings()}
     options = {"settings": scoring, "base": ModelSettings(), "role": "base", "seed": 1}
     return {
         "fetch_model": lambda: fetch_model.function(MODEL, store=store),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tasks.ollama.modelfile import ollama_model, render_modelfile
 from tasks.ollama.names import ModelName, parse_name
 from tasks.ollama.next_commands import needed, next_commands
 from tasks.ollama.served_template import served_template
+from tasks.ollama.server import OllamaServer
 from tasks.register import is_registered, register
 from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_models import config_of
-from tests.standins.ollama_server import Faults, OllamaStandIn, ollama_stand_in
+from tests.standins.ollama_server import Faults, Handler, OllamaStandIn, ollama_stand_in
 from tests.support.made_artifacts import make_dataset
 
 TINY: list[Path] = []
@@ -245,6 +247,25 @@ def test_a_name_in_another_case_takes_the_known_spelling(store: Store, tmp_path:
     assert [path.name for path in (models / "manifests/registry.ollama.ai/library").iterdir()] == ["Demo-Grit"]
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.34.1", "0.34.1"), ("0.30.0-rc2", "0.30.0"), ("0.0.0", None), ("built yesterday", None)],
+)
+def test_the_servers_version_is_read_where_it_has_one(server: OllamaStandIn, text: str, version: str | None) -> None:
+    server.version = replace(server.version, text=text)
+    assert OllamaServer(server.url).version() == (Version(version) if version else None)
+
+
+def test_a_gateway_in_place_of_a_version_may_be_tried_again(
+    server: OllamaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handler, "_version", lambda self: self._send(502, {"error": "bad gateway"}))
+    with pytest.raises(TemporaryError, match=r"cannot just now .HTTP 502.: .*bad gateway"):
+        OllamaServer(server.url).version()
+    monkeypatch.setattr(Handler, "_version", lambda self: self._send(200, ["0.34.0"]))
+    assert OllamaServer(server.url).version() is None
+
+
 def test_a_server_that_is_down_may_be_tried_again(store: Store) -> None:
     with pytest.raises(TemporaryError, match=r"http://127.0.0.1:9: no Ollama server answers. Start `ollama serve`"):
         run(store, OllamaSettings(target="server", host="http://127.0.0.1:9"))
@@ -354,7 +375,7 @@ def test_a_server_that_is_too_old_for_the_template_is_named(store: Store, templa
     ("facts", "parameters", "message"),
     [
         ({"context_length": 4095}, {"num_ctx": 4096}, "num_ctx is 4096, and the model's context has 4095 tokens"),
-        ({}, {"stop": "use"}, "the stop 'use' is in the chat template's own text"),
+        ({}, {"stop": "use"}, "the stop 'use' is a part of the chat template's own text"),
         ({}, {"temprature": 1}, "Ollama knows no temprature"),
         ({}, {"temperature": "warm"}, "temperature is 'warm'. Ollama wants a number here"),
         ({"system": 'three """ quotes'}, {}, 'a Modelfile cannot express """'),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from tasks.export.checks import Check
 from tasks.export.gguf_types import GGUF_TYPES, FidelityLimits
@@ -106,25 +105,6 @@ def fidelity_checks(figures: FidelityFigures, bounds: FidelityLimits, gguf_type:
             )
         )
     return checks
-
-
-def template_check(proof: dict[str, Any], *, counts: bool) -> Check:
-    """Read how llama.cpp renders the chat template that the GGUF holds.
-
-    Args:
-        proof: the facts of a `TemplateProof`.
-        counts: whether a server may format with that template; otherwise a difference is only a warning.
-    """
-    name, wanted, key = "chat template by llama.cpp", "as trained", "template"
-    compared, differences = proof["conversations"], proof["differences"]
-    if proof["proven"] is None:
-        return Check(name, f"not proven: {proof['why']}", wanted, "warned", key=key)
-    if proof["proven"]:
-        return Check(name, f"{compared} conversations equal", wanted, "passed", key=key)
-    value = proof["why"]
-    if differences:
-        value = f"{len(differences)} of {compared} conversations differ, first {differences[0]['conversation']}"
-    return Check(name, value, wanted, "failed" if counts else "warned", key=key)
 
 
 def _check(key: str, name: str, value: str, limit: str, passed: bool, *, warned: bool = False) -> Check:

@@ -106,7 +106,8 @@ def ollama_model(
     check_stops(own, dataset)
     parameters = _context(dataset, parameters) | {"stop": stops} | parameters
     system = dataset.facts["system"]
-    if served.kind != "go" and system == dataset.facts["default_system"]:
+    by_go = served.kind == "go" or dataset.facts["ollama_template"] == "chatml"  # which a server detects
+    if not by_go and system == dataset.facts["default_system"]:
         system = None  # the model's own template puts it there
     texts = {"chat.system": system, "the model's license": license_name, "ollama.parameters": "\n".join(stops)}
     for where, text in texts.items():
@@ -121,7 +122,7 @@ def ollama_model(
 
 
 def check_stops(own: Sequence[str], dataset: Artifact) -> None:
-    """Check that no stop of the user's is part of the text that the chat template itself writes.
+    """Check that no stop of the user's is part of the text that the chat template itself writes, line ends aside.
 
     Args:
         own: the user's.
@@ -130,11 +131,11 @@ def check_stops(own: Sequence[str], dataset: Artifact) -> None:
     Raises:
         UserError: one is.
     """
-    if inside := [stop for stop in own if stop in dataset.facts["template_text"]]:
+    if inside := [stop for stop in own if stop.strip() and stop in dataset.facts["template_text"]]:
         raise UserError(
-            f"the stop {inside[0]!r} is in the chat template's own text, so an answer may end where it begins",
+            f"the stop {inside[0]!r} is a part of the chat template's own text",
             where="ollama.parameters",
-            fix="Leave it out: the ends of the template's turns are stops already.",
+            fix="Leave it out, or make it longer: the ends of the template's turns are stops already.",
         )
 
 

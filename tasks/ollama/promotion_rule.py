@@ -55,11 +55,32 @@ def export_checks(fidelity: Artifact, registration: Artifact) -> Iterator[Check]
     failed = ", ".join(check["name"] for check in fidelity.facts["checks"] if check["reading"] == "failed")
     outcome = f"failed: {failed}" if failed else "passed"
     yield Check("fidelity of the GGUF", outcome, "passed", _reading(not failed), key="fidelity")
+    if "template" in fidelity.facts:
+        yield template_check(fidelity.facts["template"], counts=bool(registration.facts.get("jinja_counts")))
     if rendering := registration.facts.get("rendering"):
         yield prompts_check(rendering)
     if "chat_fault" in registration.facts:
         fault, wanted = registration.facts["chat_fault"], "ends by itself"
         yield Check("chat through the server", fault or wanted, wanted, _reading(fault is None), key="chat")
+
+
+def template_check(proof: dict[str, Any], *, counts: bool) -> Check:
+    """Read how llama.cpp renders the chat template that the GGUF holds.
+
+    Args:
+        proof: the facts of a `TemplateProof`.
+        counts: whether a server may format with that template; otherwise a difference is only a warning.
+    """
+    name, wanted, key = "chat template by llama.cpp", "as trained", "template"
+    compared, differences = proof["conversations"], proof["differences"]
+    if proof["proven"] is None:
+        return Check(name, f"not proven: {proof['why']}", wanted, "warned", key=key)
+    if proof["proven"]:
+        return Check(name, f"{compared} conversations equal", wanted, "passed", key=key)
+    value = proof["why"]
+    if differences:
+        value = f"{len(differences)} of {compared} conversations differ, first {differences[0]['conversation']}"
+    return Check(name, value, wanted, "failed" if counts else "warned", key=key)
 
 
 def prompts_check(rendering: dict[str, Any]) -> Check:

@@ -48,8 +48,8 @@ def served_template(dataset: Artifact, settings: OllamaSettings, server: Version
     fits = dataset.facts["ollama_template"] in FORMATS
     knows_more = bool(dataset.facts["server_capabilities"])
     choice = settings.template
+    old = not renders_jinja(server)
     if choice == "auto":
-        old = server is not None and server < JINJA_SINCE
         # On a server the choice is for its version alone; a store may be served by any.
         wins = knows_more and server is not None and not old
         choice = "go" if fits and not wins else "jinja"
@@ -59,13 +59,22 @@ def served_template(dataset: Artifact, settings: OllamaSettings, server: Version
             where="ollama.template",
             fix="Use jinja, or set chat.format to one of these and train with it.",
         )
-    if choice == "jinja" and server is not None and server < JINJA_SINCE:
+    if choice == "jinja" and old:
         raise UserError(
             f"Ollama {server} cannot render the model's own chat template, which needs {JINJA_SINCE} or newer",
             where="ollama.template",
             fix=f"Use a newer Ollama, or set chat.format to {format_names('or')} and train with it.",
         )
     return ServedTemplate(choice)
+
+
+def renders_jinja(server: Version | None) -> bool:
+    """Whether a server renders a GGUF's own template; true where its version is not known.
+
+    Args:
+        server: its version.
+    """
+    return server is None or server >= JINJA_SINCE
 
 
 def jinja_counts(dataset: Artifact, template: Template) -> bool:

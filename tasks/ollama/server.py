@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from tasks.export.gguf_types import ollama_file_type
 from tasks.llamacpp.header import gguf_config
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName, known_name
+from tasks.ollama.shown import check_shown
 
 if TYPE_CHECKING:
     from tasks.chat.probes import Probe
@@ -81,10 +81,13 @@ class OllamaServer:
     def version(self) -> Version | None:
         """The server's version without a suffix such as `-rc2`; none of a build that was given no number."""
         with self._clear_errors():
-            text = str(self._connection.get("/api/version").raise_for_status().json().get("version", ""))
+            response = self._connection.get("/api/version")
+            if response.is_error:
+                raise ollama.ResponseError(response.text, response.status_code)
+            answer = response.json()
         try:
-            version = Version(Version(text).base_version)
-        except InvalidVersion:
+            version = Version(Version(str(answer["version"])).base_version)
+        except (InvalidVersion, LookupError, TypeError):
             return None
         return version if any(version.release) else None
 
@@ -179,18 +182,27 @@ class OllamaServer:
         Raises:
             UserError: it refuses the conversation.
         """
-        request = {
-            "model": str(name), "messages": probe.messages, "stream": False, "options": {"num_predict": 1},
-            "_debug_render_only": True,
-        } | ({"tools": list(probe.tools)} if probe.tools else {})  # fmt: skip
-        if probe.thinking is not None:
-            request["think"] = probe.thinking
+        rendered = (self._asked(_chat(name, probe) | {"_debug_render_only": True}).get("_debug_info") or {}).get(
+            "rendered_template"
+        )
+        return None if rendered is None else str(rendered)
+
+    def prompt_tokens(self, name: ModelName, probe: Probe) -> int:
+        """Tokens of a conversation as the server reads it, the beginning of the text included.
+
+        Args:
+            name: of the model.
+            probe: the conversation.
+        """
+        return int(self._asked(_chat(name, probe)).get("prompt_eval_count") or 0)
+
+    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._clear_errors():
             response = self._connection.post("/api/chat", json=request)
             if response.is_error:
                 raise ollama.ResponseError(response.text, response.status_code)
-            rendered = (response.json().get("_debug_info") or {}).get("rendered_template")
-        return None if rendered is None else str(rendered)
+            answer: dict[str, Any] = response.json()
+        return answer
 
     @property
     def _connection(self) -> httpx.Client:
@@ -238,6 +250,16 @@ class OllamaServer:
             ) from error
 
 
+def _chat(name: ModelName, probe: Probe) -> dict[str, Any]:
+    """A request for one token of an answer."""
+    request: dict[str, Any] = {
+        "model": str(name), "messages": probe.messages, "stream": False, "options": {"num_predict": 1},
+    }  # fmt: skip
+    if probe.tools:
+        request["tools"] = list(probe.tools)
+    return request if probe.thinking is None else request | {"think": probe.thinking}
+
+
 def upload(client: ollama.Client, file: Path, digest: str) -> None:
     """Send a file unless the server has it.
 
@@ -261,37 +283,3 @@ def upload(client: ollama.Client, file: Path, digest: str) -> None:
         response = connection.post(url, content=chunks, headers={"Content-Length": str(size)})
     if response.is_error:
         raise ollama.ResponseError(response.text, response.status_code)
-
-
-def check_shown(client: ollama.Client, host: str, name: ModelName, model: OllamaModel, file_type: str) -> None:
-    """Compare what the server shows with what was sent, the template aside: which one it takes is its choice.
-
-    Raises:
-        UserError: parameters or quantisation differ.
-    """
-    shown = client.show(str(name))
-    parameters: dict[str, list[Any]] = {}
-    for line in (shown.parameters or "").splitlines():
-        key, _, value = line.partition(" ")
-        parameters.setdefault(key, []).append(_shown_value(value.strip()))
-    faults = [
-        f"parameter {key}"
-        for key, value in model.parameters.items()
-        if any(sent not in parameters.get(key, []) for sent in (value if isinstance(value, list) else [value]))
-    ]
-    level = shown.details.quantization_level if shown.details else None
-    if level in (None, "", "unknown") or (level != file_type and file_type != "unknown"):
-        faults.append(f"quantisation level ({level} in place of {file_type})")
-    if faults:
-        raise UserError(
-            f"the server does not show what was sent: {', '.join(faults)}",
-            where=f"{host}, model {name}",
-            fix="Update Ollama, or register with ollama.target store.",
-        )
-
-
-def _shown_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 from tasks.chat.probes import Probe, probes
 from tasks.chat.rendering import render, without_bos
@@ -12,7 +15,8 @@ from tasks.engine.errors import UserError
 from tasks.llamacpp.template_proof import AFTER, Difference, text_difference
 from tasks.ollama.modelfile import OllamaModel
 from tasks.ollama.names import ModelName
-from tasks.ollama.server import Answer, OllamaServer
+from tasks.ollama.served_template import renders_jinja
+from tasks.ollama.server import OllamaServer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,16 +25,67 @@ PASSED_ON = "{{ .Prompt }}"
 """What a server may show where the GGUF's own template formats the chat."""
 
 
-def served(
-    server: OllamaServer, name: ModelName, model: OllamaModel, dataset: Artifact, prompt: str, *, proof: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OnServer:
+    """A model that a server has, and what decides how its chats are formatted there."""
+
+    server: OllamaServer
+    name: ModelName
+    model: OllamaModel
+    """What the server was told."""
+    dataset: Artifact
+    """Tokenizer and chat format of the training rows."""
+    version: Version | None
+    """The server's, if it is known."""
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the training rows; its chat template is the GGUF's."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.dataset.path / "tokenizer", local_files_only=True)
+
+    @property
+    def knows(self) -> list[str]:
+        """What the server takes the GGUF's template to know, such as `tools`, if it renders that one at all."""
+        return list(self.dataset.facts["server_capabilities"]) if renders_jinja(self.version) else []
+
+    @property
+    def is_detected(self) -> bool:
+        """Whether the server gets no template, and takes the GGUF's for its own ChatML."""
+        return self.model.template is None and self.dataset.facts["ollama_template"] == "chatml" and not self.knows
+
+    @property
+    def by_go(self) -> bool:
+        """Whether a template of Go's formats the chat."""
+        return self.is_detected or (self.model.template is not None and not self.knows)
+
+    def takes(self, probe: Probe) -> bool:
+        """Whether the server takes such a conversation as it is: by Go it joins neighbours of one role."""
+        if (probe.tools and "tools" not in self.knows) or (probe.thinking is not None and "thinking" not in self.knows):
+            return False
+        return probe.alternates or not self.by_go
+
+    def expected(self, probe: Probe) -> str:
+        """The text of a conversation as the training renders it, with the system prompt that the server puts in.
+
+        Raises:
+            UserError: the training's template refuses it.
+        """
+        system = [{"role": "system", "content": self.model.system}] if self.model.system else []
+        messages = probe.messages if probe.begins_with_system else [*system, *probe.messages]
+        return render(self.tokenizer, messages, prompt=True, tools=probe.tools, thinking=probe.thinking)
+
+    def count(self, text: str) -> int:
+        """Tokens of a rendered text, as the training has them."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def served(model: OnServer, prompt: str, *, proof: bool) -> dict[str, Any]:
     """Look at what a server has made of a model: the template it takes, the prompts it makes, the answer it gives.
 
     Args:
-        server: where the model is.
-        name: of the model.
-        model: what the server was told.
-        dataset: tokenizer and chat format of the training rows.
+        model: on its server.
         prompt: what the model is asked.
         proof: whether template and prompts are compared with those of the training.
 
@@ -41,111 +96,74 @@ def served(
     Raises:
         UserError, TemporaryError: as the server's methods have them, and for a template that is none of ours.
     """
-    from transformers import AutoTokenizer
-
-    server.unload(name)
+    model.server.unload(model.name)
     rendering = None
-    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer", local_files_only=True)
     if proof:
-        check_selected(server, name, model, dataset, str(tokenizer.chat_template))
-        outcome = server_proof(server, name, model, dataset, tokenizer)
-        differences = [asdict(difference) for difference in outcome.differences]
-        rendering = {"compared": outcome.compared, "differences": differences}
-    answer = server.chat(name, prompt)
-    miscounted = _miscounted(answer, tokenizer, model, prompt) if proof else None
-    return {"rendering": rendering, "chat_fault": miscounted or answer.fault(model.parameters["stop"])}
+        check_selected(model)
+        rendering = compared_prompts(model)
+    answer = model.server.chat(model.name, prompt)
+    fault = answer.fault(model.model.parameters["stop"])
+    if proof:
+        trained = model.count(model.expected(Probe("a question", [{"role": "user", "content": prompt}])))
+        if answer.prompt_tokens not in (0, trained):
+            fault = f"the server reads a prompt as {answer.prompt_tokens} tokens, the training as {trained}"
+    return {"rendering": rendering, "chat_fault": fault}
 
 
-def _miscounted(answer: Answer, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, prompt: str) -> str | None:
-    """What is wrong with the number of tokens that the server has read, if it tells one."""
-    system = [{"role": "system", "content": model.system}] if model.system else []
-    text = render(tokenizer, [*system, {"role": "user", "content": prompt}], prompt=True)
-    trained = len(tokenizer(text, add_special_tokens=False).input_ids)
-    if answer.prompt_tokens in (0, trained):
-        return None
-    return f"the server reads a prompt as {answer.prompt_tokens} tokens, the training as {trained}"
-
-
-def check_selected(server: OllamaServer, name: ModelName, model: OllamaModel, dataset: Artifact, jinja: str) -> None:
+def check_selected(model: OnServer) -> None:
     """Check that the server formats with one of ours: the TEMPLATE that it got, or the GGUF's own template.
 
     Args:
-        server: where the model is.
-        name: of the model.
-        model: what the server was told.
-        dataset: chat format of the training rows.
-        jinja: the template in the GGUF.
+        model: on its server.
 
     Raises:
         UserError: it shows another one, such as one that it has detected.
     """
-    if model.template is None and dataset.facts["ollama_template"] == "chatml":
-        return  # it is detected as what it is
-    ours = [jinja, PASSED_ON] if model.template is None else [model.template]
-    if model.template is not None and dataset.facts["server_capabilities"]:
+    if model.is_detected:
+        return  # as what it is
+    jinja = str(model.tokenizer.chat_template)
+    ours = [jinja, PASSED_ON] if model.model.template is None else [model.model.template]
+    if model.model.template is not None and model.knows:
         ours.append(jinja)
-    if (shown := server.shown_template(name)) not in ours:
+    if (shown := model.server.shown_template(model.name)) not in ours:
         raise UserError(
             f"the server formats the chat with a template that is none of ours: {shown[:60]!r}",
-            where=f"{server.where}, model {name}",
+            where=f"{model.server.where}, model {model.name}",
             fix="Update Ollama, or choose another ollama.template.",
         )
 
 
-class ServerProof(NamedTuple):
-    """What a server makes of the probe conversations."""
-
-    compared: int
-    """Conversations that it has rendered; 0 where it cannot tell."""
-    differences: list[Difference]
-
-
-def server_proof(
-    server: OllamaServer,
-    name: ModelName,
-    model: OllamaModel,
-    dataset: Artifact,
-    tokenizer: PreTrainedTokenizerBase,
-) -> ServerProof:
-    """Compare the server's prompts with those of the training.
+def compared_prompts(model: OnServer) -> dict[str, Any]:
+    """Compare the server's prompts with those of the training, as text and by the number of their tokens.
 
     Args:
-        server: where the model is.
-        name: of the model.
-        model: what the server was told.
-        dataset: chat format of the training rows.
-        tokenizer: of the training rows.
+        model: on its server.
+
+    Returns:
+        How many were `compared`, 0 where the server does not show them, and the `differences`.
     """
     differences: list[Difference] = []
     compared = 0
-    for probe in probes(tokenizer):
-        if not _is_served(probe, model, dataset):
-            continue
-        system = [] if probe.begins_with_system or not model.system else [{"role": "system", "content": model.system}]
+    for probe in filter(model.takes, probes(model.tokenizer)):
         try:
-            expected = render(
-                tokenizer, [*system, *probe.messages], prompt=True, tools=probe.tools, thinking=probe.thinking
-            )
+            expected = model.expected(probe)
         except UserError:
-            continue  # the training's template refuses it, so that no row is like it
+            continue  # so that no row is like it
         try:
-            rendered = server.rendered(name, probe)
+            rendered = model.server.rendered(model.name, probe)
+            if rendered is None:
+                return {"compared": 0, "differences": []}
+            compared += 1
+            difference = _difference(model, probe, expected, rendered)
         except UserError as error:
-            differences.append(Difference(probe.name, "refused", expected[:AFTER], str(error)))
-            continue
-        if rendered is None:
-            return ServerProof(0, [])
-        compared += 1
-        if difference := text_difference(probe.name, without_bos(tokenizer, expected), rendered):
+            difference = Difference(probe.name, "refused", expected[:AFTER], str(error))
+        if difference is not None:
             differences.append(difference)
-    return ServerProof(compared, differences)
+    return {"compared": compared, "differences": [asdict(difference) for difference in differences]}
 
 
-def _is_served(probe: Probe, model: OllamaModel, dataset: Artifact) -> bool:
-    """Whether a server takes such a conversation; by Go it joins neighbours of one role."""
-    knows = dataset.facts["server_capabilities"]
-    if (probe.tools and "tools" not in knows) or (probe.thinking is not None and "thinking" not in knows):
-        return False
-    is_detected = model.template is None and dataset.facts["ollama_template"] == "chatml"
-    by_go = not knows and (model.template is not None or is_detected)
-    return probe.alternates or not by_go
+def _difference(model: OnServer, probe: Probe, expected: str, rendered: str) -> Difference | None:
+    if difference := text_difference(probe.name, without_bos(model.tokenizer, expected), rendered):
+        return difference
+    trained, read = model.count(expected), model.server.prompt_tokens(model.name, probe)
+    return None if read in (0, trained) else Difference(probe.name, "tokens", f"{trained} tokens", f"{read} tokens")

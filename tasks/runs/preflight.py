@@ -142,17 +142,21 @@ def check_served(settings: FinetuneSettings, dataset: Artifact, license_name: st
     Raises:
         UserError: as `ollama_model` has it, or as an answer would end before it begins.
     """
-    model = ollama_model(dataset, settings.ollama, license_name, server_version(settings.ollama))
+    server = server_version(settings.ollama)
+    model = ollama_model(dataset, settings.ollama, license_name, server)
     if looking():
         return
-    if model.context < DEFAULT_CONTEXT:
+    if model.needs and settings.ollama.target == "server" and server is None:
+        run_logger().warning("ollama.host: the server must be Ollama %s or newer by then.", model.needs)
+    if model.parameters.get("num_ctx", DEFAULT_CONTEXT) < DEFAULT_CONTEXT:
         what = "ollama.parameters: num_ctx is %d, below Ollama's own %d: longer chats lose their beginning"
         run_logger().warning(what, model.context, DEFAULT_CONTEXT)
     if dataset.facts["knows_tools"] and "tools" not in dataset.facts["server_capabilities"]:
         run_logger().warning("Ollama does not see that the chat template knows tools: it will refuse chats with tools.")
     longest = dataset.facts["longest_prompt"]
     if longest and longest["tokens"] > model.context:
-        what = "ollama.parameters: the prompt of row %d of the %s rows has %d tokens, and Ollama reads %d. Set num_ctx."
+        what = "ollama.parameters: the prompt of row %d of the %s rows that were kept has %d tokens, "
+        what += "and Ollama reads %d. Set num_ctx."
         run_logger().warning(what, longest["row"], longest["split"], longest["tokens"], model.context)
 
 

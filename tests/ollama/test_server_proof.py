@@ -18,11 +18,11 @@ from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
 from tasks.ollama.promotion_rule import export_checks
 from tasks.ollama.server import OllamaServer
-from tasks.register import register
+from tasks.register import is_registered, register
 from tasks.settings.export import OllamaSettings
 from tests.standins.ollama_server import OllamaStandIn, ollama_stand_in
 from tests.support.gguf_files import with_chat_template
-from tests.support.jinja_templates import EVERYTHING, TRIMMING
+from tests.support.jinja_templates import EVERYTHING, TOOLS, TRIMMING
 from tests.support.made_artifacts import make, make_dataset
 
 OLD, REWRITES, KEEPS = "0.24.0", "0.33.0", "0.34.0"
@@ -104,6 +104,15 @@ def test_an_old_server_formats_by_go_and_shows_no_prompts(run: Run, store: Store
         run(jinja=EVERYTHING)
 
 
+@served_by(OLD)
+def test_an_old_server_joins_neighbours_and_takes_no_tools(run: Run, server: OllamaStandIn) -> None:
+    """Whatever the GGUF's template knows: so nothing of that is compared."""
+    server.chats.shows_prompts = True
+    registration = run(jinja=TOOLS)
+    assert registration.facts["needs"] is None
+    assert registration.facts["rendering"]["differences"] == [] and registration.facts["rendering"]["compared"] > 5
+
+
 def test_a_template_that_the_server_has_detected_is_none_of_ours(run: Run) -> None:
     """Our short llama3 template without its rule is taken for another."""
     with pytest.raises(UserError, match="formats the chat with a template that is none of ours"):
@@ -111,7 +120,7 @@ def test_a_template_that_the_server_has_detected_is_none_of_ours(run: Run) -> No
 
 
 def test_a_prompt_that_differs_is_named(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.ollama.server_proof.check_selected", lambda *_: None)
+    monkeypatch.setattr("tasks.ollama.server_proof.check_selected", lambda _: None)
     registration = run("jinja", chat_format="alpaca", in_gguf="{# a file of another training #}" + "─" * 200 + TRIMMING)
     reading, value = prompts_check(store, registration)
     assert reading == "failed" and "conversations differ, first a question" in value
@@ -131,6 +140,43 @@ def test_without_a_proof_nothing_is_compared(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(OllamaServer, "rendered", lambda *arguments: asked.append(arguments))
     registration = run("none", jinja=TRIMMING)
     assert registration.facts["rendering"] is None and registration.facts["needs"] is None and not asked
+
+
+DIFFERENCE = {"conversation": "empty turns", "kind": "text", "training": "a", "server": "b"}
+
+
+@pytest.mark.parametrize(
+    ("proof", "counts", "reading", "value"),
+    [
+        ({"proven": True, "conversations": 12}, True, "passed", "12 conversations equal"),
+        ({"proven": None, "why": "no xllamacpp"}, True, "warned", "not proven: no xllamacpp"),
+        ({"proven": False, "why": "line 3"}, True, "failed", "line 3"),
+        (
+            {"proven": False, "conversations": 12, "differences": [DIFFERENCE]}, True, "failed",
+            "1 of 12 conversations differ, first empty turns",
+        ),
+        (
+            {"proven": False, "conversations": 12, "differences": [DIFFERENCE]}, False, "warned",
+            "1 of 12 conversations differ, first empty turns",
+        ),
+    ],
+)  # fmt: skip
+def test_a_gguf_whose_template_renders_otherwise_is_held_back_where_it_would_be_served(
+    store: Store, proof: dict[str, Any], counts: bool, reading: str, value: str
+) -> None:
+    facts = {"why": None, "conversations": 0, "differences": []} | proof
+    fidelity = make(store, "fidelity", {"checks": [], "template": facts})
+    registration = make(store, "registration", {"jinja_counts": counts})
+    check = next(check for check in export_checks(fidelity, registration) if check.key == "template")
+    assert (check.reading, check.value) == (reading, value)
+
+
+def test_a_server_of_another_version_is_asked_again(run: Run, server: OllamaStandIn, store: Store) -> None:
+    registration = run()
+    settings = OllamaSettings(target="server", host=server.url)
+    assert registration.facts["server"] == KEEPS and is_registered(registration, settings=settings)
+    other = registration.model_copy(update={"facts": registration.facts | {"server": REWRITES}})
+    assert not is_registered(other, settings=settings)
 
 
 def test_a_prompt_of_another_length_is_a_fault(run: Run, smollm2_tokenizer: PreTrainedTokenizerFast) -> None:

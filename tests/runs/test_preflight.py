@@ -62,7 +62,7 @@ def test_a_held_out_prompt_that_ollama_would_cut_is_named(tmp_path: Path, caplog
     check_served(demo(), served(tmp_path, longest_prompt=longest), None)
     assert not caplog.messages, "Ollama is told to read 8192"
     check_served(demo(), served(tmp_path, longest_prompt=longest, max_length=64), None)
-    assert "the prompt of row 17 of the test rows has 5000 tokens, and Ollama reads 4096" in caplog.text
+    assert "the prompt of row 17 of the test rows that were kept has 5000 tokens, and Ollama reads 4096" in caplog.text
 
 
 def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,11 +114,12 @@ class Chats:
     Args:
         directory: where models are registered.
         go: what renders templates of Go's.
-        knows_jinja: whether a GGUF's own template is rendered, and what is rendered can be asked for.
+        knows_jinja: whether a GGUF's own template is rendered. Prompts are shown by such a server, as far as is known.
     """
 
     def __init__(self, directory: ModelDirectory, go: Path, *, knows_jinja: bool) -> None:
         self.directory, self.go, self.knows_jinja = directory, go, knows_jinja
+        self.shows_prompts = knows_jinja
         self.loaded: dict[Path, Runner] = {}
         self.lock = threading.Lock()
 
@@ -143,7 +144,7 @@ class Chats:
     def generate(self, manifest: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
         """The answer to `/api/generate` that loads, unloads, or shows what would be read."""
         prompt = [{"role": "user", "content": request["prompt"]}] if request.get("prompt") else []
-        if prompt and not (request.get("_debug_render_only") and self.knows_jinja):
+        if prompt and not (request.get("_debug_render_only") and self.shows_prompts):
             raise RefusalError(501, "the stand-in for Ollama leaves this out")
         (line,) = self.chat(manifest, request | {"messages": prompt})
         return [{key: value for key, value in line.items() if key != "message"} | {"response": ""}]
@@ -167,7 +168,7 @@ class Chats:
         if "system" in model.texts and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": model.texts["system"]})
         request = request | {"messages": messages}
-        if request.get("_debug_render_only") and self.knows_jinja:
+        if request.get("_debug_render_only") and self.shows_prompts:
             debug = {"_debug_info": {"rendered_template": runner.prompt(request)}}
             return [about | {"message": {"role": "", "content": ""}} | debug]
         return [about | line for line in runner.answer(request, options)]
