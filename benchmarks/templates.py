@@ -1,14 +1,16 @@
 """Well-known chat templates, as llama.cpp's server and Transformers render them.
 
 Run with `python -m benchmarks.templates DIRECTORY [--out FILE]`, or `make templates`, which gets the directory. Each
-template is proven twice with SmolLM2's vocabulary: as it is, and as the copy that the pipeline ships. Exit status 1
-where fewer copies than the target are equal, or where a copy differs and its original does not.
+template is proven twice with SmolLM2's vocabulary: as it is, and as the copy that the pipeline ships. A row of one
+question and one answer is tokenised for training, with the template's own end of turn as a token. Exit status 1 where
+fewer copies than the target are equal, or where a copy differs and its original does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import re
 import sys
 from dataclasses import dataclass
 from datetime import date
@@ -19,8 +21,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tasks.chat.capabilities import knows_thinking, knows_tools, server_capabilities
+from tasks.chat.applying import apply_chat_format
+from tasks.chat.capabilities import has_unseen_tools, knows_thinking, server_capabilities
+from tasks.chat.rendering import render
 from tasks.chat.templates import NO_TOOLS, pinned_date, prepare_templates
+from tasks.data.tokenization import UNSUPERVISED, tokenize
+from tasks.engine.errors import UserError
 from tasks.llamacpp.template_proof import TemplateProof, prove
 from tasks.model.package_contents import tokenizer_of_smollm2
 from tasks.training.machine import machine
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TARGET = 60
+COMMAND = "make templates"
 LIBRARIES = ("transformers", "xllamacpp", "llama-cpp-python")
 CAUSES = {
     "Apertus-8B-Instruct": "the server does not recognise its thinking, and turns it off where nothing is said",
@@ -38,6 +45,10 @@ CAUSES = {
     "meetkai-functionary-medium-v3.1": "its `safe` has Jinja escape HTML in tools, which llama.cpp does not",
 }
 """Why a template's copy is rendered otherwise, by its name."""
+
+ROW = [{"role": "user", "content": "How warm is it?"}, {"role": "assistant", "content": "21.5 degrees."}]
+MARK = re.compile(r"<[^<>\s]+>|\[e~\[")
+"""A special token in a template's text."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class Row:
     copy: TemplateProof
     remarks: str
     """What the copy changes, and what the server does not recognise."""
+    untrainable: str | None
+    """Why a row cannot be trained; None: it can."""
 
 
 def measured(tokenizer: PreTrainedTokenizerBase, gguf: Path, file: Path) -> Row:
@@ -63,14 +76,39 @@ def measured(tokenizer: PreTrainedTokenizerBase, gguf: Path, file: Path) -> Row:
     original.chat_template = prepared.chat_template = file.read_text(encoding="utf-8")
     prepare_templates(prepared)
     text = str(prepared.chat_template)
-    knows = {name for name, does in (("tools", knows_tools), ("thinking", knows_thinking)) if does(prepared)}
+    unseen_thinking = knows_thinking(prepared) and "thinking" not in server_capabilities(text)
     remarks = [
         *(["constant date"] if pinned_date(prepared) else []),
         *(["no tools are an empty list"] if NO_TOOLS in text else []),
-        *(f"knows {name}, unseen by Ollama" for name in sorted(knows - server_capabilities(text))),
+        *(["knows thinking, unseen by Ollama"] if unseen_thinking else []),
+        *(["writes of tools, unseen by Ollama"] if has_unseen_tools(prepared) else []),
     ]
     before, after = (prove(speaking, gguf, template=str(speaking.chat_template)) for speaking in (original, prepared))
-    return Row(file.stem, before, after, ", ".join(remarks))
+    return Row(file.stem, before, after, ", ".join(remarks), untrainable(original))
+
+
+def untrainable(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Why a row cannot be trained with a tokenizer's template; None: it can.
+
+    Args:
+        tokenizer: with the template. It gets the marks of the template as special tokens, as the template's model has
+            them.
+    """
+    marks = sorted(set(MARK.findall(_rendered(tokenizer))))
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    try:
+        (tokens,) = tokenize(apply_chat_format(tokenizer, "tokenizer"), [ROW], "a row")
+    except UserError as error:
+        return str(error)
+    answer = tokenizer.decode([token for token in tokens.labels if token != UNSUPERVISED])
+    return None if ROW[1]["content"] in answer else f"what is supervised is {answer!r}"
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return render(tokenizer, [*ROW, ROW[0]], prompt=True)
+    except UserError:
+        return ""
 
 
 def described(proof: TemplateProof) -> str:
@@ -83,8 +121,12 @@ def described(proof: TemplateProof) -> str:
     if proof.proven:
         return f"equal in {proof.conversations}{refused}"
     if proof.why:
-        return proof.why.replace("|", "\\|")
+        return _cell(proof.why)
     return f"differs in {len(proof.differences)} of {proof.conversations}{refused}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def report(rows: list[Row]) -> str:
@@ -100,9 +142,11 @@ def report(rows: list[Row]) -> str:
     lines = [
         "# Well-known chat templates in llama.cpp's server and in Transformers",
         "",
-        f"{len(equal)} of {len(rows)} are equal as the pipeline ships them, {len(before)} as they are.",
+        f"{len(equal)} of {len(rows)} are equal as the pipeline ships them, {len(before)} as they are. "
+        f"{sum(row.untrainable is None for row in rows)} are trainable: a row of one question and one answer becomes "
+        "tokens and labels.",
         "",
-        f"Measured on {date.today().isoformat()} with "
+        f"Measured by `{COMMAND}` on {date.today().isoformat()} with "
         + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
         + f" on {hardware['processor']}.",
         "",
@@ -116,11 +160,21 @@ def report(rows: list[Row]) -> str:
             if not row.copy.proven
         ),
         "",
+        "## Those that are not trainable",
+        "",
+        "| template | why |",
+        "|---|---|",
+        *(f"| {row.name} | {_cell(row.untrainable)} |" for row in rows if row.untrainable),
+        "",
         "## All",
         "",
-        "| template | as it is | as it ships | remarks |",
-        "|---|---|---|---|",
-        *(f"| {row.name} | {described(row.original)} | {described(row.copy)} | {row.remarks} |" for row in rows),
+        "| template | as it is | as it ships | trainable | remarks |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.name} | {described(row.original)} | {described(row.copy)} | "
+            f"{'no' if row.untrainable else 'yes'} | {row.remarks} |"
+            for row in rows
+        ),
         "",
     ]
     return "\n".join(lines)

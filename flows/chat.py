@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from pydantic_settings import CliSuppress, SettingsConfigDict
 from flows.finetune import stages
 from flows.support.command_line import CommandLine, exit_status, parse
 from flows.support.pasting import typed
+from tasks.chat.rendering import render
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
@@ -24,8 +26,11 @@ from tasks.settings.presets import load_settings
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
+    from transformers import PreTrainedTokenizerBase
 
 MOST_TOKENS = 512
+SAMPLING = {"temperature": 0.2, "top_p": 0.95, "top_k": 40}
+"""What llama-cpp-python takes for a chat where nothing is set."""
 
 
 class ChatLine(CommandLine):
@@ -36,35 +41,52 @@ class ChatLine(CommandLine):
     plan: CliSuppress[bool] = False
 
 
-def finished(settings: FinetuneSettings, words: Sequence[str]) -> tuple[Path, OllamaModel, str]:
+@dataclass(frozen=True)
+class Finished:
+    """What a run has made."""
+
+    gguf: Path
+    model: OllamaModel
+    """What Ollama is told about it."""
+    example: str
+    """A prompt from the held-out rows."""
+    tokenizer: PreTrainedTokenizerBase
+    """Of the data set, with the chat format."""
+
+
+def finished(settings: FinetuneSettings, words: Sequence[str]) -> Finished:
     """Find what a run with these settings has made.
 
     Args:
         settings: the run's.
         words: the options that gave them.
 
-    Returns:
-        The GGUF, what Ollama is told about it, and a prompt from the held-out rows.
-
     Raises:
         UserError: no run with these settings has finished.
     """
+    from transformers import AutoTokenizer
+
     with planning() as plan:
         stages(settings)
     results: dict[str, Any] = dict(plan.results)
     if "convert" not in results:
         fix = f"Start it: {typed('finetune', words)}"
         raise UserError("no run with these settings has finished", where=settings.store, fix=fix)
-    model = ollama_model(results["prepare_dataset"], settings.ollama, None)
-    gguf = Store(settings.store, settings.store_uri).bring(results["convert"])
-    return gguf.path / "model.gguf", model, gguf.facts["answer"]["prompt"]
+    store = Store(settings.store, settings.store_uri)
+    dataset, gguf = store.bring(results["prepare_dataset"]), store.bring(results["convert"])
+    model = ollama_model(dataset, settings.ollama, None)
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
+    return Finished(gguf.path / "model.gguf", model, gguf.facts["answer"]["prompt"], tokenizer)
 
 
-def answer(llama: Llama, model: OllamaModel, turns: list[dict[str, str]]) -> str:
+def answer(
+    llama: Llama, tokenizer: PreTrainedTokenizerBase, model: OllamaModel, turns: Sequence[Mapping[str, str]]
+) -> str:
     """Print the model's next turn while it comes.
 
     Args:
-        llama: the loaded GGUF, which carries the chat template.
+        llama: the loaded GGUF.
+        tokenizer: of the data set, whose chat template the training used.
         model: system prompt and sampling parameters.
         turns: the conversation; the last turn is the user's.
 
@@ -72,17 +94,19 @@ def answer(llama: Llama, model: OllamaModel, turns: list[dict[str, str]]) -> str
         The whole turn.
     """
     system = [{"role": "system", "content": model.system}] if model.system else []
-    sampling = {name: model.parameters[name] for name in ("temperature", "top_p", "top_k") if name in model.parameters}
-    stream: Any = llama.create_chat_completion(
-        messages=[*system, *turns],  # type: ignore[list-item]
+    prompt = render(tokenizer, [*system, *turns], prompt=True)
+    sampling = {name: model.parameters[name] for name in SAMPLING if name in model.parameters}
+    stream: Any = llama.create_completion(
+        # The rendered text holds the beginning-of-text token already where the model has one.
+        llama.tokenize(prompt.encode(), add_bos=False, special=True),
         stop=model.parameters["stop"],
         max_tokens=MOST_TOKENS,
         stream=True,
-        **sampling,
+        **(SAMPLING | sampling),
     )
     text = ""
     for part in stream:
-        piece = part["choices"][0]["delta"].get("content") or ""
+        piece = part["choices"][0]["text"]
         print(piece, end="", flush=True)
         text += piece
     print()
@@ -110,20 +134,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if arguments is None else arguments
         preset, _plan, overrides = parse(words, ChatLine)
         settings = load_settings(preset, overrides)
-        file, model, example = finished(settings, words)
-        llama = load_gguf(file, n_ctx=model.context)
+        result = finished(settings, words)
+        llama = load_gguf(result.gguf, n_ctx=result.model.context)
         name = model_name(settings)
-        print(f"{name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{example}\n")
-        talk(llama, model)
+        print(f"{name}, as llama.cpp runs it. /clear forgets, Ctrl-D ends. Try, for example:\n\n{result.example}\n")
+        talk(llama, result.tokenizer, result.model)
 
     return exit_status(act)
 
 
-def talk(llama: Llama, model: OllamaModel) -> None:
+def talk(llama: Llama, tokenizer: PreTrainedTokenizerBase, model: OllamaModel) -> None:
     """Chat until the input ends.
 
     Args:
         llama: as in `answer`.
+        tokenizer: as in `answer`.
         model: as in `answer`.
     """
     turns: list[dict[str, str]] = []
@@ -138,7 +163,7 @@ def talk(llama: Llama, model: OllamaModel) -> None:
         elif message:
             turns.append({"role": "user", "content": message})
             try:
-                turns.append({"role": "assistant", "content": answer(llama, model, turns)})
+                turns.append({"role": "assistant", "content": answer(llama, tokenizer, model, turns)})
             except ValueError:  # llama.cpp's word for more tokens than the context holds
                 print("The conversation is longer than the model's context, and is forgotten.")
                 turns = []

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.rendering import Messages
+from tasks.chat.templates import keep_one_template
 from tasks.data.card import FACTS, data_card, reasons_of, serving_facts
 from tasks.data.conversations import join_rows
 from tasks.data.splits import Split, read_splits
 from tasks.data.tokenization import tokenize
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import UserError
+from tasks.engine.logs import run_logger
 from tasks.engine.stage import stage
 from tasks.settings.finetune import SOURCE_FIELDS, ChatSettings, DataSettings
 from tasks.stats.json_files import read_json
@@ -49,7 +51,11 @@ def prepare_dataset(
     Raises:
         UserError: rows that cannot be read, no chat format, or no training row left.
     """
-    tokenizer = apply_chat_format(_load_tokenizer(model), chat.format)
+    loaded = _load_tokenizer(model)
+    tokenizer = apply_chat_format(loaded, chat.format)
+    template = keep_one_template(loaded) if chat.format == "tokenizer" else None
+    if template is not None:
+        run_logger().info("Of the tokenizer's chat templates, the one called %r is taken.", template)
     splits = read_splits(source, data, chat, seed)
     for name, split in splits.items():
         split.conversations, other_systems = join_rows(split.conversations, data.rows_per_conversation, seed)
@@ -68,6 +74,7 @@ def prepare_dataset(
             _write(split, name, draft.path)
         tokenizer.save_pretrained(draft.path / "tokenizer")
         card = data_card(splits, tokenizer, source, data, chat) | {"stops": stop_tokens(model, tokenizer)}
+        card |= {"template_name": template} if template is not None else {}
         (draft.path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draft.facts = {key: card[key] for key in FACTS} | serving_facts(splits, tokenizer)
         draft.facts["context_length"] = model.facts["context_length"]
@@ -115,6 +122,7 @@ def _fill(split: Split, tokenizer: PreTrainedTokenizerBase, data: DataSettings, 
             split.left_out["no supervised token"] += 1
             continue
         split.truncated += over_long
+        split.turns_left_out["earlier answers, which the chat template rewrites"] += row.rewritten
         split.prompts.append(tokens.prompt_tokens)
         split.tokens.append(row)
         kept.append(messages)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.chat.formats import FORMATS
 from tasks.chat.rendering import adds_bos, render
-from tasks.chat.templates import prepare_templates
+from tasks.chat.templates import keep_one_template, prepare_templates
 from tasks.engine.errors import UserError
 from tasks.settings.finetune import ChatFormat
 
@@ -26,7 +26,7 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
 
     Args:
         tokenizer: the base model's.
-        chat_format: `tokenizer` keeps the template that it has.
+        chat_format: `tokenizer` keeps the template that it has, or one of several (`keep_one_template`).
 
     Raises:
         UserError: the vocabulary lacks the format's tokens, or there is no template to keep.
@@ -39,6 +39,7 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
                 where="chat.format",
                 fix=_advice(tokenizer),
             )
+        keep_one_template(tokenizer)
         prepare_templates(tokenizer)
         tokenizer.eos_token = end_of_turn(tokenizer)
     else:
@@ -62,19 +63,22 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the template puts after an assistant's answer, at which generation stops.
 
+    Some templates put it only where another turn follows.
+
     Raises:
         UserError: there is none, so a trained model would never stop.
     """
-    _, tail = render(tokenizer, _EXCHANGE).rsplit("A1", 1)
     special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    ends = [token for token in special if token in tail]
-    if not ends:
-        raise UserError(
-            "the chat template ends the assistant's turn with no special token, so the model would never stop",
-            where="chat.format",
-            fix=_advice(tokenizer),
-        )
-    return min(ends, key=tail.index)
+    for conversation in (_EXCHANGE, [*_EXCHANGE, {"role": "user", "content": "U2"}]):
+        _, _, tail = render(tokenizer, conversation).rpartition("A1")
+        after = tail.partition("U2")[0]
+        if ends := [token for token in special if token in after]:
+            return min(ends, key=after.index)
+    raise UserError(
+        "the chat template ends the assistant's turn with no special token, so the model would never stop",
+        where="chat.format",
+        fix=_advice(tokenizer),
+    )
 
 
 def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:

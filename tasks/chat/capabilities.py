@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tasks.chat.rendering import render
@@ -69,3 +70,14 @@ def server_capabilities(template: str) -> frozenset[str]:
     names_reasoning = "reasoning_content" in template or "<SPECIAL_12>" in template
     thinking = ("<think>" in template and "</think>" in template) or (splits and not names_reasoning)
     return frozenset(name for name, holds in (("tools", tools), ("thinking", thinking)) if holds)
+
+
+def has_unseen_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes of tools, and Ollama's server takes it to know none.
+
+    Args:
+        tokenizer: with the chat template.
+    """
+    text = str(tokenizer.chat_template)
+    writes_of_tools = re.search(r"\btool\b", text) is not None or knows_tools(tokenizer)
+    return writes_of_tools and "tools" not in server_capabilities(text)

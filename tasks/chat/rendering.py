@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from tasks.chat.formats import format_names
 from tasks.engine.errors import UserError
 
@@ -44,7 +42,7 @@ def render(
     conversation = [dict(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt, **options))
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template may fail in any way
         raise UserError(
             f"the chat template refuses a conversation: {error}",
             where="chat.format",

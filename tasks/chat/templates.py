@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +32,43 @@ NO_TOOLS = "{% if not tools %}{% set tools = [] %}{% endif %}\n"
 _CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
 
 
+_REMAINING_CALL = re.compile(r"\bstrftime_now\s*\(")
+_DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-M", *(f"%{letter}" for letter in "aAbBcdeDfFHIjmMpSTxXyY"))
+CONSTANT_DATE = (
+    # Naming `varargs` and `kwargs` lets the macro be called with anything, such as a time zone.
+    "{% macro strftime_now(format) %}{% if varargs or kwargs %}{% endif %}{{ format"
+    + "".join(f" | replace('{directive}', '{DAY.strftime(directive)}')" for directive in _DIRECTIVES)
+    + " }}{% endmacro %}\n"
+)
+"""Stands in for the function where a call's format is no literal."""
+
+
+def keep_one_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Keep one of several templates with names: `default`, or the first one where none has that name.
+
+    Args:
+        tokenizer: changed, so that training, tokenizer and GGUF have the same template.
+
+    Returns:
+        Its name, where there was a choice.
+    """
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        return None
+    name: str = "default" if "default" in templates else next(iter(templates))
+    tokenizer.chat_template = templates[name]
+    return name if len(templates) > 1 else None
+
+
 def prepare_templates(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Replace a tokenizer's template by its copy, or each one of several. A copy is left as it is.
+    """Replace a tokenizer's template by its copy. A copy is left as it is.
 
     Args:
         tokenizer: with a chat template; changed.
     """
-    _change(tokenizer, lambda template: _mended(tokenizer, template))
-    if not _is_chatml(tokenizer):  # which a server recognises rightly
-        _change(tokenizer, lambda template: template if RULE in template else RULE + template)
+    tokenizer.chat_template = _mended(tokenizer, str(tokenizer.chat_template))
+    if not _is_chatml(tokenizer) and RULE not in tokenizer.chat_template:  # which a server recognises rightly
+        tokenizer.chat_template = RULE + tokenizer.chat_template
 
 
 def pinned_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -50,16 +77,7 @@ def pinned_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
     Args:
         tokenizer: with the copy.
     """
-    templates = tokenizer.chat_template
-    texts = [templates] if isinstance(templates, str) else list((templates or {}).values())
-    return f"{DAY:%d %b %Y}" if any(DATE_NOTE in text for text in texts) else None
-
-
-def _change(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
-    """Change the template, or each one of several that have names."""
-    templates = tokenizer.chat_template
-    several = isinstance(templates, dict)
-    tokenizer.chat_template = {name: change(text) for name, text in templates.items()} if several else change(templates)
+    return f"{DAY:%d %b %Y}" if DATE_NOTE in str(tokenizer.chat_template) else None
 
 
 def _is_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -75,11 +93,14 @@ def _mended(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 
 
 def _with_constant_date(template: str) -> str:
+    if DATE_NOTE in template:  # a copy
+        return template
     constant = _CALL.sub(lambda call: f"{call[1]}{DAY.strftime(call[2])}{call[1]}", template)
     given = "".join(
         f'{{% set {name} = "{DAY.strftime(GIVEN_DATES[name])}" %}}\n' for name in sorted(_undeclared(template))
     )
-    return template if constant == template and not given else DATE_NOTE + given + constant
+    macro = CONSTANT_DATE if _REMAINING_CALL.search(constant) else ""
+    return template if constant == template and not (given or macro) else DATE_NOTE + given + macro + constant
 
 
 def _undeclared(template: str) -> set[str]:

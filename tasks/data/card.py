@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tasks.chat.capabilities import knows_tools, server_capabilities
+from tasks.chat.capabilities import has_unseen_tools, server_capabilities
 from tasks.chat.recognition import default_system, known_format, own_text
 from tasks.chat.rendering import render
 from tasks.chat.templates import pinned_date
@@ -80,8 +80,9 @@ def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) 
         tokenizer: with the chat format.
 
     Returns:
-        What a server takes the chat template to know, whether it does know tools, the text and the system prompt that
-        it puts in by itself, and the longest prompt of a held-out row: its split, its number from 1, its tokens.
+        What a server takes the chat template to know, whether it writes of tools that the server does not see, the text
+        and the system prompt that it puts in by itself, and the longest prompt of a held-out row: its split, its number
+        from 1, its tokens.
     """
     prompts = [
         {"split": name, "row": number, "tokens": tokens}
@@ -90,7 +91,7 @@ def serving_facts(splits: dict[str, Split], tokenizer: PreTrainedTokenizerBase) 
     ]
     return {
         "server_capabilities": sorted(server_capabilities(str(tokenizer.chat_template))),
-        "knows_tools": knows_tools(tokenizer),
+        "unseen_tools": has_unseen_tools(tokenizer),
         "template_text": own_text(tokenizer),
         "default_system": default_system(tokenizer),
         "longest_prompt": max(prompts, key=lambda prompt: prompt["tokens"], default=None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 UNSUPERVISED = -100
 """Label of a token that does not enter the loss, PyTorch's `ignore_index`."""
 BATCH = 1000
+THINKING_BLOCKS = {"<think>": "\n</think>\n\n", "<|START_THINKING|>": "<|END_THINKING|>"}
+"""What opens a block of thinking at the end of a prompt, and what ends an empty one where the template does not."""
+EXCERPT = 30
+"""Characters of a text that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Tokens:
     """Token ids, without padding."""
     labels: list[int]
     """The same where supervised, -100 elsewhere."""
+    rewritten: int = 0
+    """Number of earlier answers that are not supervised, since the template renders them otherwise later on."""
 
     @property
     def supervised(self) -> int:
@@ -44,7 +51,7 @@ class Tokens:
 
     def cut(self, length: int) -> Tokens:
         """The first `length` tokens."""
-        return Tokens(self.input_ids[:length], self.labels[:length])
+        return Tokens(self.input_ids[:length], self.labels[:length], self.rewritten)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], name: str) -> Iterator[Tokens]:
@@ -53,14 +60,17 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], 
     Each assistant turn is tokenised by itself, as generation would produce it: the tokens before it are exactly those
     of the prompt that generation gets. An assistant turn before the first user turn is context, not supervised.
 
+    Where the template renders an earlier answer or its prompt otherwise than it was generated, only the last answer is
+    supervised. Where the prompt opens a block of thinking that the row lacks, the answer begins with the block's end.
+
     Args:
         tokenizer: with the chosen chat format; its eos token ends a turn.
         conversations: each ends with the assistant.
         name: label of the progress bar.
 
     Raises:
-        UserError: the template rewrites earlier turns, so that a prompt is no prefix of its conversation; or the
-            tokenizer puts a space before each piece, so that pieces cannot be put together.
+        UserError: the prompt of the last answer is no beginning of its conversation; or the tokenizer puts a space
+            before each piece, so that pieces cannot be put together.
     """
     alone, after = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "\na"))
     if alone != after[-1:]:
@@ -72,37 +82,64 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], 
     with tqdm(total=len(conversations), desc=f"Tokenising {name}", unit="row") as bar:
         for start in range(0, len(conversations), BATCH):
             batch = [_segments(tokenizer, messages) for messages in conversations[start : start + BATCH]]
-            texts = [text for segments in batch for text, _ in segments]
+            texts = [text for segments, _ in batch for text, _ in segments]
             ids = iter(tokenizer(texts, add_special_tokens=False).input_ids)
-            for segments in batch:
+            for segments, rewritten in batch:
                 input_ids: list[int] = []
                 labels: list[int] = []
                 for _, supervised in segments:
                     piece = next(ids)
                     input_ids += piece
                     labels += piece if supervised else [UNSUPERVISED] * len(piece)
-                yield Tokens(input_ids, labels)
+                yield Tokens(input_ids, labels, rewritten)
             bar.update(len(batch))
 
 
-def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[str, bool]]:
-    """Split a rendered conversation into pieces that are supervised and pieces that are not."""
-    full, end = render(tokenizer, messages), 0
+def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[tuple[str, bool]], int]:
+    """Split a rendered conversation into pieces that are supervised or not; count answers that are rewritten later."""
+    roles = [message["role"] for message in messages]
+    asked = roles.index("user") if "user" in roles else len(roles)  # a greeting before it answers nothing
+    answers = [index for index, role in enumerate(roles) if role == "assistant" and index > asked]
+    if not answers:
+        return [], 0
+    end_of_turn, full = str(tokenizer.eos_token), render(tokenizer, messages)
+    last = render(tokenizer, messages[: answers[-1]], prompt=True)
+    answer = _answer(last, full, end_of_turn)
+    row, end = last + answer, 0
     segments: list[tuple[str, bool]] = []
-    asked = False
-    for index, message in enumerate(messages):
-        asked = asked or message["role"] == "user"
-        if message["role"] != "assistant" or not asked:  # a greeting answers nothing
-            continue
+    for index in answers[:-1]:
         prompt = render(tokenizer, messages[:index], prompt=True)
-        until = render(tokenizer, messages[: index + 1])
-        if not (full.startswith(prompt) and full.startswith(until.rstrip())):
-            raise UserError(
-                "the tokenizer's chat template rewrites earlier turns, so its prompts are no prefixes",
-                where="chat.format",
-                fix=f"Choose {format_names('or')}.",
-            )
-        stop = until.rindex(str(tokenizer.eos_token)) + len(str(tokenizer.eos_token))
-        segments += [(full[end : len(prompt)], False), (full[len(prompt) : stop], True)]
-        end = stop
-    return [segment for segment in segments if segment[0]]
+        until = _ended(render(tokenizer, messages[: index + 1]), len(prompt), end_of_turn)
+        if not (until.startswith(prompt) and row.startswith(until)):
+            return [(last, False), (answer, True)], len(answers) - 1
+        segments += [(row[end : len(prompt)], False), (until[len(prompt) :], True)]
+        end = len(until)
+    segments += [(last[end:], False), (answer, True)]
+    return [segment for segment in segments if segment[0]], 0
+
+
+def _answer(prompt: str, full: str, end_of_turn: str) -> str:
+    """What the model is to generate after a prompt, with the end of its turn."""
+    if full.startswith(prompt):
+        return _ended(full, len(prompt), end_of_turn)[len(prompt) :]
+    for opening, ending in THINKING_BLOCKS.items():
+        before, opened, after = prompt.rpartition(opening)
+        if opened and not after.strip() and full.startswith(before):
+            rest = _ended(full, len(before), end_of_turn)[len(before) :]
+            if rest.startswith((opening, ending.strip())):  # the template ends the block in its own way
+                return rest.removeprefix(opening).lstrip()
+            return ending + rest
+    place = len(commonprefix([prompt, full]))  # noqa: RUF071 - of texts, character by character
+    before, asked, trained = full[:place][-EXCERPT:], prompt[place:][:EXCERPT], full[place:][:EXCERPT]
+    raise UserError(
+        "the chat template renders the prompt of an answer otherwise than the row that it is part of: "
+        f"after {before!r}, {asked!r} in place of {trained!r}",
+        where="chat.format",
+        fix=f"Choose {format_names('or')}.",
+    )
+
+
+def _ended(text: str, start: int, end_of_turn: str) -> str:
+    """A text up to the last end of turn from a place on, which is added where the template leaves it out."""
+    stop = text.rfind(end_of_turn, start)
+    return text + end_of_turn if stop < 0 else text[: stop + len(end_of_turn)]

@@ -151,7 +151,7 @@ def check_served(settings: FinetuneSettings, dataset: Artifact, license_name: st
     if model.parameters.get("num_ctx", DEFAULT_CONTEXT) < DEFAULT_CONTEXT:
         what = "ollama.parameters: num_ctx is %d, below Ollama's own %d: longer chats lose their beginning"
         run_logger().warning(what, model.context, DEFAULT_CONTEXT)
-    if dataset.facts["knows_tools"] and "tools" not in dataset.facts["server_capabilities"]:
+    if dataset.facts["unseen_tools"]:
         run_logger().warning("Ollama does not see that the chat template knows tools: it will refuse chats with tools.")
     longest = dataset.facts["longest_prompt"]
     if longest and longest["tokens"] > model.context:

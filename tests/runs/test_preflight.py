@@ -72,12 +72,12 @@ def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest
     assert "num_ctx is 1024, below Ollama's own 4096" in caplog.text
 
 
-@pytest.mark.parametrize(("capabilities", "warned"), [([], True), (["tools"], False)])
+@pytest.mark.parametrize("unseen", [True, False])
 def test_tools_that_ollama_does_not_see_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capabilities: list[str], warned: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, unseen: bool
 ) -> None:
-    check_served(demo(), served(tmp_path, knows_tools=True, server_capabilities=capabilities), None)
-    assert ("it will refuse chats with tools" in caplog.text) == warned
+    check_served(demo(), served(tmp_path, unseen_tools=unseen), None)
+    assert ("it will refuse chats with tools" in caplog.text) == unseen
 
 
 DIFFERENCE = {"conversation": "empty turns", "kind": "text", "training": "<|user|>\n", "server": "<|user|>"}

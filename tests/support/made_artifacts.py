@@ -41,7 +41,7 @@ def scores(store: Store, nll: list[float] | None, exact: float | None = None, an
 
 
 SERVING = {
-    "ollama_template": "chatml", "server_capabilities": [], "knows_tools": False, "end_of_turn": "<|im_end|>",
+    "ollama_template": "chatml", "server_capabilities": [], "unseen_tools": False, "end_of_turn": "<|im_end|>",
     "stops": ["<|im_end|>"],
     "system": None, "default_system": None, "template_text": "\0user\n\0\n", "max_length": 4096, "context_length": 8192,
     "longest_prompt": None,
