@@ -27,6 +27,12 @@ THOUGHTS = (
 THINKING = CHATML.replace(TURN, THOUGHTS) + NO_THOUGHTS
 DATED = "{{ '<|im_start|>system\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\n' }}" + CHATML
 GIVEN_DATE = "{{ '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}" + CHATML
+COMPUTED_DATE = (
+    "{% set form = '%d %b %Y' %}{% macro day() %}{{ strftime_now('%A' ~ ' %j') }}{% endmacro %}"
+    "{{ '<|im_start|>system\n' + strftime_now(form) }} {{ strftime_now(format=form, tz='UTC') }} "
+    "{{ strftime_now('%Y-%m-%d', 'UTC') }} {{ day() }}{{ '<|im_end|>\n' }}" + CHATML
+)
+"""Calls whose formats are no literals, and that say more than a format."""
 EVERY_TOOL = "{{ tools | length }}{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + CHATML
 """Fails where tools is none, as Transformers has it."""
 UNREADABLE = "{% for m in messages %}\n{{ m['content'] | }}{% endfor %}"
@@ -37,3 +43,5 @@ EVERYTHING = (
     + NO_THOUGHTS
 )
 """A date, trimmed contents, tools and thinking, behind white space that is none of what is rendered."""
+SMOLLM3_TOOLS = CHATML.replace("m['role']", "('user' if m['role'] == 'tool' else m['role'])")
+"""Renders what tools answer, in no words that Ollama's server takes for knowing tools."""
