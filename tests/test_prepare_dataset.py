@@ -21,7 +21,7 @@ from tasks.engine.errors import UserError
 from tasks.fetch_data import fetch_data
 from tasks.prepare_dataset import prepare_dataset, stop_tokens
 from tasks.settings.finetune import ChatSettings, DataSettings
-from tests.support.jinja_templates import CHATML, TOOLS, TRIMMING
+from tests.support.jinja_templates import LATEST_THOUGHTS, TOOLS, TRIMMING
 
 # SmolLM2's vocabulary lacks some bytes: control characters and those with which unassigned planes of Unicode begin.
 LETTERS = st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t", max_codepoint=0x1FFFF)
@@ -125,14 +125,14 @@ def test_earlier_answers_that_the_template_rewrites_are_counted_and_context_only
     model_speaking: Callable[[Any], Artifact], store: Store, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "rows.jsonl", [chats("Q", "A", "Q2", "A2", "Q3", "A3"), chats("Q4", "A4")])
-    thoughts = "{{ '<think></think>' if loop.last and m['role'] == 'assistant' else '' }}" + CHATML.partition("%}")[2]
-    template = "{% for m in messages %}" + thoughts
-    dataset, card = prepare(model_speaking(template), store, source, validation_fraction=0.0, max_length=512)
+    dataset, card = prepare(model_speaking(LATEST_THOUGHTS), store, source, validation_fraction=0.0, max_length=512)
     assert card["turns_left_out"]["train"] == {"earlier answers, which the chat template rewrites": 2}
     assert card["rows"]["train"] == 2
     tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
     supervised = [[label for label in row["labels"] if label != -100] for row in rows(dataset, "train")]
-    assert sorted(map(tokenizer.decode, supervised)) == ["A3<|im_end|>", "A4<|im_end|>"]
+    assert sorted(map(tokenizer.decode, supervised)) == [
+        f"<think>\n\n</think>\n\nA{number}<|im_end|>" for number in (3, 4)
+    ]
     assert "template_name" not in card
 
 

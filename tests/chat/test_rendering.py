@@ -35,8 +35,7 @@ def test_a_template_gets_only_the_tools_that_there_are(tokenizer: PreTrainedToke
     "template",
     [
         *(EVERY_TOOL, "{{ raise_exception('not so') }}", "{{ messages.append(1) }}", "{% for m in %}"),
-        *("{{ 1 // 0 }}", "{{ '%d' | format('a day') }}", "{{ [] | map(attribute='a', b=1) | list }}"),
-        *("{{ strftime_now('%Y\ud800') }}", "{{ messages[0]['content'].encode('ascii').decode('utf-7', 'no such') }}"),
+        *("{{ 1 // 0 }}", "{{ '%d' | format('a day') }}", "{{ [1].index(2) }}", "{{ {}['a'].b }}"),
     ],
 )
 def test_whatever_fails_in_a_template_is_one_clear_error(tokenizer: PreTrainedTokenizerFast, template: str) -> None:

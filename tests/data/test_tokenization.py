@@ -11,7 +11,7 @@ from tasks.chat.applying import apply_chat_format
 from tasks.chat.rendering import Messages, render
 from tasks.data.tokenization import UNSUPERVISED, Tokens, tokenize
 from tasks.engine.errors import UserError
-from tests.support.jinja_templates import CHATML, PROMPT, TURN
+from tests.support.jinja_templates import CHATML, LATEST_THOUGHTS, PROMPT, TURN
 
 OPENED = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 OPENING = CHATML.replace(PROMPT, OPENED)
@@ -24,12 +24,6 @@ OWN_END = (
 """Each turn has an empty block of the template's own."""
 LEFT_OPEN = OWN_END.replace("<think></think>", "<think>\n")
 """No turn's block ends."""
-LATEST_THOUGHTS = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' and loop.last %}"
-    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% else %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
-)
-"""Only the last turn has a block, as Qwen 3 does it."""
 COHERE = OPENING.replace("<think>\n", "<|START_THINKING|>")
 ENDED_BEFORE_THE_NEXT = CHATML.replace(
     "'<|im_end|>\n'", "('' if loop.last and m['role'] == 'assistant' else '<|im_end|>')"

@@ -25,6 +25,12 @@ THOUGHTS = (
     "{% else %}" + TURN + "{% endif %}"
 )
 THINKING = CHATML.replace(TURN, THOUGHTS) + NO_THOUGHTS
+LATEST_THOUGHTS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' and loop.last %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
+)
+"""Only the last turn has a block, as Qwen 3 does it."""
 DATED = "{{ '<|im_start|>system\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\n' }}" + CHATML
 GIVEN_DATE = "{{ '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}" + CHATML
 COMPUTED_DATE = (
