@@ -54,7 +54,8 @@ def row(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> tuple[Tokens,
     """The tokens of a row, what stands before the last answer, and what is supervised."""
     (tokens,) = tokenize(tokenizer, [messages], "test")
     supervised = [label for label in tokens.labels if label != UNSUPERVISED]
-    return tokens, tokenizer.decode(tokens.input_ids[: tokens.prompt_tokens]), tokenizer.decode(supervised)
+    before = tokens.input_ids[: tokens.prompt_tokens]
+    return tokens, str(tokenizer.decode(before)), str(tokenizer.decode(supervised))
 
 
 @pytest.mark.parametrize("messages", [ONE, TWO])
