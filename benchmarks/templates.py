@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TARGET = 60
-COMMAND = "make templates"
+COMMAND = "python -m benchmarks.templates DIRECTORY"
 LIBRARIES = ("transformers", "xllamacpp", "llama-cpp-python")
 CAUSES = {
     "Apertus-8B-Instruct": "the server does not recognise its thinking, and turns it off where nothing is said",
@@ -84,7 +84,7 @@ def measured(tokenizer: PreTrainedTokenizerBase, gguf: Path, file: Path) -> Row:
         *(["writes of tools, unseen by Ollama"] if has_unseen_tools(prepared) else []),
     ]
     before, after = (prove(speaking, gguf, template=str(speaking.chat_template)) for speaking in (original, prepared))
-    return Row(file.stem, before, after, ", ".join(remarks), untrainable(original))
+    return Row(file.stem, before, after, ", ".join(remarks), untrainable(prepared))
 
 
 def untrainable(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -94,7 +94,9 @@ def untrainable(tokenizer: PreTrainedTokenizerBase) -> str | None:
         tokenizer: with the template. It gets the marks of the template as special tokens, as the template's model has
             them.
     """
-    marks = sorted(set(MARK.findall(_rendered(tokenizer))))
+    tokenizer = copy.deepcopy(tokenizer)
+    # An answer may end otherwise where another turn follows.
+    marks = sorted({mark for turns in (ROW, [*ROW, ROW[0]]) for mark in MARK.findall(_rendered(tokenizer, turns))})
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     try:
         (tokens,) = tokenize(apply_chat_format(tokenizer, "tokenizer"), [ROW], "a row")
@@ -104,9 +106,9 @@ def untrainable(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if ROW[1]["content"] in answer else f"what is supervised is {answer!r}"
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
     try:
-        return render(tokenizer, [*ROW, ROW[0]], prompt=True)
+        return render(tokenizer, turns)
     except UserError:
         return ""
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.rendering import render
+from tasks.chat.templates import RULE
 from tasks.data.tokenization import UNSUPERVISED, tokenize
 from tasks.engine.artifacts import Artifact, Store, reference
 from tasks.engine.errors import UserError
 from tasks.fetch_data import fetch_data
 from tasks.prepare_dataset import prepare_dataset, stop_tokens
 from tasks.settings.finetune import ChatSettings, DataSettings
+from tests.support.jinja_templates import LATEST_THOUGHTS, TOOLS, TRIMMING
 
 # SmolLM2's vocabulary lacks some bytes: control characters and those with which unassigned planes of Unicode begin.
 LETTERS = st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t", max_codepoint=0x1FFFF)
@@ -40,6 +44,20 @@ def rows(dataset: Artifact, split: str) -> list[dict[str, list[int]]]:
 def write(path: Path, items: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def model_speaking(tiny_model: Artifact, tmp_path: Path) -> Callable[[Any], Artifact]:
+    """A base model whose tokenizer has a chat template, or several by name."""
+
+    def make(template: Any) -> Artifact:
+        directory = Path(shutil.copytree(tiny_model.path, tmp_path / "model"))
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(directory)
+        return reference("model", directory, [], dict(tiny_model.facts))
+
+    return make
 
 
 @pytest.fixture(scope="module", params=["chatml", "alpaca", "tokenizer"])
@@ -86,6 +104,47 @@ def test_the_artifact(tiny_model: Artifact, store: Store, rows_file: Path) -> No
     assert "SmolLM" in dataset.facts["system"], "the template's own default system prompt goes into the Modelfile"
     again, _ = prepare(tiny_model, store, rows_file, test_fraction=0.05)
     assert again.digest == dataset.digest
+
+
+def test_the_longest_held_out_prompt_is_named(tiny_model: Artifact, store: Store, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [chats("A very long question, " * 9, "A")])
+    validation = write(tmp_path / "validation.jsonl", [chats("Q1", "A1"), chats("Q2", "A2")])
+    test = write(tmp_path / "test.jsonl", [chats("Q3", "A3"), chats("Q4", "A4", "Q5", "A5"), chats("Q6", "A6")])
+    chat = ChatSettings(format="chatml", system=None)
+    sources = {"validation_source": str(validation), "test_source": str(test)}
+    dataset, _ = prepare(tiny_model, store, train, chat, max_length=512, **sources)
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
+    prompt = render(tokenizer, chats("Q4", "A4", "Q5")["messages"], prompt=True)
+    tokens = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    assert dataset.facts["longest_prompt"] == {"split": "test", "row": 2, "tokens": tokens}
+    dataset, _ = prepare(tiny_model, store, train, chat, max_length=512, validation_fraction=0.0)
+    assert dataset.facts["longest_prompt"] is None, "no row is held out"
+
+
+def test_earlier_answers_that_the_template_rewrites_are_counted_and_context_only(
+    model_speaking: Callable[[Any], Artifact], store: Store, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "rows.jsonl", [chats("Q", "A", "Q2", "A2", "Q3", "A3"), chats("Q4", "A4")])
+    dataset, card = prepare(model_speaking(LATEST_THOUGHTS), store, source, validation_fraction=0.0, max_length=512)
+    assert card["turns_left_out"]["train"] == {"earlier answers, which the chat template rewrites": 2}
+    assert card["rows"]["train"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(dataset.path / "tokenizer")
+    supervised = [[label for label in row["labels"] if label != -100] for row in rows(dataset, "train")]
+    assert sorted(map(tokenizer.decode, supervised)) == [
+        f"<think>\n\n</think>\n\nA{number}<|im_end|>" for number in (3, 4)
+    ]
+    assert "template_name" not in card
+
+
+def test_the_card_names_the_template_where_there_was_a_choice(
+    model_speaking: Callable[[Any], Artifact], store: Store, rows_file: Path
+) -> None:
+    model = model_speaking({"tool_use": TOOLS, "default": TRIMMING})
+    dataset, card = prepare(model, store, rows_file)
+    assert card["template_name"] == "default"
+    assert AutoTokenizer.from_pretrained(dataset.path / "tokenizer").chat_template == RULE + TRIMMING
+    _, card = prepare(model, store, rows_file, ChatSettings(format="chatml"))
+    assert "template_name" not in card
 
 
 def test_all_tokens_at_which_the_model_stops_are_told(tiny_model: Artifact, tmp_path: Path) -> None:

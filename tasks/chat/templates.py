@@ -29,7 +29,7 @@ GIVEN_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
 """Variables that llama.cpp's server gives to each template, and how it writes the date of the day into them."""
 NO_TOOLS = "{% if not tools %}{% set tools = [] %}{% endif %}\n"
 """Before a template that goes through its tools without asking whether there are any."""
-_CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
+_CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1).)*)\1\s*\)""")
 
 
 _REMAINING_CALL = re.compile(r"\bstrftime_now\s*\(")

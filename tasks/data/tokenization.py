@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 UNSUPERVISED = -100
 """Label of a token that does not enter the loss, PyTorch's `ignore_index`."""
 BATCH = 1000
-THINKING_BLOCKS = {"<think>": "\n</think>\n\n", "<|START_THINKING|>": "<|END_THINKING|>"}
+THINKING_BLOCKS = {
+    "<think>": "\n</think>\n\n",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "Here are my reasoning steps:": "\n[BEGIN FINAL RESPONSE]\n",
+}
 """What opens a block of thinking at the end of a prompt, and what ends an empty one where the template does not."""
 EXCERPT = 30
 """Characters of a text that an error shows."""
@@ -69,8 +73,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], 
         name: label of the progress bar.
 
     Raises:
-        UserError: the prompt of the last answer is no beginning of its conversation; or the tokenizer puts a space
-            before each piece, so that pieces cannot be put together.
+        UserError: the prompt of the last answer is no beginning of its conversation, or its end of turn occurs before
+            it; or the tokenizer puts a space before each piece, so that pieces cannot be put together.
     """
     alone, after = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "\na"))
     if alone != after[-1:]:
@@ -102,36 +106,52 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[l
     answers = [index for index, role in enumerate(roles) if role == "assistant" and index > asked]
     if not answers:
         return [], 0
-    end_of_turn, full = str(tokenizer.eos_token), render(tokenizer, messages)
-    last = render(tokenizer, messages[: answers[-1]], prompt=True)
+    end_of_turn = str(tokenizer.eos_token)
+    last, full = render(tokenizer, messages[: answers[-1]], prompt=True), render(tokenizer, messages)
     answer = _answer(last, full, end_of_turn)
+    if answer is None:
+        raise _no_beginning(last, full)
+    before, content, _ = answer.partition(messages[answers[-1]]["content"].strip() or end_of_turn)
+    if content and end_of_turn in before:
+        raise UserError(
+            f"the chat template puts {end_of_turn} before an answer too, where the model would stop",
+            where="chat.format",
+            fix=f"Choose {format_names('or')}.",
+        )
     row, end = last + answer, 0
     segments: list[tuple[str, bool]] = []
     for index in answers[:-1]:
         prompt = render(tokenizer, messages[:index], prompt=True)
-        until = _ended(render(tokenizer, messages[: index + 1]), len(prompt), end_of_turn)
-        if not (until.startswith(prompt) and row.startswith(until)):
+        earlier = _answer(prompt, render(tokenizer, messages[: index + 1]), end_of_turn)
+        if earlier is None or not row.startswith(prompt + earlier):
             return [(last, False), (answer, True)], len(answers) - 1
-        segments += [(row[end : len(prompt)], False), (until[len(prompt) :], True)]
-        end = len(until)
+        segments += [(row[end : len(prompt)], False), (earlier, True)]
+        end = len(prompt + earlier)
     segments += [(last[end:], False), (answer, True)]
     return [segment for segment in segments if segment[0]], 0
 
 
-def _answer(prompt: str, full: str, end_of_turn: str) -> str:
-    """What the model is to generate after a prompt, with the end of its turn."""
-    if full.startswith(prompt):
-        return _ended(full, len(prompt), end_of_turn)[len(prompt) :]
-    for opening, ending in THINKING_BLOCKS.items():
-        before, opened, after = prompt.rpartition(opening)
-        if opened and not after.strip() and full.startswith(before):
-            rest = _ended(full, len(before), end_of_turn)[len(before) :]
-            if rest.startswith((opening, ending.strip())):  # the template ends the block in its own way
-                return rest.removeprefix(opening).lstrip()
-            return ending + rest
-    place = len(commonprefix([prompt, full]))  # noqa: RUF071 - of texts, character by character
-    before, asked, trained = full[:place][-EXCERPT:], prompt[place:][:EXCERPT], full[place:][:EXCERPT]
-    raise UserError(
+def _answer(prompt: str, row: str, end_of_turn: str) -> str | None:
+    """What the model is to generate after a prompt, with the end of its turn; None: the row does not continue it."""
+    blocks = [block for block in THINKING_BLOCKS.items() if prompt.rstrip().endswith(block[0])]
+    opening, ending = blocks[0] if blocks else ("", "")
+    if row.startswith(prompt):
+        rest = _ended(row[len(prompt) :], end_of_turn)
+        return rest if ending.strip() in rest else ending + rest
+    before = prompt.rpartition(opening)[0] if opening else prompt
+    if not row.startswith(before):
+        return None
+    rest = _ended(row[len(before) :], end_of_turn)
+    if rest.startswith((opening, ending.strip())):  # the template ends the block in its own way
+        return rest.removeprefix(opening).lstrip()
+    return ending + rest
+
+
+def _no_beginning(prompt: str, row: str) -> UserError:
+    """The error for a prompt that its row does not continue, with the first place that differs."""
+    place = len(commonprefix([prompt, row]))  # noqa: RUF071 - of texts, character by character
+    before, asked, trained = row[:place][-EXCERPT:], prompt[place:][:EXCERPT], row[place:][:EXCERPT]
+    return UserError(
         "the chat template renders the prompt of an answer otherwise than the row that it is part of: "
         f"after {before!r}, {asked!r} in place of {trained!r}",
         where="chat.format",
@@ -139,7 +159,7 @@ def _answer(prompt: str, full: str, end_of_turn: str) -> str:
     )
 
 
-def _ended(text: str, start: int, end_of_turn: str) -> str:
-    """A text up to the last end of turn from a place on, which is added where the template leaves it out."""
-    stop = text.rfind(end_of_turn, start)
-    return text + end_of_turn if stop < 0 else text[: stop + len(end_of_turn)]
+def _ended(text: str, end_of_turn: str) -> str:
+    """A text up to its last end of turn, which is added where the template leaves it out."""
+    before, ended, _ = text.rpartition(end_of_turn)
+    return (before if ended else text) + end_of_turn

@@ -7,8 +7,8 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.chat.capabilities import knows_thinking, knows_tools, server_capabilities
-from tests.support.jinja_templates import CHATML, EVERY_TOOL, EVERYTHING, THINKING, TOOLS
+from tasks.chat.capabilities import has_unseen_tools, knows_thinking, knows_tools, server_capabilities
+from tests.support.jinja_templates import CHATML, EVERY_TOOL, EVERYTHING, SMOLLM3_TOOLS, THINKING, TOOLS
 
 REFUSING = "{{ raise_exception('nothing of it') }}"
 
@@ -50,3 +50,21 @@ def test_what_is_rendered_tells_what_a_template_knows(
 )
 def test_the_server_goes_by_words(template: str, capabilities: set[str]) -> None:
     assert server_capabilities(template) == capabilities
+
+
+@pytest.mark.parametrize(
+    ("template", "unseen"),
+    [
+        (CHATML, False),
+        (TOOLS, False),
+        (SMOLLM3_TOOLS, True),
+        (SMOLLM3_TOOLS + "{# no tools #}", False),
+        (CHATML + "{# a retooled format #}", False),
+    ],
+)
+def test_tools_that_a_template_writes_of_are_unseen_where_the_server_knows_no_word_of_it(
+    smollm2_tokenizer: PreTrainedTokenizerFast, template: str, unseen: bool
+) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    assert has_unseen_tools(tokenizer) == unseen

@@ -7,7 +7,7 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tasks.chat.recognition import default_system, known_format
+from tasks.chat.recognition import default_system, known_format, own_text
 from tests.support.jinja_templates import CHATML, THINKING, TOOLS, TRIMMING
 
 DEFAULT_SYSTEM = (
@@ -42,3 +42,22 @@ def test_what_differs_in_one_of_them_is_none_of_ours(smollm2_tokenizer: PreTrain
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.chat_template = template
     assert known_format(tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (CHATML, "\0system\n\0\0\n\0user\n\0\0\n\0assistant\n\0\0\n\0user\n\0\0\n\0assistant\n"),
+        (
+            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+            "{{ 'Says: ' + m['content'] + '<|im_end|>' }}{% endfor %}",
+            3 * "Says: \0\0",
+        ),
+    ],
+)
+def test_own_text_is_what_stands_between_turns_and_special_tokens(
+    smollm2_tokenizer: PreTrainedTokenizerFast, template: str, text: str
+) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = template
+    assert own_text(tokenizer) == text

@@ -31,7 +31,13 @@ def test_a_template_gets_only_the_tools_that_there_are(tokenizer: PreTrainedToke
     assert render(tokenizer, QUESTION, tools=[TOOL]) == f"False {[TOOL]}"
 
 
-@pytest.mark.parametrize("template", [EVERY_TOOL, "{{ raise_exception('not so') }}", "{{ messages.append(1) }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(EVERY_TOOL, "{{ raise_exception('not so') }}", "{{ messages.append(1) }}", "{% for m in %}"),
+        *("{{ 1 // 0 }}", "{{ '%d' | format('a day') }}", "{{ [1].index(2) }}", "{{ {}['a'].b }}"),
+    ],
+)
 def test_whatever_fails_in_a_template_is_one_clear_error(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(UserError, match="the chat template refuses a conversation: "):

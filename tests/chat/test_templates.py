@@ -11,9 +11,18 @@ from tasks.chat.applying import apply_chat_format
 from tasks.chat.capabilities import QUESTION, TOOL
 from tasks.chat.probes import PLAIN
 from tasks.chat.rendering import render
-from tasks.chat.templates import RULE, pinned_date, prepare_templates
+from tasks.chat.templates import RULE, keep_one_template, pinned_date, prepare_templates
 from tasks.settings.finetune import ChatFormat
-from tests.support.jinja_templates import CHATML, DATED, EVERY_TOOL, GIVEN_DATE, THINKING, TOOLS, TRIMMING
+from tests.support.jinja_templates import (
+    CHATML,
+    COMPUTED_DATE,
+    DATED,
+    EVERY_TOOL,
+    GIVEN_DATE,
+    THINKING,
+    TOOLS,
+    TRIMMING,
+)
 
 UNDATED = (TRIMMING, TOOLS, THINKING)
 BEGINNINGS = (
@@ -61,7 +70,7 @@ def test_chatml_that_knows_more_gets_the_rule(smollm2_tokenizer: PreTrainedToken
     assert prepared(smollm2_tokenizer, template).chat_template == RULE + template
 
 
-@pytest.mark.parametrize("template", [DATED, GIVEN_DATE, EVERY_TOOL, TRIMMING, CHATML])
+@pytest.mark.parametrize("template", [DATED, GIVEN_DATE, COMPUTED_DATE, EVERY_TOOL, TRIMMING, CHATML])
 def test_a_copy_of_a_copy_is_the_same(smollm2_tokenizer: PreTrainedTokenizerFast, template: str) -> None:
     once = prepared(smollm2_tokenizer, template).chat_template
     assert prepared(smollm2_tokenizer, once).chat_template == once
@@ -80,6 +89,9 @@ def test_a_copy_of_a_copy_is_the_same(smollm2_tokenizer: PreTrainedTokenizerFast
             "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }}",
             "26 Jul 2024",
         ),
+        ("{% set f = '%-d %B' %}{{ strftime_now(f) }} {{ strftime_now('%Y') }}", "26 July 2024"),
+        ("{{ strftime_now('%H:%M', tz='Europe/Berlin') }}", "00:00"),
+        ("{% macro day() %}{{ strftime_now('%d' ~ '%m') }}{% endmacro %}{{ day() }}", "2607"),
         ("{% generation %}{{ date_string }}{% endgeneration %}", "26 Jul 2024"),
     ],
 )
@@ -108,10 +120,21 @@ def test_a_template_that_goes_through_its_tools_gets_an_empty_list(smollm2_token
     assert changed.chat_template.endswith(EVERY_TOOL) and changed.chat_template != EVERY_TOOL
 
 
-def test_each_of_several_templates_is_copied(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
-    changed = copy.deepcopy(smollm2_tokenizer)
-    changed.chat_template = {"default": TRIMMING, "tool_use": DATED}
-    prepare_templates(changed)
-    assert changed.chat_template["default"] == RULE + TRIMMING
-    assert "2024-07-26" in render(changed, QUESTION, tools=[TOOL])
-    assert pinned_date(changed) == "26 Jul 2024"
+@pytest.mark.parametrize(
+    ("templates", "name", "kept"),
+    [
+        ({"tool_use": TOOLS, "default": TRIMMING}, "default", TRIMMING),
+        ({"rag": TRIMMING, "tool_use": TOOLS}, "rag", TRIMMING),
+        ({"only": TRIMMING}, None, TRIMMING),
+        (TRIMMING, None, TRIMMING),
+    ],
+)
+def test_of_several_templates_one_is_kept_and_named(
+    smollm2_tokenizer: PreTrainedTokenizerFast, templates: dict[str, str] | str, name: str | None, kept: str
+) -> None:
+    several = copy.deepcopy(smollm2_tokenizer)
+    several.chat_template = templates
+    assert apply_chat_format(several, "tokenizer").chat_template == RULE + kept
+    assert several.chat_template == templates, "it is a copy that changes"
+    assert keep_one_template(several) == name
+    assert several.chat_template == kept

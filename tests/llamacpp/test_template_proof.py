@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from tasks.chat.applying import apply_chat_format
 from tasks.chat.capabilities import WEATHER
 from tasks.chat.probes import PLAIN
+from tasks.chat.rendering import render
 from tasks.chat.templates import prepare_templates
 from tasks.engine.artifacts import Artifact
 from tasks.llamacpp.carrier import has_tensors
 from tasks.llamacpp.template_proof import TemplateProof, prove
-from tests.support.jinja_templates import CHATML, EVERYTHING, UNREADABLE, UNSEEN_THINKING
+from tests.support.jinja_templates import CHATML, COMPUTED_DATE, EVERYTHING, UNREADABLE, UNSEEN_THINKING
 from tests.support.vocabularies import BOS, with_bos, write_vocabulary
 
 SERVED = "{% if messages[1] and messages[1]['content'] == 'Are you there?' %}{{ raise_exception('no') }}{% endif %}" + (
@@ -36,6 +37,17 @@ def test_tools_thinking_and_a_date_are_proven(smollm2_tokenizer: PreTrainedToken
     prepare_templates(tokenizer)
     proof = prove(tokenizer, tiny_gguf, template=str(tokenizer.chat_template))
     assert proof == TemplateProof(True, conversations=len(PLAIN) + 9)
+
+
+def test_a_computed_date_is_the_same_in_both_engines(
+    smollm2_tokenizer: PreTrainedTokenizerFast, tiny_gguf: Path
+) -> None:
+    tokenizer = speaking(smollm2_tokenizer, COMPUTED_DATE)
+    prepare_templates(tokenizer)
+    assert render(tokenizer, PLAIN[0].messages).startswith(
+        "<|im_start|>system\n26 Jul 2024 26 Jul 2024 2024-07-26 Friday 208<|im_end|>\n<|im_start|>"
+    )
+    assert prove(tokenizer, tiny_gguf, template=str(tokenizer.chat_template)).proven
 
 
 def test_a_vocabulary_is_proven_with_the_template_that_it_holds(

@@ -25,8 +25,20 @@ THOUGHTS = (
     "{% else %}" + TURN + "{% endif %}"
 )
 THINKING = CHATML.replace(TURN, THOUGHTS) + NO_THOUGHTS
+LATEST_THOUGHTS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' and loop.last %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
+)
+"""Only the last turn has a block, as Qwen 3 does it."""
 DATED = "{{ '<|im_start|>system\n' + strftime_now('%Y-%m-%d') + '<|im_end|>\n' }}" + CHATML
 GIVEN_DATE = "{{ '<|im_start|>system\n' + date_string + '<|im_end|>\n' }}" + CHATML
+COMPUTED_DATE = (
+    "{% set form = '%d %b %Y' %}{% macro day() %}{{ strftime_now('%A' ~ ' %j') }}{% endmacro %}"
+    "{{ '<|im_start|>system\n' + strftime_now(form) }} {{ strftime_now(format=form, tz='UTC') }} "
+    "{{ strftime_now('%Y-%m-%d', 'UTC') }} {{ day() }}{{ '<|im_end|>\n' }}" + CHATML
+)
+"""Calls whose formats are no literals, and that say more than a format."""
 EVERY_TOOL = "{{ tools | length }}{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + CHATML
 """Fails where tools is none, as Transformers has it."""
 UNREADABLE = "{% for m in messages %}\n{{ m['content'] | }}{% endfor %}"
@@ -37,3 +49,5 @@ EVERYTHING = (
     + NO_THOUGHTS
 )
 """A date, trimmed contents, tools and thinking, behind white space that is none of what is rendered."""
+SMOLLM3_TOOLS = CHATML.replace("m['role']", "('user' if m['role'] == 'tool' else m['role'])")
+"""Renders what tools answer, in no words that Ollama's server takes for knowing tools."""
