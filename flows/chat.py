@@ -15,6 +15,7 @@ from flows.finetune import stages
 from flows.support.command_line import CommandLine, exit_status, parse
 from flows.support.pasting import typed
 from tasks.chat.rendering import render
+from tasks.chat.thinking import end_of_thinking, without_thinking
 from tasks.engine.artifacts import Store
 from tasks.engine.errors import UserError
 from tasks.engine.planning import planning
@@ -91,7 +92,7 @@ def answer(
         turns: the conversation; the last turn is the user's.
 
     Returns:
-        The whole turn.
+        The whole turn without its thinking, which no later prompt holds.
     """
     system = [{"role": "system", "content": model.system}] if model.system else []
     prompt = render(tokenizer, [*system, *turns], prompt=True)
@@ -110,7 +111,7 @@ def answer(
         print(piece, end="", flush=True)
         text += piece
     print()
-    return text
+    return without_thinking(text, end_of_thinking(tokenizer))
 
 
 def ask() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tasks.chat.rendering import render
+from tasks.chat.thinking import end_of_thinking, without_thinking
 from tasks.engine.artifacts import Artifact, Store
 from tasks.engine.errors import TrainingError
 from tasks.engine.stage import stage
@@ -138,13 +139,14 @@ def answer(file: Path, dataset: Artifact) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     llama.close()
     generated = completion["usage"]["completion_tokens"]
-    if generated == 0 or not completion["choices"][0]["text"].strip():
+    said = without_thinking(completion["choices"][0]["text"], end_of_thinking(tokenizer)).strip()
+    if generated == 0 or not said:
         what = f"the GGUF loads in llama.cpp and answers nothing to {messages[-1]['content']!r}"
         fix = "Look at the training's losses: lower training.learning_rate, or train on answers that are not empty."
         raise TrainingError(what, where="export", fix=fix)
     return {
         "prompt": messages[-1]["content"],
-        "text": completion["choices"][0]["text"].strip(),
+        "text": said,
         "tokens_per_second": round(generated / seconds, 1),
     }
 

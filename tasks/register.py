@@ -75,7 +75,8 @@ def register(
         The artifact `registration`: `registration.json` and a Modelfile. Nothing in it names a place on this machine:
         the Modelfile names the GGUF relative to itself, as Ollama reads it. The facts hold the user's `name`, the
         version's name as `model`, and the oldest version of Ollama that it `needs`, if not any will do. Of a server
-        they hold `chat_fault`, what is wrong with the model's answer, and `rendering`, how its prompts compare.
+        they hold its version as `server`, `chat_fault`, what is wrong with the model's answer, and `rendering`, how its
+        prompts compare. `jinja_counts` says whether some Ollama renders the GGUF's own template.
 
     Raises:
         UserError: a bad name, a chat format that cannot be served, or Ollama refuses.

@@ -33,7 +33,7 @@ _CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1).)*)\1
 
 
 _REMAINING_CALL = re.compile(r"\bstrftime_now\s*\(")
-_DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-M", *(f"%{letter}" for letter in "aAbBcdeDfFHIjmMpSTxXyY"))
+_DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-M", *(f"%{letter}" for letter in "aAbBcdeDfFHIjmMpSTxXyYzZ"))
 CONSTANT_DATE = (
     # Naming `varargs` and `kwargs` lets the macro be called with anything, such as a time zone.
     "{% macro strftime_now(format) %}{% if varargs or kwargs %}{% endif %}{{ format"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tasks.chat.formats import format_names
 from tasks.chat.rendering import Messages, render
+from tasks.chat.thinking import THINKING_BLOCKS
 from tasks.engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 UNSUPERVISED = -100
 """Label of a token that does not enter the loss, PyTorch's `ignore_index`."""
 BATCH = 1000
-THINKING_BLOCKS = {
-    "<think>": "\n</think>\n\n",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "Here are my reasoning steps:": "\n[BEGIN FINAL RESPONSE]\n",
-}
-"""What opens a block of thinking at the end of a prompt, and what ends an empty one where the template does not."""
 EXCERPT = 30
 """Characters of a text that an error shows."""
 
@@ -108,10 +103,11 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[l
         return [], 0
     end_of_turn = str(tokenizer.eos_token)
     last, full = render(tokenizer, messages[: answers[-1]], prompt=True), render(tokenizer, messages)
-    answer = _answer(last, full, end_of_turn)
+    said = messages[answers[-1]]["content"].strip()
+    answer = _answer(last, full, said, end_of_turn)
     if answer is None:
         raise _no_beginning(last, full)
-    before, content, _ = answer.partition(messages[answers[-1]]["content"].strip() or end_of_turn)
+    before, content, _ = answer.partition(said or end_of_turn)
     if content and end_of_turn in before:
         raise UserError(
             f"the chat template puts {end_of_turn} before an answer too, where the model would stop",
@@ -122,7 +118,8 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[l
     segments: list[tuple[str, bool]] = []
     for index in answers[:-1]:
         prompt = render(tokenizer, messages[:index], prompt=True)
-        earlier = _answer(prompt, render(tokenizer, messages[: index + 1]), end_of_turn)
+        until = render(tokenizer, messages[: index + 1])
+        earlier = _answer(prompt, until, messages[index]["content"].strip(), end_of_turn)
         if earlier is None or not row.startswith(prompt + earlier):
             return [(last, False), (answer, True)], len(answers) - 1
         segments += [(row[end : len(prompt)], False), (earlier, True)]
@@ -131,20 +128,18 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[l
     return [segment for segment in segments if segment[0]], 0
 
 
-def _answer(prompt: str, row: str, end_of_turn: str) -> str | None:
+def _answer(prompt: str, row: str, said: str, end_of_turn: str) -> str | None:
     """What the model is to generate after a prompt, with the end of its turn; None: the row does not continue it."""
     blocks = [block for block in THINKING_BLOCKS.items() if prompt.rstrip().endswith(block[0])]
     opening, ending = blocks[0] if blocks else ("", "")
-    if row.startswith(prompt):
-        rest = _ended(row[len(prompt) :], end_of_turn)
-        return rest if ending.strip() in rest else ending + rest
-    before = prompt.rpartition(opening)[0] if opening else prompt
+    before = prompt if row.startswith(prompt) or not opening else prompt.rpartition(opening)[0]
     if not row.startswith(before):
         return None
-    rest = _ended(row[len(before) :], end_of_turn)
-    if rest.startswith((opening, ending.strip())):  # the template ends the block in its own way
-        return rest.removeprefix(opening).lstrip()
-    return ending + rest
+    rest = _ended(row[len(before) :], said, end_of_turn)
+    if before != prompt and rest.startswith((opening, ending.strip())):  # the template ends the block in its own way
+        rest = rest.removeprefix(opening).lstrip()
+    is_ended = ending.strip() in (rest.partition(said)[0] if said else rest)
+    return rest if is_ended else ending + rest
 
 
 def _no_beginning(prompt: str, row: str) -> UserError:
@@ -159,7 +154,8 @@ def _no_beginning(prompt: str, row: str) -> UserError:
     )
 
 
-def _ended(text: str, end_of_turn: str) -> str:
-    """A text up to its last end of turn, which is added where the template leaves it out."""
-    before, ended, _ = text.rpartition(end_of_turn)
-    return (before if ended else text) + end_of_turn
+def _ended(text: str, said: str, end_of_turn: str) -> str:
+    """A text up to the end of turn after what is said, which is added where the template leaves it out."""
+    start = text.find(said) + len(said) if said in text else 0
+    end = text.rfind(end_of_turn, start)
+    return (text if end < 0 else text[:end]) + end_of_turn

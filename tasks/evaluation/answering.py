@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import trange
 
 from tasks.chat.rendering import render
+from tasks.chat.thinking import end_of_thinking, without_thinking
 from tasks.engine.artifacts import Artifact
 from tasks.settings.finetune import ScoringSettings
 from tasks.stats.json_files import read_json_lines
@@ -45,13 +46,14 @@ def generate(
         settings: longest answer, rows in one forward pass.
 
     Returns:
-        For each conversation the answer, and whether the model ended its turn itself.
+        For each conversation the answer without its thinking, and whether the model ended its turn itself.
     """
     import torch
 
     from tasks.evaluation.validation_loss import evaluating
 
     ends = torch.tensor(model.generation_config.eos_token_id)
+    end_of_turn, thought = dataset.facts["end_of_turn"], end_of_thinking(tokenizer)
     answers: list[tuple[str, bool]] = []
     for start in trange(0, len(rows), settings.batch_size, desc="Answers", unit="batch"):
         prompts = [
@@ -69,7 +71,7 @@ def generate(
         stopped = torch.isin(tokens, ends).any(dim=1).tolist()
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         answers += [
-            (text.partition(dataset.facts["end_of_turn"])[0].strip(), done or dataset.facts["end_of_turn"] in text)
+            (without_thinking(text.partition(end_of_turn)[0], thought).strip(), done or end_of_turn in text)
             for text, done in zip(texts, stopped, strict=True)
         ]
     return answers

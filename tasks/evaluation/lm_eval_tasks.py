@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import HfHubHTTPError
 
 from tasks.chat.rendering import THINKING
+from tasks.chat.thinking import end_of_thinking
 from tasks.engine.errors import NO_ANSWER, TemporaryError, UserError
 from tasks.engine.paths import REPOSITORY
 from tasks.settings.finetune import ScoringSettings
@@ -105,7 +106,13 @@ def run_tasks(
     # It warns of a model that is already loaded, which is what saves memory here.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     results: Any = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, chat_template_args=THINKING),
+        model=HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=settings.batch_size,
+            chat_template_args=THINKING,
+            think_end_token=end_of_thinking(tokenizer),
+        ),
         tasks=tasks,
         task_manager=TaskManager(include_defaults=False),  # it would search 14,000 files for tasks that it was given
         num_fewshot=settings.num_fewshot,

@@ -65,6 +65,7 @@ def row(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> tuple[Tokens,
         (OPENING, "\n</think>\n\n"),
         (OWN_END, "</think>"),
         (LEFT_OPEN, "\n</think>\n\n"),
+        (OWN_END.replace("<think></think>", "<think>"), "\n</think>\n\n"),
         (LATEST_THOUGHTS, "<think>\n\n</think>\n\n"),
         (COHERE, "<|END_THINKING|>"),
     ],
@@ -121,6 +122,16 @@ def test_control_tokens_within_an_answer_are_no_reason_to_refuse_it(
 ) -> None:
     _, _, supervised = row(speaking(smollm2_tokenizer, CHATML), turns("Hello", answer))
     assert supervised == f"{answer}<|im_end|>"
+
+
+def test_an_end_of_thinking_within_an_answer_ends_no_block(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    _, _, supervised = row(speaking(smollm2_tokenizer, OPENING), turns("Hello", "a</think>b"))
+    assert supervised == "\n</think>\n\na</think>b<|im_end|>"
+
+
+def test_an_answer_that_holds_an_end_of_turn_is_learnt_whole(smollm2_tokenizer: PreTrainedTokenizerFast) -> None:
+    _, _, supervised = row(speaking(smollm2_tokenizer, ENDED_BEFORE_THE_NEXT), turns("Hello", "<|im_end|> is a token"))
+    assert supervised == "<|im_end|> is a token<|im_end|>"
 
 
 @pytest.mark.parametrize(

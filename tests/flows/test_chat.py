@@ -47,7 +47,7 @@ def test_pasted_lines_are_one_message_and_arrows_move() -> None:
 
 
 class Remembering:
-    """Stands in for llama.cpp: remembers what it is asked, and says hello in two pieces."""
+    """Stands in for llama.cpp: remembers what it is asked, ends its thinking and says hello, in two pieces."""
 
     def tokenize(self, text: bytes, *, add_bos: bool, special: bool) -> list[str]:
         assert special and not add_bos
@@ -55,7 +55,7 @@ class Remembering:
 
     def create_completion(self, tokens: list[str], **options: Any) -> list[dict[str, Any]]:
         self.prompt, self.options = "".join(tokens), options
-        return [{"choices": [{"text": piece}]} for piece in ("Hel", "lo")]
+        return [{"choices": [{"text": piece}]} for piece in ("</think>\n\nHel", "lo")]
 
 
 def test_the_prompt_is_rendered_as_in_training(
@@ -67,8 +67,8 @@ def test_the_prompt_is_rendered_as_in_training(
     model = OllamaModel(None, "Be brief.", {"stop": ["<|im_end|>"], "temperature": 0.7, "num_ctx": 4096}, None)
     turns = [{"role": "user", "content": "Hello"}]
     llama: Any = Remembering()
-    assert answer(llama, tokenizer, model, turns) == "Hello"
-    assert capfd.readouterr().out == "Hello\n"
+    assert answer(llama, tokenizer, model, turns) == "Hello", "no later prompt holds what was thought"
+    assert capfd.readouterr().out == "</think>\n\nHello\n"
     system = {"role": "system", "content": "Be brief."}
     assert llama.prompt == render(tokenizer, [system, *turns], prompt=True)
     assert llama.prompt.endswith("<think>")

@@ -132,6 +132,28 @@ def test_what_ollama_cannot_serve_is_refused(
     assert message in str(caught.value)
 
 
+def test_a_stop_of_white_space_is_nobodys(store: Store) -> None:
+    model = ollama_model(make_dataset(store), OllamaSettings(parameters={"stop": "\n"}), None)
+    assert model.parameters["stop"][-1] == "\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "fits", "system", "sent"),
+    [
+        ("go", "chatml", "Be helpful.", "Be helpful."),
+        ("jinja", "chatml", "Be helpful.", "Be helpful."),
+        ("jinja", "alpaca", "Be helpful.", None),
+        ("jinja", None, "Be helpful.", None),
+        ("jinja", None, "Be brief.", "Be brief."),
+    ],
+)
+def test_a_system_prompt_that_the_template_puts_in_by_itself_is_sent_where_go_may_render(
+    store: Store, template: Any, fits: str | None, system: str, sent: str | None
+) -> None:
+    dataset = make_dataset(store, ollama_template=fits, system=system, default_system="Be helpful.")
+    assert ollama_model(dataset, OllamaSettings(template=template), None).system == sent
+
+
 def test_a_go_template_is_asked_for_where_there_is_none(store: Store) -> None:
     dataset = make_dataset(store, ollama_template=None)
     with pytest.raises(UserError, match=f"chat template is like none of {format_names('and')}"):

@@ -68,11 +68,23 @@ def test_a_held_out_prompt_that_ollama_would_cut_is_named(tmp_path: Path, caplog
 def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     check_served(demo(parameters={"num_ctx": 4096}), served(tmp_path), None)
     assert not caplog.messages
+    check_served(demo(), served(tmp_path, context_length=1024, max_length=512), None)
+    assert not caplog.messages, "a model of a shorter context is nobody's choice"
     check_served(demo(parameters={"num_ctx": 1024}), served(tmp_path), None)
     assert "num_ctx is 1024, below Ollama's own 4096" in caplog.text
 
 
 @pytest.mark.parametrize("unseen", [True, False])
+def test_a_server_that_does_not_answer_yet_must_be_new_enough_by_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = demo(target="server", host="http://127.0.0.1:9")
+    check_served(settings, served(tmp_path), None)
+    assert not caplog.messages
+    check_served(settings, served(tmp_path, ollama_template=None), None)
+    assert "the server must be Ollama 0.30 or newer by then" in caplog.text
+
+
 def test_tools_that_ollama_does_not_see_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, unseen: bool
 ) -> None:
