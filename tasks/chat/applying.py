@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from tasks.chat.formats import FORMATS
@@ -63,17 +64,19 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the template puts after an assistant's answer, at which generation stops.
 
-    Some templates put it only where another turn follows.
+    Some templates put it only where another turn follows. One that stands before the answer too, as what ends a block of
+    thinking does in some, is taken only where there is no other.
 
     Raises:
         UserError: there is none, so a trained model would never stop.
     """
     special = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    prompt = render(tokenizer, _EXCHANGE[:1], prompt=True)
     for conversation in (_EXCHANGE, [*_EXCHANGE, {"role": "user", "content": "U2"}]):
-        _, _, tail = render(tokenizer, conversation).rpartition("A1")
-        after = tail.partition("U2")[0]
+        head, _, tail = render(tokenizer, conversation).rpartition("A1")
+        before, after = head[len(commonprefix([head, prompt])) :], tail.partition("U2")[0]  # noqa: RUF071 - of texts
         if ends := [token for token in special if token in after]:
-            return min(ends, key=after.index)
+            return min(ends, key=lambda token: (token in before, after.index(token)))
     raise UserError(
         "the chat template ends the assistant's turn with no special token, so the model would never stop",
         where="chat.format",

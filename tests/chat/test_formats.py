@@ -86,3 +86,16 @@ def test_a_greeting_before_the_first_question_is_context(smollm2_tokenizer: PreT
     (tokens,) = tokenize(tokenizer, [[{"role": "assistant", "content": "Welcome!"}, *CHAT[1:3]]], "test")
     assert tokenizer.decode([label for label in tokens.labels if label != -100]) == "Hi<|im_end|>"
     assert "Welcome!" in tokenizer.decode(tokens.input_ids)
+
+
+def test_a_token_that_stands_before_the_answer_too_ends_no_turn_where_there_is_another(
+    smollm2_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    answer = "'<|im_start|>assistant\n<think><|im_end|>' + m['content'] + '<|im_end|><|endoftext|>'"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ " + answer + " }}"
+        "{% else %}{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert end_of_turn(tokenizer) == "<|endoftext|>"
