@@ -64,8 +64,8 @@ def apply_chat_format(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForma
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the template puts after an assistant's answer, at which generation stops.
 
-    Some templates put it only where another turn follows. One that stands before the answer too, as what ends a block of
-    thinking does in some, is taken only where there is no other.
+    Some templates put it only where another turn follows. A token that stands before the answer too, as one does that
+    ends a block of thinking, is taken only where there is no other.
 
     Raises:
         UserError: there is none, so a trained model would never stop.
