@@ -221,7 +221,7 @@ def report(
         merged=make(store, "merged", {"merge": merge}),
         gguf=make(store, "gguf", gguf),
         fidelity=make(store, "fidelity", fidelity),
-        registration=make(store, "registration", {"name": "it", "model": "it:1", "target": "server"}),
+        registration=make(store, "registration", {"name": "it", "model": "it:1", "target": "server", "needs": None}),
         promotion=make(
             store, "promotion", {"promoted": promoted, "in_use": "x" if promoted else None, "checks": [check]}
         ),

@@ -6,6 +6,7 @@ The values of the vocabulary are copied as bytes. The library `gguf` takes them 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 from pathlib import Path
@@ -71,7 +72,10 @@ def _write_model(file: Path, size: int) -> None:
         writer.add_tensor(f"blk.0.{matrix}.weight", np.zeros((HIDDEN, HIDDEN), dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    try:
+        writer.write_tensors_to_file()
+    except OSError as error:  # NumPy's own, which tells no reason
+        raise OSError(error.errno or errno.ENOSPC, "no room for a model to ask llama.cpp by", str(file)) from error
     writer.close()
 
 

@@ -59,7 +59,10 @@ Preset = Callable[..., str]
         (["--lora.target_modules", "c_attn"], "lora.target_modules: no linear layer"),
         (["--data.columns", "completion=answer"], "the columns are completion, prompt"),
         (["--data.max_length", "513"], "data.max_length: 513 tokens are more than the model's context of 512"),
-        (["--model.name", "org/name"], "org/name: the Hugging Face Hub cannot be reached"),
+        (
+            ["--model.name", "org/name"],
+            "org/name: the model is not whole in the Hub's local cache, and HF_HUB_OFFLINE forbids",
+        ),
         (["--data.source", "org/rows"], "org/rows: the Hugging Face Hub cannot be reached"),
     ],
 )
