@@ -17,7 +17,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 KEPT = b"tokenizer."
 """How the names of what is kept begin: the vocabulary, how it is read, and the chat template."""
 TOKENS = b"tokenizer.ggml.tokens"
-HIDDEN = 64
+HIDDEN = 16
 CONTEXT = 64
 ALIGNMENT = 32
 """Tensors begin at multiples of it."""

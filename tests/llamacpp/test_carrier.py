@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import pytest
 
-from tasks.llamacpp.carrier import has_tensors, write_carrier
+from tasks.llamacpp.carrier import HIDDEN, has_tensors, write_carrier
 
 
 def write_vocabulary(file: Path, fillers: int) -> None:
@@ -45,7 +45,7 @@ def test_it_has_all_of_the_vocabulary_and_a_model_of_its_own(tmp_path: Path, fil
     assert (after["general.architecture"], after["llama.block_count"]) == ("llama", 1)
     assert "general.name" not in after and "qwen2.context_length" not in after
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(carrier).tensors}
-    assert list(tensors["token_embd.weight"].shape) == [64, 3]
+    assert list(tensors["token_embd.weight"].shape) == [HIDDEN, 3]
     assert all((tensors[name].data == 1).all() for name in ("output_norm.weight", "blk.0.ffn_norm.weight"))
     assert all(tensor.data_offset % 32 == 0 for tensor in tensors.values())
 

@@ -74,7 +74,6 @@ def test_a_context_below_ollamas_own_is_warned_of(tmp_path: Path, caplog: pytest
     assert "num_ctx is 1024, below Ollama's own 4096" in caplog.text
 
 
-@pytest.mark.parametrize("unseen", [True, False])
 def test_a_server_that_does_not_answer_yet_must_be_new_enough_by_then(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +84,7 @@ def test_a_server_that_does_not_answer_yet_must_be_new_enough_by_then(
     assert "the server must be Ollama 0.30 or newer by then" in caplog.text
 
 
+@pytest.mark.parametrize("unseen", [True, False])
 def test_tools_that_ollama_does_not_see_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, unseen: bool
 ) -> None:
