@@ -140,7 +140,7 @@ def check_served(settings: FinetuneSettings, dataset: Artifact, license_name: st
         license_name: the base model's, if known.
 
     Raises:
-        UserError: as `ollama_model` has it, or as an answer would end before it begins.
+        UserError: as `ollama_model` has it.
     """
     server = server_version(settings.ollama)
     model = ollama_model(dataset, settings.ollama, license_name, server)
